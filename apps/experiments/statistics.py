@@ -1,0 +1,165 @@
+"""Is the difference real? A thin layer over tea-tasting: it calculates, this decides when there is no answer.
+
+Every metric is one value per unit (0 or 1 for a share), compared by Welch's t-test, so interval and p-value always
+agree with each other. The intervals are fixed-horizon: right when read once. Knows nothing of experiments.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.experiments.schemas import Comparison, Interval, NoAnswer, Reason, SampleRatio
+
+ALPHA = 0.05
+POWER = 0.8
+MIN_UNITS = 30
+"""Per variation; below it a mean of skewed values is not near normal, whatever the formula says."""
+MIN_OUTCOMES = 5
+"""Expected units with, and for shares without, the outcome in each variation: the usual rule for a normal share."""
+RATIO_ALARM = 0.001
+RATIO_UNUSUAL = 0.01
+
+# tea-tasting takes seconds to import: it is imported by the first report, not by the server's start.
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value per unit of one variation, summed up."""
+
+    name: str
+    units: int
+    positive: int
+    """Units whose value is not 0."""
+    mean: float
+    variance: float
+    """Divided by units - 1; 0 for fewer than two units."""
+
+
+def sample(values: NDArray[np.float64], *, name: str) -> Sample:
+    """Sum up values of shape [units]."""
+    return Sample(
+        name=name,
+        units=len(values),
+        positive=int(np.count_nonzero(values)),
+        mean=float(values.mean()) if len(values) else 0.0,
+        variance=float(values.var(ddof=1)) if len(values) > 1 else 0.0,
+    )
+
+
+def compare(control: Sample, treatment: Sample, *, share: bool) -> Comparison | NoAnswer:
+    """The treatment against the control; `share` says that values are 0 or 1.
+
+    Difference, 95 % intervals and p-value are Welch's; the lift's interval is from the logarithm of the ratio of
+    means (delta method). Returns NoAnswer, with its reason, where these would not mean anything.
+    """
+    if missing := _no_answer(control, treatment, share=share):
+        return missing
+    from tea_tasting import Mean
+
+    metric = Mean("value", alternative="two-sided", confidence_level=1 - ALPHA, equal_var=False, use_t=True)
+    found = metric.analyze_aggregates(_aggregates(control), _aggregates(treatment))
+    lift = _finite(found.rel_effect_size)
+    low, high = _finite(found.rel_effect_size_ci_lower), _finite(found.rel_effect_size_ci_upper)
+    return Comparison(
+        control_mean=control.mean,
+        mean=treatment.mean,
+        difference=found.effect_size,
+        difference_interval=Interval(low=found.effect_size_ci_lower, high=found.effect_size_ci_upper),
+        lift=lift,
+        lift_interval=None if lift is None or low is None or high is None else Interval(low=low, high=high),
+        p_value=found.pvalue,
+    )
+
+
+def with_power(comparison: Comparison, control: Sample, treatment: Sample) -> Comparison:
+    """The comparison with the smallest difference that a sample like this would find at 80 % power."""
+    from tea_tasting import Mean
+
+    metric = Mean(
+        "value", alternative="two-sided", alpha=ALPHA, power=POWER, ratio=treatment.units / control.units, use_t=False
+    )
+    both = _aggregates(control) + _aggregates(treatment)
+    difference = float(metric.solve_power_from_aggregates(both, "effect_size")[0].effect_size)
+    lift = difference / control.mean if control.mean > 0 else None
+    return comparison.model_copy(update={"detectable_difference": difference, "detectable_lift": lift})
+
+
+def sample_ratio(units: Sequence[int], weights: Sequence[float]) -> SampleRatio:
+    """Are `units` per variation what `weights` promise? Exact binomial below 1,000 units, else normal;
+    chi-squared for more than two variations.
+    """
+    if sum(units) == 0:
+        return SampleRatio(p_value=None, verdict="unknown", message="no unit has been exposed yet")
+    p_value = _sample_ratio_p(units, weights)
+    counts = " / ".join(f"{count:,}" for count in units)
+    if p_value < RATIO_ALARM:
+        return SampleRatio(
+            p_value=p_value,
+            verdict="alarm",
+            message=f"{counts} units do not fit the weights (p = {p_value:.2g}): "
+            "units are lost or assigned wrongly somewhere, and no comparison here can be trusted",
+        )
+    if p_value < RATIO_UNUSUAL:
+        return SampleRatio(
+            p_value=p_value,
+            verdict="unusual",
+            message=f"{counts} units are unusual for the weights (p = {p_value:.2g}): look for lost units",
+        )
+    return SampleRatio(p_value=p_value, verdict="ok", message=f"{counts} units fit the weights (p = {p_value:.2g})")
+
+
+def _sample_ratio_p(units: Sequence[int], weights: Sequence[float]) -> float:
+    if len(units) == 2:
+        from tea_tasting import SampleRatio as RatioCheck
+        from tea_tasting.aggr import Aggregates
+
+        check = RatioCheck(weights[1] / weights[0], correction=False)
+        counts = {"control": Aggregates(units[0]), "treatment": Aggregates(units[1])}
+        return float(check.analyze(counts, "control", "treatment").pvalue)
+    from scipy.stats import chisquare  # tea-tasting's check takes two variations
+
+    total, weight = sum(units), sum(weights)
+    return float(chisquare(units, [total * one / weight for one in weights]).pvalue)
+
+
+def _no_answer(control: Sample, treatment: Sample, *, share: bool) -> NoAnswer | None:
+    both = (control, treatment)
+    if empty := [one.name for one in both if one.units == 0]:
+        return NoAnswer(reason=Reason.EMPTY_VARIATION, message=f"no unit has seen {' or '.join(empty)} yet")
+    smallest = min(both, key=lambda one: one.units)
+    if smallest.units < MIN_UNITS:
+        return NoAnswer(
+            reason=Reason.TOO_FEW_UNITS,
+            message=f"{smallest.name} has {smallest.units} of the {MIN_UNITS} units that an interval needs",
+        )
+    units, positive = control.units + treatment.units, control.positive + treatment.positive
+    if control.variance == treatment.variance == 0 and control.mean == treatment.mean:
+        return NoAnswer(
+            reason=Reason.ZERO_VARIANCE, message=f"every unit has the same value, {control.mean:g}: nothing differs"
+        )
+    rare = min(positive, units - positive) if share else positive
+    if (expected := rare * smallest.units / units) < MIN_OUTCOMES:
+        return NoAnswer(
+            reason=Reason.TOO_FEW_OUTCOMES,
+            message=f"only {rare} of {units:,} units {'have' if rare == positive else 'lack'} the outcome: "
+            f"{smallest.name} can expect {expected:.1f} of them, and an interval needs {MIN_OUTCOMES}",
+        )
+    if control.variance == treatment.variance == 0:
+        return NoAnswer(
+            reason=Reason.ZERO_VARIANCE, message="values do not vary within either variation: no interval can be given"
+        )
+    return None
+
+
+def _aggregates(one: Sample) -> Any:
+    from tea_tasting.aggr import Aggregates
+
+    return Aggregates(one.units, {"value": one.mean}, {"value": one.variance})
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

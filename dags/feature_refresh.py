@@ -1,0 +1,21 @@
+"""Every hour: catch the features up with the event log, then renew which items are bought together."""
+
+from datetime import UTC, datetime, timedelta
+
+from airflow.sdk import DAG, chain
+from command import RETRIES, Headrace  # type: ignore[import-not-found]
+
+with DAG(
+    "feature_refresh",
+    schedule="@hourly",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    default_args=RETRIES,
+    tags=["headrace", "features"],
+    doc_md=__doc__,
+):
+    chain(
+        Headrace(task_id="features", words=["features"], execution_timeout=timedelta(minutes=50)),
+        Headrace(task_id="co_purchase", words=["co-purchase"], execution_timeout=timedelta(minutes=50)),
+    )

@@ -1,0 +1,199 @@
+"""Every event of the stream, as it stands in the log: frozen, past tense, one JSON object each.
+
+`ITEM_EVENTS` and `Transaction` come in through the API, files and Kafka; the rest Headrace writes itself.
+The Spark jobs read the same JSON with the schema that streaming/source.py derives from these classes.
+Knows nothing of transport, storage or features.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+
+from infra import topics
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""An identifier: 1 to 128 characters, none of them a control character."""
+Code = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
+"""A short machine-readable word."""
+
+SCHEMA_VERSION = 1
+
+
+class Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    event_id: Id = Field(description="Idempotence key: an event sent twice counts once.")
+    event_time: AwareDatetime = Field(description="When it happened, RFC 3339 with an offset.")
+    schema_version: Literal[1] = 1
+
+
+class _OfVisitor(Event):
+    """Something a user or an anonymous session did."""
+
+    user_id: Id | None = None
+    session_id: Id | None = None
+
+    @model_validator(mode="after")
+    def _has_a_visitor(self) -> "_OfVisitor":
+        if self.user_id is None and self.session_id is None:
+            raise ValueError("give user_id or session_id, so that the event belongs to someone")
+        return self
+
+
+class _WithItem(_OfVisitor):
+    item_id: Id
+    quantity: float = Field(1, gt=0, le=1e6)
+    price: float | None = Field(None, ge=0, le=1e7, description="Price of one piece, in the shop's currency.")
+    order_id: Id | None = None
+    request_id: Id | None = Field(None, description="The recommendation this item was taken from, if it was.")
+
+
+class ItemListed(Event):
+    """The catalogue's newest word on an item."""
+
+    type: Literal["item"]
+    item_id: Id
+    title: str = Field("", max_length=500)
+    price: float | None = Field(None, ge=0, le=1e7)
+    category: str | None = Field(None, max_length=128)
+
+
+class ItemViewed(_WithItem):
+    type: Literal["view"]
+
+
+class ItemAddedToCart(_WithItem):
+    type: Literal["cart"]
+
+
+class ItemPurchased(_WithItem):
+    type: Literal["purchase"]
+
+
+class ItemReturned(_WithItem):
+    type: Literal["return"]
+
+
+class Transaction(Event):
+    """A card payment. Its event_id is the transaction's id."""
+
+    type: Literal["transaction"]
+    card_id: Id
+    terminal_id: Id
+    amount: float = Field(ge=0, le=1e9, description="In the account's currency.")
+    channel: Literal["chip", "contactless", "online"] = "chip"
+    scored: bool = Field(False, description="Written by the API: a decision for it is in the log already.")
+
+
+class Label(Event):
+    """What a transaction turned out to be. event_time is when that became known."""
+
+    type: Literal["label"]
+    transaction_id: Id
+    fraud: bool
+    card_id: Id | None = None
+    terminal_id: Id | None = None
+    transaction_time: AwareDatetime | None = None
+
+
+class ShownItem(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    item_id: Id
+    position: int = Field(ge=1)
+    score: float
+    source: Code
+    propensity: float = Field(gt=0, le=1)
+
+
+class Impression(_OfVisitor):
+    """A list of items that was shown. Its event_id is the request_id that outcomes name."""
+
+    type: Literal["impression"]
+    surface: Code
+    model: Code
+    experiment: Code | None = None
+    variation: Code | None = None
+    bucket: int | None = Field(None, ge=0, lt=10_000)
+    degraded: bool = False
+    items: tuple[ShownItem, ...]
+
+
+class Reason(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: Code
+    weight: float = Field(description="Change of the score's log-odds that this reason stands for.")
+    text: str
+
+
+class Decision(Event):
+    """A scored transaction. Its event_id and event_time are the transaction's."""
+
+    type: Literal["decision"]
+    card_id: Id
+    terminal_id: Id
+    amount: float
+    score: float = Field(ge=0, le=1)
+    outcome: Literal["approve", "review", "decline"]
+    reasons: tuple[Reason, ...] = ()
+    model: Code
+    degraded: bool = False
+    decided_time: AwareDatetime
+
+
+class ExperimentDefined(Event):
+    """An experiment's definition; the last one of a key holds."""
+
+    type: Literal["experiment"]
+    experiment: Code
+    definition: dict[str, object]
+
+
+ItemEvent = ItemListed | ItemViewed | ItemAddedToCart | ItemPurchased | ItemReturned
+AcceptedEvent = Annotated[ItemEvent | Transaction, Field(discriminator="type")]
+"""What POST /v1/events and `headrace import` take."""
+LoggedEvent = Annotated[
+    ItemEvent | Transaction | Label | Impression | Decision | ExperimentDefined, Field(discriminator="type")
+]
+
+ACCEPTED: TypeAdapter[ItemEvent | Transaction] = TypeAdapter(AcceptedEvent)
+LOGGED: TypeAdapter[ItemEvent | Transaction | Label | Impression | Decision | ExperimentDefined] = TypeAdapter(
+    LoggedEvent
+)
+
+TOPIC_OF = {
+    "item": topics.SHOP,
+    "view": topics.SHOP,
+    "cart": topics.SHOP,
+    "purchase": topics.SHOP,
+    "return": topics.SHOP,
+    "transaction": topics.TRANSACTIONS,
+    "label": topics.LABELS,
+    "impression": topics.IMPRESSIONS,
+    "decision": topics.DECISIONS,
+    "experiment": topics.EXPERIMENTS,
+}
+
+
+def key_of(event: Event) -> str:
+    """The log key: everything of one user, card or item stays in order under it."""
+    for name in ("card_id", "user_id", "session_id", "transaction_id", "experiment", "item_id"):
+        if value := getattr(event, name, None):
+            return str(value)
+    return event.event_id
+
+
+def to_json(event: Event) -> bytes:
+    """The event as it goes to the log: compact JSON, times in UTC, unset fields left out."""
+    return event.model_dump_json(exclude_none=True).encode()
+
+
+def milliseconds(moment: datetime) -> int:
+    """Milliseconds since the epoch of an aware datetime."""
+    return round(moment.timestamp() * 1000)
+
+
+def from_milliseconds(moment: int) -> datetime:
+    return datetime.fromtimestamp(moment / 1000, tz=UTC)

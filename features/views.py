@@ -1,0 +1,89 @@
+"""The Feast objects: entities, feature views and feature services, all defined here and only here.
+
+A history view holds the latest events of its entity as parallel arrays. Everything that depends on the present
+moment (counts in a window, recency) is computed when it is read, by features/windows.py: a stored "7 day count"
+would be wrong an hour later.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.data_format import ParquetFormat
+from feast.types import Array, FeastType, Float64, Int64, String
+
+from features import columns, history, velocity
+
+PROJECT = "headrace"
+
+USER_HISTORY = "user_history"
+ITEM_HISTORY = "item_history"
+ITEM_NEIGHBOURS = "item_neighbours"
+CARD_HISTORY = "card_history"
+TERMINAL_HISTORY = "terminal_history"
+TRANSACTION_FEATURES = "transaction_features"
+
+USERS = "users_v1"
+ITEMS = "items_v1"
+FRAUD = "fraud_v1"
+
+LIST_TYPES: dict[object, FeastType] = {np.int64: Array(Int64), np.float64: Array(Float64), object: Array(String)}
+FRAUD_LISTS = (columns.FRAUD_TIMES, columns.FRAUD_KNOWN_TIMES, columns.FRAUD_HASHES)
+
+
+def _lists(dtypes: dict[str, object]) -> list[Field]:
+    return [Field(name=name, dtype=LIST_TYPES[dtype]) for name, dtype in dtypes.items()]
+
+
+def _view(name: str, entity: Entity, schema: list[Field], *, offline: Path, online: bool = True) -> FeatureView:
+    source = FileSource(
+        name=f"{name}_source",
+        path=str((offline / name).absolute()),
+        file_format=ParquetFormat(),
+        timestamp_field=columns.EVENT_TIMESTAMP,
+        created_timestamp_column=columns.CREATED_TIMESTAMP,
+    )
+    return FeatureView(name=name, entities=[entity], schema=schema, source=source, online=online)
+
+
+def _entity(key: str) -> Entity:
+    return Entity(name=key, join_keys=[key], value_type=ValueType.STRING)
+
+
+def feast_objects(offline: Path) -> list[Entity | FeatureView | FeatureService]:
+    """Every Feast object of Headrace, with its offline tables below `offline`."""
+    user, item, card, terminal, transaction = (
+        _entity(key) for key in (columns.USER, columns.ITEM, columns.CARD, columns.TERMINAL, columns.TRANSACTION)
+    )
+    user_history = _view(USER_HISTORY, user, _lists(history.USER_COLUMNS), offline=offline)
+    item_history = _view(ITEM_HISTORY, item, _lists(history.ITEM_COLUMNS), offline=offline)
+    neighbours = _view(
+        ITEM_NEIGHBOURS,
+        item,
+        [
+            Field(name=columns.NEIGHBOURS, dtype=Array(String)),
+            Field(name=columns.SIMILARITIES, dtype=Array(Float64)),
+        ],
+        offline=offline,
+    )
+    card_history = _view(CARD_HISTORY, card, _lists(history.CARD_COLUMNS), offline=offline)
+    terminal_history = _view(
+        TERMINAL_HISTORY,
+        terminal,
+        [*_lists(history.TERMINAL_COLUMNS), *(Field(name=name, dtype=Array(Int64)) for name in FRAUD_LISTS)],
+        offline=offline,
+    )
+    transaction_features = _view(
+        TRANSACTION_FEATURES,
+        transaction,
+        [Field(name=name, dtype=Float64) for name in velocity.FEATURES],
+        offline=offline,
+        online=False,
+    )
+    return [
+        user, item, card, terminal, transaction,
+        user_history, item_history, neighbours, card_history, terminal_history, transaction_features,
+        FeatureService(name=USERS, features=[user_history]),
+        FeatureService(name=ITEMS, features=[item_history, neighbours]),
+        FeatureService(name=FRAUD, features=[transaction_features]),
+    ]  # fmt: skip

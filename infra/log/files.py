@@ -1,0 +1,277 @@
+"""The event log as append-only segment files: the embedded adapter.
+
+A topic is a folder; a segment is named after the offset of its first byte; an offset is a byte position.
+A record is one line, so that `tail` and `grep` can read it:
+
+    <crc32 of the rest, 8 hex> TAB <append time, ms> TAB <key> TAB <JSON> LF
+
+Any number of processes may append (a lock file orders them) and read. Calls that arrive together share one
+write and one fsync. A line that a crash left unfinished is moved aside to `<segment>.torn`; a line whose
+checksum is wrong is skipped and counted: neither is ever handed out.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from infra.log.client import LogError, LogFullError, Record
+
+logger = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 20
+
+
+def encode_line(timestamp_ms: int, key: str, value: bytes) -> bytes:
+    """One record as a line. Raises LogError when key or value would break the framing."""
+    body = b"%d\t%s\t%s" % (timestamp_ms, key.encode(), value)
+    if b"\n" in body or "\t" in key:
+        raise LogError("a record's key may hold no tab, and neither key nor value a line feed")
+    return b"%08x\t%s\n" % (zlib.crc32(body), body)
+
+
+def decode_line(line: bytes) -> tuple[int, str, bytes] | None:
+    """(timestamp_ms, key, value) of a line without its LF; None when its checksum or form is wrong."""
+    body = line[9:]
+    try:
+        if int(line[:8], 16) != zlib.crc32(body):
+            return None
+        timestamp, key, value = body.split(b"\t", 2)
+        return int(timestamp), key.decode(), value
+    except ValueError:
+        return None
+
+
+class _Batch:
+    """Lines of several callers that will be written together."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.done = threading.Event()
+        self.start = 0
+        self.error: Exception | None = None
+
+
+class _Writer:
+    """Appends to one topic: the first of the callers that meet writes for all of them."""
+
+    def __init__(self, folder: Path, *, segment_bytes: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._segment_bytes = segment_bytes
+        self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._waiting = _Batch()
+        self._gate = threading.Lock()
+        self._turn = threading.Lock()
+
+    def append(self, lines: list[bytes]) -> list[int]:
+        with self._gate:
+            batch = self._waiting
+            leads = not batch.lines
+            first = sum(map(len, batch.lines))
+            batch.lines.extend(lines)
+        if leads:
+            with self._turn:
+                with self._gate:
+                    self._waiting = _Batch()
+                try:
+                    batch.start = self._write(b"".join(batch.lines))
+                except Exception as error:
+                    batch.error = error
+                finally:
+                    batch.done.set()
+        else:
+            batch.done.wait()
+        if batch.error is not None:
+            raise batch.error
+        offsets, position = [], batch.start + first
+        for line in lines:
+            offsets.append(position)
+            position += len(line)
+        return offsets
+
+    def _write(self, data: bytes) -> int:
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            path = self._last_segment()
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                size = _mend_tail(fd, path)
+                try:
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(fd, view) :]
+                    os.fsync(fd)
+                except OSError as error:
+                    os.ftruncate(fd, size)
+                    raise LogFullError(
+                        f"not stored: {path.parent} refused the write ({error.strerror}); "
+                        "free space there or move HEADRACE_DATA_DIR, then send it again"
+                    ) from error
+            finally:
+                os.close(fd)
+            return int(path.stem) + size
+        finally:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def _last_segment(self) -> Path:
+        segments = _segments(self._folder)
+        if segments and segments[-1][1].stat().st_size < self._segment_bytes:
+            return segments[-1][1]
+        base = segments[-1][0] + segments[-1][1].stat().st_size if segments else 0
+        path = self._folder / f"{base:020d}.log"
+        path.touch(mode=0o600)
+        _sync_folder(self._folder)
+        return path
+
+
+def _whole_size(fd: int) -> int:
+    """Bytes up to and with the last LF."""
+    size = os.fstat(fd).st_size
+    while size > 0:
+        start = max(0, size - READ_BYTES)
+        if os.pread(fd, 1, size - 1) == b"\n":
+            return size
+        size = start + os.pread(fd, size - start, start).rfind(b"\n") + 1
+    return 0
+
+
+def _mend_tail(fd: int, path: Path) -> int:
+    """Size of the segment after an unfinished last line, if there is one, was moved aside."""
+    size, whole = os.fstat(fd).st_size, _whole_size(fd)
+    if whole == size:
+        return size
+    torn = path.with_suffix(".torn")
+    with torn.open("ab") as aside:
+        aside.write(os.pread(fd, size - whole, whole) + b"\n")
+    os.ftruncate(fd, whole)
+    os.fsync(fd)
+    logger.warning(
+        "%s ended in an unfinished record, left by a crash: dropped %d bytes after offset %d (kept in %s)",
+        path, size - whole, int(path.stem) + whole, torn,
+    )  # fmt: skip
+    return whole
+
+
+def _segments(folder: Path) -> list[tuple[int, Path]]:
+    return sorted((int(path.stem), path) for path in folder.glob("*.log"))
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class FileLog:
+    """See infra.log.client.EventLog for the promises; `clock` gives seconds since the epoch."""
+
+    def __init__(
+        self, folder: Path, *, segment_bytes: int = 64 * 2**20, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._folder = folder
+        self._segment_bytes = segment_bytes
+        self._clock = clock
+        self._writers: dict[str, _Writer] = {}
+        self._writers_lock = threading.Lock()
+        self.skipped_lines = 0
+        """Lines with a wrong checksum met by this reader so far."""
+
+    def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> list[int]:
+        if not records:
+            return []
+        with self._writers_lock:
+            writer = self._writers.get(topic)
+            if writer is None:
+                writer = _Writer(self._folder / topic, segment_bytes=self._segment_bytes)
+                self._writers[topic] = writer
+        now = int(self._clock() * 1000)
+        return writer.append([encode_line(now, key, value) for key, value in records])
+
+    def read(self, topic: str, offset: int, *, max_records: int = 1_000) -> list[Record]:
+        records: list[Record] = []
+        for start, line in self.lines(topic, offset, self.end(topic)):
+            decoded = decode_line(line)
+            if decoded is None:
+                self.skipped_lines += 1
+                logger.warning("skipped a damaged record in %s at offset %d", topic, start)
+                continue
+            timestamp, key, value = decoded
+            records.append(Record(topic, start, start + len(line) + 1, timestamp, key, value))
+            if len(records) == max_records:
+                break
+        return records
+
+    def lines(self, topic: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """(offset, line without LF) of every whole line that starts in [start, end)."""
+        for base, path in _segments(self._folder / topic):
+            size = path.stat().st_size
+            if base + size <= start or base >= end:
+                continue
+            with path.open("rb") as segment:
+                position = max(start, base)
+                segment.seek(position - base)
+                rest = b""
+                while position < end and (chunk := segment.read(READ_BYTES)):
+                    whole, rest = _cut(rest + chunk)
+                    for line in whole:
+                        if position >= end:
+                            return
+                        yield position, line
+                        position += len(line) + 1
+
+    def align(self, topic: str, offset: int) -> int:
+        """The first offset from `offset` on at which a line starts (the end, when there is none)."""
+        for base, path in _segments(self._folder / topic):
+            if offset <= base:
+                return base
+            with path.open("rb") as segment:
+                segment.seek(offset - 1 - base)
+                while chunk := segment.read(READ_BYTES):
+                    if (cut := chunk.find(b"\n")) >= 0:
+                        return base + segment.tell() - len(chunk) + cut + 1
+        return self.end(topic)
+
+    def end(self, topic: str) -> int:
+        segments = _segments(self._folder / topic)
+        if not segments:
+            return 0
+        base, path = segments[-1]
+        with path.open("rb") as segment:
+            return base + _whole_size(segment.fileno())
+
+    def committed(self, group: str, topic: str) -> int:
+        path = self._offsets_path(group, topic)
+        if not path.exists():
+            return 0
+        try:
+            return int(json.loads(path.read_bytes())["offset"])
+        except (ValueError, KeyError) as error:
+            raise LogError(f"{path} is damaged; remove it to read {topic} from its beginning") from error
+
+    def commit(self, group: str, topic: str, offset: int) -> None:
+        path = self._offsets_path(group, topic)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{os.getpid()}.new")
+        with new.open("wb") as file:
+            file.write(json.dumps({"offset": offset}).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        _sync_folder(path.parent)
+
+    def _offsets_path(self, group: str, topic: str) -> Path:
+        return self._folder / topic / "offsets" / f"{group}.json"
+
+
+def _cut(data: bytes) -> tuple[list[bytes], bytes]:
+    """The whole lines of `data`, and what follows the last LF."""
+    lines = data.split(b"\n")
+    return lines[:-1], lines[-1]

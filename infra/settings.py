@@ -1,0 +1,67 @@
+"""Every setting of Headrace, typed, with its unit in its name: the only reader of the environment.
+
+Each field is read from `HEADRACE_<FIELD>`; docs/settings.md lists them all (a test keeps the two equal).
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True)
+
+    data_dir: Path = Field(Path("var"), description="Where the log, features, releases and runs live.")
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
+
+    segment_mebibytes: int = Field(64, ge=1, description="A log segment is closed at this size.")
+    max_event_bytes: int = Field(16_384, ge=256, description="Largest accepted event, as JSON.")
+    max_batch_events: int = Field(1_000, ge=1, description="Most events in one POST /v1/events.")
+    max_future_seconds: int = Field(300, ge=0, description="Events dated further ahead are refused.")
+    max_event_age_days: int = Field(400, ge=1, description="Older events are refused; `headrace import` takes history.")
+    recent_event_ids: int = Field(1_000_000, ge=1, description="Event ids remembered to recognise a repeated POST.")
+
+    spark_master: str = Field("local[2]", description="Where Spark runs.")
+    spark_driver_memory: str = Field("3g", description="Heap of the Spark driver.")
+    stream_batch_records: int = Field(250_000, ge=1, description="Most records in one Spark micro-batch.")
+    stream_trigger_milliseconds: int = Field(200, ge=0, description="Shortest time between micro-batches.")
+    population_refresh_seconds: int = Field(10, ge=1, description="How often item windows and trending are renewed.")
+    exposures_refresh_seconds: int = Field(10, ge=1, description="How often impressions are joined to outcomes.")
+
+    release_poll_seconds: float = Field(2.0, gt=0, description="How often the API looks for a new release.")
+    candidates_per_source: int = Field(100, ge=1, description="Most candidates taken from each source.")
+    alerts_kept: int = Field(10_000, ge=1, description="Latest alerts the API holds for GET /v1/alerts.")
+    decisions_kept: int = Field(200_000, ge=1, description="Latest decisions the API can join a label to.")
+    pseudonym_key: SecretStr | None = Field(
+        None, description="Key of the pseudonyms written to application logs; random per process when unset."
+    )
+    log_level: str = Field("INFO", description="Level of the application log.")
+
+    @cached_property
+    def log_dir(self) -> Path:
+        return self.data_dir / "log"
+
+    @cached_property
+    def offline_dir(self) -> Path:
+        """Parquet tables of the offline store, one folder a table."""
+        return self.data_dir / "offline"
+
+    @cached_property
+    def feast_dir(self) -> Path:
+        """Feast's registry and the SQLite online store."""
+        return self.data_dir / "feast"
+
+    @cached_property
+    def releases_dir(self) -> Path:
+        return self.data_dir / "releases"
+
+    @cached_property
+    def runs_dir(self) -> Path:
+        return self.data_dir / "runs"
+
+    @cached_property
+    def checkpoints_dir(self) -> Path:
+        return self.data_dir / "checkpoints"

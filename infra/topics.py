@@ -1,0 +1,11 @@
+"""The topics of the event log, spelled once."""
+
+SHOP = "shop_events"  # item, view, cart, purchase, return; key: user or session (catalogue: item)
+TRANSACTIONS = "transactions"  # card payments; key: card
+LABELS = "labels"  # late fraud labels; key: card, or transaction where the card is not known
+IMPRESSIONS = "impressions"  # what was shown, where, why; key: user or session
+DECISIONS = "decisions"  # scored transactions; an alert is a decision whose outcome is not approve; key: card
+EXPERIMENTS = "experiments"  # experiment definitions, the last one of a key holds; key: experiment
+DEAD_LETTERS = "dead_letters"  # what could not be an event, with reason and origin; key: reason
+
+ALL = (SHOP, TRANSACTIONS, LABELS, IMPRESSIONS, DECISIONS, EXPERIMENTS, DEAD_LETTERS)

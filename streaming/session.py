@@ -1,0 +1,35 @@
+"""The Spark session of every job: where it runs, in UTC, quiet, with this interpreter for its Python workers."""
+
+import os
+import sys
+
+from pyspark.sql import SparkSession
+
+from infra.settings import Settings
+
+
+def open_session(settings: Settings, *, app: str) -> SparkSession:
+    """A session named `app` on settings.spark_master. Raises RuntimeError when Java is missing or too old."""
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    try:
+        session: SparkSession = (
+            SparkSession.builder.appName(app)
+            .master(settings.spark_master)
+            .config("spark.driver.memory", settings.spark_driver_memory)
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.ui.enabled", "false")
+            .config("spark.log.level", "ERROR")
+            .config("spark.sql.session.timeZone", "UTC")
+            .config("spark.sql.shuffle.partitions", "2")
+            .config("spark.sql.warehouse.dir", str(settings.data_dir / "warehouse"))
+            .config("spark.sql.execution.arrow.pyspark.enabled", "true")
+            .config("spark.sql.streaming.metricsEnabled", "false")
+            .config("spark.sql.streaming.pollingDelay", "20ms")
+            .config("spark.sql.streaming.minBatchesToRetain", "10")
+            .getOrCreate()
+        )
+    except Exception as error:
+        raise RuntimeError(f"Spark did not start ({error}); `headrace doctor` says what is missing") from error
+    return session
