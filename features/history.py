@@ -48,6 +48,16 @@ FRAUD_COLUMNS: dict[str, Any] = {
 }
 """Known frauds of a terminal: TIMES is when the fraud happened (stored as FRAUD_TIMES)."""
 
+DAY = 24 * 3_600_000
+USER_CAP, USER_HORIZON = 512, 400 * DAY
+CARD_CAP, CARD_HORIZON = 256, 37 * DAY
+TERMINAL_CAP, TERMINAL_HORIZON = 512, 37 * DAY
+ITEM_CAP, ITEM_HORIZON = 37, 37 * DAY
+"""Most entries a stored history keeps, and milliseconds it reaches back: no window may be longer."""
+
+FRAUD_NAMES = {columns.TIMES: columns.FRAUD_TIMES}
+"""Where the columns of FRAUD_COLUMNS are stored under another name."""
+
 
 @dataclass(frozen=True, slots=True)
 class History:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
+USER_TOWER, RANKER, FRAUD = "user_tower.onnx", "ranker.onnx", "fraud.onnx"
+INDEX, CATALOGUE, ARRAYS = "items.faiss", "catalogue.parquet", "catalogue.safetensors"
 FORMAT = 1
 
 

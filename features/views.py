@@ -24,7 +24,8 @@ TERMINAL_HISTORY = "terminal_history"
 TRANSACTION_FEATURES = "transaction_features"
 
 USERS = "users_v1"
-ITEMS = "items_v1"
+ITEM_WINDOWS = "item_windows_v1"
+ITEM_NEIGHBOURHOOD = "item_neighbourhood_v1"
 FRAUD = "fraud_v1"
 
 LIST_TYPES: dict[object, FeastType] = {np.int64: Array(Int64), np.float64: Array(Float64), object: Array(String)}
@@ -84,6 +85,7 @@ def feast_objects(offline: Path) -> list[Entity | FeatureView | FeatureService]:
         user, item, card, terminal, transaction,
         user_history, item_history, neighbours, card_history, terminal_history, transaction_features,
         FeatureService(name=USERS, features=[user_history]),
-        FeatureService(name=ITEMS, features=[item_history, neighbours]),
+        FeatureService(name=ITEM_WINDOWS, features=[item_history]),
+        FeatureService(name=ITEM_NEIGHBOURHOOD, features=[neighbours]),
         FeatureService(name=FRAUD, features=[transaction_features]),
     ]  # fmt: skip

@@ -65,6 +65,9 @@ def experiment_units(impressions: DataFrame, shop_events: DataFrame, *, by_sessi
     session_counts = F.col("experiment").isin(*by_session) if by_session else F.lit(False)
     exposures = (
         impressions.where("experiment is not null and variation is not null")
+        # Here, so that only the join to outcomes carries the items through a shuffle.
+        .withColumn("shown", F.when(F.col("items").isNotNull(), F.size("items")).otherwise(0))
+        .withColumn("seen_items", F.col("items.item_id"))
         .dropDuplicates(["event_id"])
         .withColumn("by_session", session_counts)
         .withColumn("unit", F.when(F.col("by_session"), _session_unit()).otherwise(_user_unit()))
@@ -83,10 +86,7 @@ def experiment_units(impressions: DataFrame, shop_events: DataFrame, *, by_sessi
 
 
 def _shown(exposures: DataFrame) -> DataFrame:
-    shown = F.when(F.col("items").isNotNull(), F.size("items")).otherwise(0)
-    return exposures.select(
-        "experiment", "variation", "unit", _day("event_time"), F.lit(1).alias("exposures"), shown.alias("shown")
-    )
+    return exposures.select("experiment", "variation", "unit", _day("event_time"), F.lit(1).alias("exposures"), "shown")
 
 
 def _attributed(exposures: DataFrame, outcomes: DataFrame) -> DataFrame:
@@ -97,7 +97,7 @@ def _attributed(exposures: DataFrame, outcomes: DataFrame) -> DataFrame:
         "unit",
         F.col("event_id").alias("request_id"),
         F.col("event_time").alias("seen_time"),
-        F.col("items.item_id").alias("seen_items"),
+        "seen_items",
     )
     bought, returned = F.col("type") == "purchase", F.col("type") == "return"
     return (

@@ -144,7 +144,8 @@ class _Ledger:
         """For each day with rows: every variation's sample of all that happened up to its end."""
         exposures, values = np.zeros(self._count), np.zeros(self._count)
         days, starts = np.unique(self._days, return_index=True)
-        for day, start, end in zip(days, starts, [*starts[1:], len(self._days)], strict=True):
+        ends = np.append(starts, len(self._days))[1:]
+        for day, start, end in zip(days, starts, ends, strict=True):
             np.add.at(exposures, self._unit[start:end], self._columns["exposures"][start:end])
             np.add.at(values, self._unit[start:end], self._columns[metric.column][start:end])
             yield (

@@ -4,7 +4,8 @@ Cards have habits (amount, pace, hours, terminals nearby, liking for online shop
 honest look-alikes so that no rule is perfect:
 
     terminal   for some weeks a share of a compromised terminal's payments is fraud, at nearly ordinary amounts
-    card       for two weeks someone else pays too: in bursts, often online, at new terminals, often for more
+    card       for two weeks someone else pays too: in bursts, often online, at new terminals, often for more,
+               after a tiny payment that tests the card
     amount     single payments far above the card's habit; a third of such payments are honest
 
 A fraud becomes known days later (gamma, mean LABEL_DELAY_DAYS), and now and then a suspicion is cleared.
@@ -156,8 +157,8 @@ def _compromise_terminals(
 ) -> None:
     """Turn a share of the payments of some terminals into fraud, for some weeks each, until `frauds` are made."""
     start = rng.uniform(-10, days, terminals)
-    length = rng.uniform(14, 35, terminals)
-    share = rng.uniform(0.25, 0.7, terminals)
+    length = rng.uniform(21, 42, terminals)
+    share = rng.uniform(0.4, 0.95, terminals)
     day = payments.time / DAY
     begin = start[payments.terminal]
     within = (day >= begin) & (day < begin + length[payments.terminal])
@@ -175,7 +176,7 @@ def _inflate(rng: np.random.Generator, payments: _Payments, *, frauds: float) ->
     """Make single payments very large; two thirds of them are fraud."""
     honest = np.flatnonzero(payments.scenario == 0)
     large = rng.choice(honest, size=min(len(honest), max(1, round(frauds * 1.5))), replace=False)
-    payments.amount[large] *= np.exp(rng.normal(2.0, 0.4, len(large)))
+    payments.amount[large] *= np.exp(rng.normal(2.2, 0.4, len(large)))
     payments.scenario[large[rng.random(len(large)) < 2 / 3]] = 3
 
 
@@ -190,13 +191,17 @@ def _card_frauds(rng: np.random.Generator, world: _World, *, days: int, frauds: 
     burst = np.repeat(np.arange(len(thief)), sizes)
     card = stolen[thief[burst]]
     n = len(burst)
-    time = (burst_time[burst] + rng.exponential(0.8 * HOUR, n)).astype(np.int64)
+    # The first of a burst is the test, the others follow within hours.
+    follows = np.roll(burst, 1) == burst
+    time = (burst_time[burst] + follows * rng.exponential(0.8 * HOUR, n)).astype(np.int64)
     terminal, online = _places(rng, world, card, online_share=0.65, away_share=0.8)
-    amount = np.exp(world.card_log_amount[card] + rng.normal(0.9, 0.9, n))
-    kept = time < days * DAY
+    amount = np.exp(world.card_log_amount[card] + rng.normal(1.2, 0.8, n))
+    tested = ~follows & (rng.random(len(thief)) < 0.6)[burst]
+    amount[tested] = rng.uniform(0.5, 3, int(tested.sum()))
     channel = np.where(online, 2, rng.random(n) < 0.5).astype(np.int64)
-    columns_ = (time, card, terminal, amount, channel, np.full(n, 2, dtype=np.int64))
-    return _Payments(*(column[kept] for column in columns_))
+    kept = time < days * DAY
+    scenario = np.full(n, 2, dtype=np.int64)
+    return _Payments(time[kept], card[kept], terminal[kept], amount[kept], channel[kept], scenario[kept])
 
 
 def _merged(first: _Payments, second: _Payments) -> _Payments:

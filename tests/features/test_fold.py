@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from features import columns
 from features.history import History, from_lists
-from streaming.fold import Folded, fold
+from features.fold import Folded, fold
 
 CAP, HORIZON = 4, 50
 DTYPES = {columns.TIMES: np.int64, columns.EVENT_HASHES: np.int64}

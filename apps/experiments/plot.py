@@ -1,0 +1,223 @@
+"""The report's two pictures as SVG text: lift over time, and the final lift of every metric.
+
+Drawn on the server, with no script and no outside file. Text and axes take the page's colour (currentColor); a page
+may set --plot-1 to --plot-4 for the series. Knows nothing of how the numbers came about.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from html import escape
+
+from apps.experiments.report import percent
+from apps.experiments.schemas import Comparison, Interval, MetricReport, Report, SeriesPoint
+
+WIDTH = 900
+LEFT, RIGHT, TOP, BOTTOM = 84, 24, 56, 52
+HIGHEST_LIFT = 2.0
+"""The drawn scale ends at +200 %, and at -100 %, less than which nothing can sell."""
+COLOURS = ("var(--plot-1, #2f7ed8)", "var(--plot-2, #d9822b)", "var(--plot-3, #2e9e6b)", "var(--plot-4, #a35bc4)")
+STYLE = (
+    "<style>"
+    ".hr-plot{font:13px system-ui,sans-serif;color:inherit;max-width:100%;height:auto}"
+    ".hr-plot text{fill:currentColor}.hr-plot .soft{opacity:.7}.hr-plot .head{font-size:16px;font-weight:600}"
+    ".hr-plot .grid{stroke:currentColor;stroke-opacity:.15}.hr-plot .zero{stroke:currentColor;stroke-opacity:.6}"
+    "</style>"
+)
+Scale = Callable[[float], float]
+
+
+def lift_over_time(report: Report) -> str:
+    """Cumulative lift of the deciding metric and its 95 % interval by day, one line per variation."""
+    lines = {
+        variation.key: [
+            (point.day, lift)
+            for point in report.series
+            if point.variation == variation.key and (lift := _lift(point)) is not None
+        ]
+        for variation in report.experiment.variations[1:]
+    }
+    known = [one for line in lines.values() for one in line]
+    control = report.experiment.control.key
+    title = f"Lift over {control} in {report.experiment.metric.value}, cumulative by day"
+    height = 380
+    if not known:
+        return _frame(
+            "time", title, "No day has an interval yet.", height=140, body=_empty("No day has an interval yet")
+        )
+    days = sorted({day for day, _ in known})
+    settled = days[len(days) // 4]  # the first days' wide intervals may leave the picture
+    low, high = _reach([interval for day, (_, interval) in known if day >= settled])
+    ticks = _ticks(low, high, wanted=6)
+    y = _scale((min(low, ticks[0]), max(high, ticks[-1])), (height - BOTTOM, TOP), held=False)
+    x = _scale((days[0].toordinal(), days[-1].toordinal()), (LEFT + 24, WIDTH - RIGHT - 24))
+    inside = f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - RIGHT - LEFT}" height="{height - BOTTOM - TOP}"/>'
+    body = [f'<clipPath id="plot-time-clip">{inside}</clipPath>', *_y_axis(ticks, y), *_day_axis(days, x, height)]
+    for index, (name, line) in enumerate(lines.items()):
+        body += [
+            '<g clip-path="url(#plot-time-clip)">',
+            *_line(line, x, y, colour=COLOURS[index % len(COLOURS)]),
+            "</g>",
+            _legend(index, name),
+        ]
+    said = "; ".join(
+        f"{name}: {percent(line[-1][1][0])} [{percent(line[-1][1][1].low)}, {percent(line[-1][1][1].high)}]"
+        f" on {line[-1][0]}"
+        for name, line in lines.items()
+        if line
+    )
+    return _frame("time", title, f"Last day. {said}.", height=height, body="".join(body))
+
+
+def final_lift(report: Report) -> str:
+    """Lift and 95 % interval of each metric and variation at the end, the deciding metric first."""
+    metrics = sorted(report.metrics, key=lambda metric: not metric.decides)
+    rows = [row for metric in metrics for row in _rows(metric, report)]
+    height = TOP + 46 * len(rows) + BOTTOM
+    title = f"Final lift over {report.experiment.control.key}, with 95 % interval"
+    drawn = [interval for _, _, _, interval in rows if interval is not None]
+    low, high = _reach(drawn) if drawn else (-0.1, 0.1)
+    ticks = _ticks(low, high, wanted=6)
+    left = 400
+    x = _scale((min(low, ticks[0]), max(high, ticks[-1])), (left, WIDTH - RIGHT - 24))
+    body = []
+    for tick in ticks:
+        style = "zero" if abs(tick) < 1e-12 else "grid"
+        body.append(f'<line class="{style}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        body.append(_text(x(tick), height - BOTTOM + 18, percent(tick) if tick else "0", anchor="middle"))
+    body.append(_text((left + WIDTH - RIGHT) / 2, height - 10, "lift", anchor="middle", style="soft"))
+    for index, (label, said, lift, interval) in enumerate(rows):
+        middle = TOP + 46 * index + 23
+        colour = COLOURS[(index % max(1, len(report.experiment.variations) - 1)) % len(COLOURS)]
+        body.append(_text(LEFT - 64, middle - 2, label))
+        body.append(_text(LEFT - 64, middle + 14, said, style="soft"))
+        if lift is not None and interval is not None:
+            body.append(_whisker(lift, interval, x, middle, colour))
+    spoken = "; ".join(f"{label}: {said}" for label, said, _, _ in rows)
+    return _frame("final", title, f"{spoken}.", height=height, body="".join(body))
+
+
+def _rows(metric: MetricReport, report: Report) -> Iterator[tuple[str, str, float | None, Interval | None]]:
+    """(label, words, lift, interval) of each variation."""
+    several = len(report.experiment.variations) > 2
+    for one in metric.results:
+        label = (
+            metric.metric.value
+            + (f", {_short(one.variation)}" if several else "")
+            + (" (decides)" if metric.decides else "")
+        )
+        if not isinstance(one.result, Comparison):
+            yield label, f"no answer yet: {one.result.reason.value.replace('_', ' ')}", None, None
+        elif one.result.lift is None or one.result.lift_interval is None:
+            yield label, "no lift: a mean is 0", None, None
+        else:
+            lift, interval = one.result.lift, one.result.lift_interval
+            words = f"{percent(lift)} [{percent(interval.low)}, {percent(interval.high)}], p = {one.result.p_value:.2g}"
+            yield label, words, lift, interval
+
+
+def _lift(point: SeriesPoint) -> tuple[float, Interval] | None:
+    result = point.result
+    if not isinstance(result, Comparison) or result.lift is None or result.lift_interval is None:
+        return None
+    return result.lift, result.lift_interval
+
+
+def _reach(intervals: Sequence[Interval]) -> tuple[float, float]:
+    """What the scale must show: every interval and 0, as far as the limits allow."""
+    low = min(0.0, *(max(-1.0, one.low) for one in intervals))
+    high = max(0.0, *(min(HIGHEST_LIFT, one.high) for one in intervals))
+    return (low, high) if high - low > 1e-9 else (-0.1, 0.1)
+
+
+def _ticks(low: float, high: float, *, wanted: int) -> list[float]:
+    """Round numbers about `wanted` in number, 0 among them, that reach from low to high."""
+    raw = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    return [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def _scale(domain: tuple[float, float], pixels: tuple[float, float], *, held: bool = True) -> Scale:
+    """Linear, and `held` within the pixels; a domain of one point lies in the middle."""
+    start, end = domain
+
+    def place(value: float) -> float:
+        share = (value - start) / (end - start) if end > start else 0.5
+        share = min(max(share, 0.0), 1.0) if held else share
+        return pixels[0] + share * (pixels[1] - pixels[0])
+
+    return place
+
+
+def _y_axis(ticks: Sequence[float], y: Scale) -> Iterator[str]:
+    for tick in ticks:
+        style = "zero" if abs(tick) < 1e-12 else "grid"
+        yield f'<line class="{style}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        yield _text(LEFT - 8, y(tick) + 4, percent(tick) if tick else "0", anchor="end")
+    middle = (y(ticks[0]) + y(ticks[-1])) / 2
+    yield (
+        f'<text class="soft" transform="translate(18 {middle:.0f}) rotate(-90)" text-anchor="middle">'
+        "lift, with 95 % interval</text>"
+    )
+
+
+def _day_axis(days: Sequence[date], x: Scale, height: int) -> Iterator[str]:
+    every = math.ceil(len(days) / 9)
+    for day in days[::every]:
+        yield _text(x(day.toordinal()), height - BOTTOM + 18, f"{day.day} {day:%b}", anchor="middle")
+    years = f"{days[0].year}" if days[0].year == days[-1].year else f"{days[0].year} to {days[-1].year}"
+    yield _text((LEFT + WIDTH - RIGHT) / 2, height - 10, f"day (UTC), {years}", anchor="middle", style="soft")
+
+
+def _line(line: Sequence[tuple[date, tuple[float, Interval]]], x: Scale, y: Scale, *, colour: str) -> Iterator[str]:
+    places = [(x(day.toordinal()), lift, interval) for day, (lift, interval) in line]
+    upper = [f"{across:.1f},{y(interval.high):.1f}" for across, _, interval in places]
+    lower = [f"{across:.1f},{y(interval.low):.1f}" for across, _, interval in reversed(places)]
+    if len(places) > 1:
+        yield f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" fill-opacity=".18"/>'
+        middle = " ".join(f"{across:.1f},{y(lift):.1f}" for across, lift, _ in places)
+        yield f'<polyline points="{middle}" fill="none" stroke="{colour}" stroke-width="2"/>'
+    for across, lift, interval in places[-1:] if len(places) > 1 else places:
+        ends = f'x1="{across:.1f}" x2="{across:.1f}" y1="{y(interval.low):.1f}" y2="{y(interval.high):.1f}"'
+        yield f'<line {ends} stroke="{colour}" stroke-width="2"/>'
+        yield f'<circle cx="{across:.1f}" cy="{y(lift):.1f}" r="4" fill="{colour}"/>'
+
+
+def _whisker(lift: float, interval: Interval, x: Scale, middle: float, colour: str) -> str:
+    low, high = x(interval.low), x(interval.high)
+    beyond = _text(high + 3, middle + 5, "›") if interval.high > HIGHEST_LIFT else ""
+    return (
+        f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}" stroke="{colour}" stroke-width="6" '
+        f'stroke-opacity=".45" stroke-linecap="round"/><circle cx="{x(lift):.1f}" cy="{middle:.1f}" r="6" '
+        f'fill="{colour}"/>{beyond}'
+    )
+
+
+def _legend(index: int, name: str) -> str:
+    across = LEFT + 200 * index
+    swatch = f'<rect x="{across}" y="36" width="12" height="12" rx="2" fill="{COLOURS[index % len(COLOURS)]}"/>'
+    return swatch + _text(across + 18, 47, _short(name))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _empty(words: str) -> str:
+    return _text(WIDTH / 2, 90, words, anchor="middle", style="soft")
+
+
+def _text(x: float, y: float, words: str, *, anchor: str = "start", style: str = "") -> str:
+    kind = f' class="{style}"' if style else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
+
+
+def _frame(name: str, title: str, description: str, *, height: int, body: str) -> str:
+    """The whole SVG; `name` keeps the ids of two plots on one page apart."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="hr-plot" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" role="img" aria-labelledby="plot-{name}-title plot-{name}-text">'
+        f'<title id="plot-{name}-title">{escape(title)}</title><desc id="plot-{name}-text">{escape(description)}</desc>'
+        f"{STYLE}{_text(LEFT - 64, 22, title, style='head')}{body}</svg>"
+    )

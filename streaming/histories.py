@@ -1,0 +1,185 @@
+"""A micro-batch of events, folded into the histories of the users, cards and terminals that it touches.
+
+What is known of them is read from the online store, which this job alone writes: it keeps no state of its own, so
+that it can stop anywhere and go on. Knows nothing of Spark: it is handed Arrow tables.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore
+from numpy.typing import NDArray
+
+from features import columns, history, velocity, views
+from features.fold import Folded, fold
+from features.history import Array, History, from_lists, hash_ids
+from features.store import online_rows, write_online
+from infra.settings import Settings
+from streaming.tables import feature_rows, history_rows, write_table
+
+
+def strings(column: pa.ChunkedArray) -> Array:
+    return np.asarray(column.to_numpy(), dtype=object)
+
+
+def numbers(column: pa.ChunkedArray, *, default: float) -> NDArray[np.float64]:
+    return np.asarray(pc.fill_null(column, default).to_numpy(), dtype=np.float64)
+
+
+class Histories:
+    """Applies micro-batches, one after the other; `batch` names the files they are written to."""
+
+    def __init__(self, store: FeatureStore, settings: Settings) -> None:
+        self._store = store
+        self._offline = settings.offline_dir
+
+    def fold_users(self, events: pa.Table, *, batch: str, created: datetime) -> None:
+        """Shop events (type, event_id, event_time, user or session, item...) into user histories."""
+        events = events.filter(pc.is_in(events["type"], pa.array(list(columns.KIND_CODES))))
+        visitor = pc.coalesce(events["user_id"], pc.binary_join_element_wise("session", events["session_id"], ":"))
+        events = events.append_column("visitor", visitor)
+        events = events.filter(pc.is_valid(events["visitor"]))
+        if not events.num_rows:
+            return
+        ids, key = np.unique(strings(events["visitor"]), return_inverse=True)
+        kinds = [columns.KIND_CODES[kind] for kind in events["type"].to_pylist()]
+        entries = {
+            columns.TIMES: events["event_time"].to_numpy(),
+            columns.ITEMS: strings(events["item_id"]),
+            columns.KINDS: np.array(kinds, dtype=np.int64),
+            columns.PRICES: numbers(events["price"], default=0.0),
+            columns.QUANTITIES: numbers(events["quantity"], default=1.0),
+            columns.EVENT_HASHES: hash_ids(events["event_id"].to_pylist()),
+        }
+        known = self._known(views.USER_HISTORY, ids, history.USER_COLUMNS)
+        folded = fold(known, key, entries, cap=history.USER_CAP, horizon=history.USER_HORIZON)
+        names = ids[folded.key_of_row]
+        rows = history_rows(columns.USER, names, folded.row_times, folded.rows, created=created)
+        if rows.num_rows:
+            write_table(self._offline / views.USER_HISTORY, batch, rows)
+            write_online(self._store, views.USER_HISTORY, rows.take(folded.last_rows))
+
+    def fold_payments(self, payments: pa.Table, labels: pa.Table, *, batch: str, created: datetime) -> None:
+        """Transactions and late labels into card and terminal histories, and the features of each transaction."""
+        labels = labels.filter(pc.and_kleene(labels["fraud"], pc.is_valid(labels["terminal_id"])))
+        if not payments.num_rows and not labels.num_rows:
+            return
+        times = payments["event_time"].to_numpy()
+        hashes = hash_ids(payments["event_id"].to_pylist())
+        amounts = numbers(payments["amount"], default=0.0)
+        card_of, terminal_of = strings(payments["card_id"]), strings(payments["terminal_id"])
+
+        cards, card_key = np.unique(card_of, return_inverse=True)
+        entries = {columns.TIMES: times, columns.AMOUNTS: amounts, columns.EVENT_HASHES: hashes}
+        card = fold(
+            self._known(views.CARD_HISTORY, cards, history.CARD_COLUMNS),
+            card_key,
+            {**entries, columns.PARTNERS: terminal_of},
+            cap=history.CARD_CAP,
+            horizon=history.CARD_HORIZON,
+        )
+        label_terminals = strings(labels["terminal_id"])
+        terminals, key = np.unique(np.concatenate((terminal_of, label_terminals)), return_inverse=True)
+        terminal_key, label_key = key[: len(terminal_of)], key[len(terminal_of) :]
+        stored = online_rows(self._store, views.TERMINAL_HISTORY, list(terminals))
+        terminal = fold(
+            from_lists(stored, history.TERMINAL_COLUMNS),
+            terminal_key,
+            {**entries, columns.PARTNERS: card_of},
+            cap=history.TERMINAL_CAP,
+            horizon=history.TERMINAL_HORIZON,
+        )
+        frauds = fold(
+            from_lists(stored, history.FRAUD_COLUMNS, names=history.FRAUD_NAMES),
+            label_key,
+            _frauds(labels),
+            cap=history.TERMINAL_CAP,
+            horizon=history.TERMINAL_HORIZON,
+            hash_column=columns.FRAUD_HASHES,
+        )
+
+        card_rows = history_rows(columns.CARD, cards[card.key_of_row], card.row_times, card.rows, created=created)
+        newest = card_rows.take(card.last_rows)
+        if newest.num_rows:
+            write_table(self._offline / views.CARD_HISTORY, batch, newest)
+            write_online(self._store, views.CARD_HISTORY, newest)
+        changed = np.unique(np.concatenate((terminal.key_of_row, frauds.key_of_row)))
+        if len(changed):
+            newest = _terminal_rows(terminals, changed, terminal, frauds, created=created)
+            write_table(self._offline / views.TERMINAL_HISTORY, batch, newest)
+            write_online(self._store, views.TERMINAL_HISTORY, newest)
+        if payments.num_rows:
+            features = velocity.encode(
+                card.rows.take(_row_at(card, card_key, times)),
+                terminal.rows.take(_row_at(terminal, terminal_key, times)),
+                frauds.merged.take(terminal_key),
+                velocity.Payments(
+                    times=times,
+                    amounts=amounts,
+                    channels=np.array(
+                        [velocity.CHANNEL_CODES.get(name, 0) for name in payments["channel"].to_pylist()],
+                        dtype=np.int64,
+                    ),
+                    cards=card_of,
+                    terminals=terminal_of,
+                    event_hashes=hashes,
+                ),
+            )
+            columns_of = {
+                **{name: payments[name] for name in (columns.CARD, columns.TERMINAL, "amount", "channel")},
+                **{name: features[:, index].astype(np.float64) for index, name in enumerate(velocity.FEATURES)},
+            }
+            table = feature_rows(columns.TRANSACTION, strings(payments["event_id"]), times, columns_of, created=created)
+            write_table(self._offline / views.TRANSACTION_FEATURES, batch, table)
+
+    def _known(self, view: str, ids: Array, dtypes: Mapping[str, Any]) -> History:
+        return from_lists(online_rows(self._store, view, list(ids)), dtypes)
+
+
+def _frauds(labels: pa.Table) -> dict[str, Array]:
+    """Columns of FRAUD_COLUMNS from labels; without a transaction time the label's own stands in."""
+    happened = pc.coalesce(labels["transaction_time"], labels["event_time"])
+    return {
+        columns.TIMES: happened.to_numpy(),
+        columns.FRAUD_KNOWN_TIMES: labels["event_time"].to_numpy(),
+        columns.FRAUD_HASHES: hash_ids(labels["transaction_id"].to_pylist()),
+    }
+
+
+def _row_at(folded: Folded, key: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each (key, time), the folded row that holds then: the last one of the key not later than it."""
+    scale = np.int64(2**42)
+    position: NDArray[np.int64] = (
+        np.searchsorted(folded.key_of_row * scale + folded.row_times, key * scale + times, side="right") - 1
+    )
+    return position
+
+
+def _terminal_rows(
+    terminals: Array, changed: NDArray[np.int64], payments: Folded, frauds: Folded, *, created: datetime
+) -> pa.Table:
+    """The newest row of each changed terminal: its payments and its known frauds, side by side."""
+    latest = _newest(payments.merged, changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
+    known = _newest(frauds.merged, changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
+    lists = {**history.to_arrow(known, names=history.FRAUD_NAMES), **history.to_arrow(latest)}
+    times = np.maximum(_last_times(latest), _last_times(known))
+    return feature_rows(columns.TERMINAL, terminals[changed], times, lists, created=created)
+
+
+def _newest(merged: History, keys: NDArray[np.int64], *, cap: int, horizon: int) -> History:
+    """The stored row of each key: its latest entries."""
+    kept = merged.take(keys)
+    starts = np.maximum(kept.offsets[:-1], kept.offsets[1:] - cap)
+    kept = kept.slices(starts, kept.offsets[1:])
+    return kept.keep(kept.times > np.repeat(_last_times(kept) - horizon, kept.lengths))
+
+
+def _last_times(rows: History) -> NDArray[np.int64]:
+    """Time of each row's last entry; 0 for an empty row."""
+    if not len(rows.times):
+        return np.zeros(len(rows), dtype=np.int64)
+    return np.where(rows.lengths > 0, rows.times[rows.offsets[1:] - 1], 0)

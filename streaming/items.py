@@ -1,0 +1,85 @@
+"""Daily totals of every item, counted by Spark from the table of shop events: what item windows are made of.
+
+The full run writes the row of every day, for training; the refresh writes today's row of the items that sold.
+"""
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from feast import FeatureStore
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from features import columns, history, views
+from features.history import DAY, History
+from features.store import write_online
+from infra.settings import Settings
+from streaming.tables import SHOP_EVENTS, history_rows, write_table
+
+
+def read_shop_events(spark: SparkSession, settings: Settings) -> DataFrame:
+    """The table of shop events, each event once."""
+    events = spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS))
+    return events.dropDuplicates(["event_id"])
+
+
+def daily_totals(events: DataFrame) -> DataFrame:
+    """Shop events to one row per item and UTC day: ORDERS, UNITS, REVENUE, RETURNS (double)."""
+    bought = F.col("type") == "purchase"
+    units = F.when(bought, F.coalesce("quantity", F.lit(1.0)))
+    return (
+        events.where(F.col("type").isin("purchase", "return"))
+        .withColumn("day", F.col("event_time") - F.pmod(F.col("event_time"), F.lit(DAY)))
+        .groupBy(columns.ITEM, "day")
+        .agg(
+            F.count_distinct(F.when(bought, F.coalesce("order_id", "event_id"))).cast("double").alias(columns.ORDERS),
+            F.coalesce(F.sum(units), F.lit(0.0)).alias(columns.UNITS),
+            F.coalesce(F.sum(units * F.coalesce("price", F.lit(0.0))), F.lit(0.0)).alias(columns.REVENUE),
+            F.sum(F.when(bought, 0.0).otherwise(1.0)).alias(columns.RETURNS),
+        )
+    )
+
+
+def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Table:
+    """Rows of the item history: one per item and day, or only each item's newest.
+
+    A row holds from the end of its day on, so that nobody learns from a day that is not over.
+    """
+    totals = totals.sort_by([(columns.ITEM, "ascending"), ("day", "ascending")])
+    items, key = np.unique(np.asarray(totals[columns.ITEM].to_numpy(), dtype=object), return_inverse=True)
+    days = totals["day"].to_numpy()
+    entries = {
+        columns.TIMES: days,
+        **{name: totals[name].to_numpy() for name in history.ITEM_COLUMNS if name != columns.TIMES},
+    }
+    ends = np.arange(1, len(days) + 1)
+    if not every_day:
+        ends = ends[np.diff(key, append=-1) != 0]
+    scale = np.int64(2**42)
+    starts = np.searchsorted(key * scale + days, key[ends - 1] * scale + days[ends - 1] - history.ITEM_HORIZON, "right")
+    rows = History(np.array([0, len(days)]), entries).slices(starts, ends)
+    return history_rows(columns.ITEM, items[key[ends - 1]], days[ends - 1] + DAY, rows, created=created)
+
+
+def rebuild(spark: SparkSession, store: FeatureStore, settings: Settings) -> int:
+    """Write every day's row of every item; returns the number of rows."""
+    totals = daily_totals(read_shop_events(spark, settings)).toArrow()
+    created = datetime.now(UTC)
+    write_table(settings.offline_dir / views.ITEM_HISTORY, "all", item_rows(totals, every_day=True, created=created))
+    write_online(store, views.ITEM_HISTORY, item_rows(totals, every_day=False, created=created))
+    return int(totals.num_rows)
+
+
+def refresh(spark: SparkSession, store: FeatureStore, settings: Settings, items: Collection[str]) -> None:
+    """Renew the online row of `items` from the events of the last days."""
+    if not items:
+        return
+    events = read_shop_events(spark, settings)
+    latest = events.agg(F.max("event_time")).first()
+    since = (latest[0] if latest and latest[0] else 0) - history.ITEM_HORIZON
+    wanted = events.where((F.col("event_time") > since) & F.col(columns.ITEM).isin(*items))
+    totals = daily_totals(wanted).toArrow()
+    if totals.num_rows:
+        write_online(store, views.ITEM_HISTORY, item_rows(totals, every_day=False, created=datetime.now(UTC)))

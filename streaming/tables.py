@@ -1,0 +1,112 @@
+"""Where the jobs write: Parquet tables of the offline store, each file whole or absent, and dead letters.
+
+A file is named after the micro-batch that wrote it, so that a micro-batch that runs twice writes it once.
+"""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features import columns
+from features.history import History, to_arrow
+from infra import topics
+from infra.log.client import EventLog
+
+SHOP_EVENTS = "shop_events"
+IMPRESSIONS = "impressions"
+LABELS = "labels"
+
+_STRINGS = ("user_id", "session_id", "order_id", "request_id")
+SHOWN_ITEM = pa.struct(
+    [
+        ("item_id", pa.string()),
+        ("position", pa.int32()),
+        ("score", pa.float64()),
+        ("source", pa.string()),
+        ("propensity", pa.float64()),
+    ]
+)
+SCHEMAS = {
+    SHOP_EVENTS: pa.schema(
+        [
+            ("event_id", pa.string()), ("type", pa.string()), ("event_time", pa.int64()), ("user_id", pa.string()),
+            ("session_id", pa.string()), ("item_id", pa.string()), ("quantity", pa.float64()),
+            ("price", pa.float64()), ("order_id", pa.string()), ("request_id", pa.string()), ("title", pa.string()),
+            ("category", pa.string()),
+        ]
+    ),
+    IMPRESSIONS: pa.schema(
+        [
+            ("event_id", pa.string()), ("event_time", pa.int64()), ("user_id", pa.string()),
+            ("session_id", pa.string()), ("surface", pa.string()), ("model", pa.string()),
+            ("experiment", pa.string()), ("variation", pa.string()), ("bucket", pa.int32()),
+            ("degraded", pa.bool_()), ("items", pa.list_(SHOWN_ITEM)),
+        ]
+    ),
+    LABELS: pa.schema(
+        [
+            ("event_id", pa.string()), ("transaction_id", pa.string()), ("event_time", pa.int64()),
+            ("fraud", pa.bool_()),
+        ]
+    ),
+}  # fmt: skip
+
+
+def write_table(folder: Path, name: str, table: pa.Table) -> None:
+    """Write `folder`/`name`.parquet, replacing it; a reader sees the old file or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = folder / f".{name}.new"
+    pq.write_table(table, hidden, compression="zstd", compression_level=1)
+    os.replace(hidden, folder / f"{name}.parquet")
+
+
+def as_schema(table: pa.Table, name: str) -> pa.Table:
+    """The columns of a known table, in its types."""
+    schema = SCHEMAS[name]
+    return table.select(schema.names).cast(schema)
+
+
+def feature_rows(
+    key: str, ids: NDArray[np.object_], times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
+) -> pa.Table:
+    """Rows of a history view: `ids` and `times` (ms) of shape [rows], `lists` by stored column name."""
+    stamp = pa.timestamp("us", tz="UTC")
+    return pa.table(
+        {
+            key: pa.array(ids, pa.string()),
+            **lists,
+            columns.EVENT_TIMESTAMP: pa.array(times * 1000, pa.int64()).cast(stamp),
+            columns.CREATED_TIMESTAMP: pa.array([created] * len(ids), stamp),
+        }
+    )
+
+
+def history_rows(
+    key: str, ids: NDArray[np.object_], times: NDArray[np.int64], rows: History, *, created: datetime
+) -> pa.Table:
+    return feature_rows(key, ids, times, to_arrow(rows), created=created)
+
+
+def dead_letter(log: EventLog, rejected: pa.Table) -> None:
+    """Keep records that cannot be used (topic, offset, value, reason), each under its origin."""
+    letters = [
+        (
+            row["reason"],
+            orjson.dumps(
+                {
+                    "event_id": f"{row['topic']}:{row['offset']}",
+                    "reason": row["reason"],
+                    "origin": {"topic": row["topic"], "offset": row["offset"]},
+                    "value": row["value"],
+                }
+            ),
+        )
+        for row in rejected.select(["topic", "offset", "value", "reason"]).to_pylist()
+    ]
+    log.append(topics.DEAD_LETTERS, letters)

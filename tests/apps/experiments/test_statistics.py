@@ -1,0 +1,129 @@
+"""The comparison is right at its stated error, agrees with published results, and says why when there is none."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.experiments.schemas import Comparison, NoAnswer, Reason
+from apps.experiments.statistics import Sample, compare, sample, sample_ratio, with_power
+
+COOKIE_CATS = Path(__file__).parents[4] / "shared" / "data" / "cookie_cats" / "cookie_cats.csv.gz"
+
+
+def share(name, *, units, positive):
+    rate = positive / units if units else 0.0
+    return Sample(name, units, positive, rate, rate * (1 - rate) * units / max(1, units - 1))
+
+
+@pytest.fixture(scope="module")
+def cookie_cats():
+    if not COOKIE_CATS.exists():
+        pytest.skip("the Cookie Cats data is not here")
+    with gzip.open(COOKIE_CATS, "rt") as file:
+        players = list(csv.DictReader(file))
+    return {
+        gate: sample(
+            np.array([one["retention_7"] == "TRUE" for one in players if one["version"] == gate], dtype=float),
+            name=gate,
+        )
+        for gate in ("gate_30", "gate_40")
+    }
+
+
+def test_cookie_cats_retention_after_seven_days(cookie_cats):
+    found = compare(cookie_cats["gate_30"], cookie_cats["gate_40"], share=True)
+    assert isinstance(found, Comparison)
+    assert found.difference == pytest.approx(-0.0082, abs=5e-5)
+    assert found.difference_interval.low == pytest.approx(-0.0133, abs=5e-5)
+    assert found.difference_interval.high == pytest.approx(-0.0031, abs=5e-5)
+    assert found.p_value == pytest.approx(0.0016, abs=5e-5)
+
+
+def test_cookie_cats_sample_ratio(cookie_cats):
+    found = sample_ratio([cookie_cats["gate_30"].units, cookie_cats["gate_40"].units], [0.5, 0.5])
+    assert found.p_value == pytest.approx(0.0086, abs=5e-5)
+    assert found.verdict == "unusual"
+
+
+def test_no_difference_is_found_about_one_time_in_twenty():
+    rng = np.random.default_rng(20261101)
+    runs, found = 600, {"share": 0, "value": 0}
+    for _ in range(runs):
+        bought = rng.random((2, 1_000)) < 0.08
+        spent = bought * rng.lognormal(3, 1, (2, 1_000))
+        for name, values in (("share", bought.astype(float)), ("value", spent)):
+            result = compare(sample(values[0], name="A"), sample(values[1], name="A again"), share=name == "share")
+            assert isinstance(result, Comparison)
+            found[name] += result.p_value < 0.05
+    for name, count in found.items():
+        assert 0.03 <= count / runs <= 0.07, name
+
+
+def test_the_stated_smallest_effect_is_found_four_times_in_five():
+    rng = np.random.default_rng(3)
+    control = share("A", units=4_000, positive=400)
+    result = compare(control, share("B", units=4_000, positive=400), share=True)
+    detectable = with_power(result, control, share("B", units=4_000, positive=400)).detectable_difference
+    runs, found = 300, 0
+    for _ in range(runs):
+        arms = [rng.binomial(4_000, rate) for rate in (0.1, 0.1 + detectable)]
+        again = compare(*(share(name, units=4_000, positive=n) for name, n in zip("AB", arms, strict=True)), share=True)
+        found += again.p_value < 0.05
+    assert 0.74 <= found / runs <= 0.86
+
+
+@pytest.mark.parametrize(
+    ("control", "treatment", "reason", "message"),
+    [
+        ((0, 0), (50, 5), Reason.EMPTY_VARIATION, "no unit has seen A yet"),
+        ((0, 0), (0, 0), Reason.EMPTY_VARIATION, "A or B"),
+        ((50, 9), (29, 9), Reason.TOO_FEW_UNITS, "B has 29 of the 30 units"),
+        ((500, 0), (500, 0), Reason.ZERO_VARIANCE, "same value, 0"),
+        ((500, 500), (500, 500), Reason.ZERO_VARIANCE, "same value, 1"),
+        ((500, 4), (500, 5), Reason.TOO_FEW_OUTCOMES, "only 9 of 1,000 units have the outcome"),
+        ((500, 496), (500, 495), Reason.TOO_FEW_OUTCOMES, "only 9 of 1,000 units lack the outcome"),
+        ((500, 0), (500, 500), Reason.ZERO_VARIANCE, "do not vary within"),
+    ],
+)
+def test_every_missing_answer_has_its_own_reason(control, treatment, reason, message):
+    arms = [share(name, units=units, positive=n) for name, (units, n) in zip("AB", (control, treatment), strict=True)]
+    found = compare(*arms, share=True)
+    assert isinstance(found, NoAnswer)
+    assert found.reason is reason
+    assert message in found.message
+
+
+def test_a_variation_that_ruins_everything_is_not_hidden_behind_too_few_outcomes():
+    found = compare(share("A", units=1_000, positive=100), share("B", units=1_000, positive=0), share=True)
+    assert isinstance(found, Comparison)
+    assert found.difference_interval.high < 0
+    assert found.lift == -1
+    assert found.lift_interval is None
+
+
+def test_a_control_of_zero_has_a_difference_but_no_lift():
+    control, treatment = share("A", units=1_000, positive=0), share("B", units=1_000, positive=100)
+    found = compare(control, treatment, share=True)
+    assert isinstance(found, Comparison)
+    assert found.lift is None
+    assert found.difference == pytest.approx(0.1)
+    assert with_power(found, control, treatment).detectable_lift is None
+
+
+@pytest.mark.parametrize(
+    ("units", "weights", "verdict"),
+    [
+        ([0, 0], [0.5, 0.5], "unknown"),
+        ([5, 0], [0.5, 0.5], "ok"),
+        ([0, 40], [0.5, 0.5], "alarm"),
+        ([900, 100], [0.9, 0.1], "ok"),
+        ([10_000, 10_700], [0.5, 0.5], "alarm"),
+        ([3_000, 3_050, 2_950], [1 / 3, 1 / 3, 1 / 3], "ok"),
+        ([3_000, 3_400, 3_000], [1 / 3, 1 / 3, 1 / 3], "alarm"),
+    ],
+)
+def test_sample_ratio_verdicts(units, weights, verdict):
+    assert sample_ratio(units, weights).verdict == verdict

@@ -1,0 +1,228 @@
+"""What the recommenders learn from: orders, each with what was known of its user just before it.
+
+States come from Feast as of each order's moment. For orders that the importer held back, they are folded from the
+last known state and the held-back events before them: the same arithmetic as the Spark job's.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from feast import FeatureStore
+from numpy.typing import NDArray
+
+from features import columns, history, store, views
+from features.candidates import Visitor, visitor
+from features.catalogue import Catalogue, item_windows
+from features.fold import fold
+from features.history import DAY, History, from_arrow, hash_ids
+from features.timeline import Timeline, holdout_file
+from infra.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One order as a recommender meets it: who asks, and what they then bought (catalogue indices)."""
+
+    who: Visitor
+    targets: NDArray[np.int64]
+
+
+def read_events(settings: Settings, *, split: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Shop events before `split` (ms) and from it on, each event once, in order of time; the catalogue comes first."""
+    tables = [ds.dataset(settings.offline_dir / "shop_events").to_table()]
+    if holdout_file(settings).exists():
+        tables.append(pq.read_table(holdout_file(settings)))
+    events = pa.concat_tables(tables).to_pandas().drop_duplicates("event_id")
+    events = events.sort_values("event_time", kind="stable").reset_index(drop=True)
+    early = (events["event_time"] < split) | (events["type"] == "item")
+    return events[early], events[~early]
+
+
+def _timestamps(moments: NDArray[np.int64]) -> pd.Series:
+    return pd.to_datetime(pd.Series(moments), unit="ms", utc=True)
+
+
+def build_catalogue(
+    feast: FeatureStore,
+    events: pd.DataFrame,
+    *,
+    neighbours_as_of: int,
+    vectors: NDArray[np.float32] | None = None,
+) -> Catalogue:
+    """The items bought in `events`, with their neighbours as of a moment (ms). `vectors`: shape [items, D]."""
+    bought = events[events["type"] == "purchase"]
+    ids = sorted(bought[columns.ITEM].unique())
+    listed = events[events["type"] == "item"].drop_duplicates(columns.ITEM, keep="last").set_index(columns.ITEM)
+    titles = listed["title"].reindex(ids).fillna("").tolist()
+    prices = bought.groupby(columns.ITEM)["price"].last().reindex(ids).fillna(0.0).to_numpy(np.float32)
+    index = {name: place for place, name in enumerate(ids)}
+    moments = pd.DataFrame({columns.ITEM: ids, columns.EVENT_TIMESTAMP: _timestamps(np.full(len(ids), neighbours_as_of))})
+    rows = store.historical(feast, views.ITEM_NEIGHBOURHOOD, moments, before=False)
+    near = from_arrow(
+        rows,
+        {columns.TIMES: object, columns.SIMILARITIES: np.float64},
+        names={
+            columns.TIMES: f"{views.ITEM_NEIGHBOURS}__{columns.NEIGHBOURS}",
+            columns.SIMILARITIES: f"{views.ITEM_NEIGHBOURS}__{columns.SIMILARITIES}",
+        },
+    )
+    width = int(near.lengths.max()) if len(near) and len(near.times) else 1
+    neighbours = np.full((len(ids), width), -1, dtype=np.int32)
+    similarities = np.zeros((len(ids), width), dtype=np.float32)
+    place = np.arange(len(near.times)) - np.repeat(near.offsets[:-1], near.lengths)
+    known = np.array([index.get(name, -1) for name in near.times], dtype=np.int32)
+    neighbours[near.row_of_entry, place] = known
+    similarities[near.row_of_entry, place] = np.where(known >= 0, near.entries[columns.SIMILARITIES], 0)
+    if vectors is None:
+        vectors = np.zeros((len(ids), 1), dtype=np.float32)
+    return Catalogue(tuple(ids), tuple(titles), prices, neighbours, similarities, vectors, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Orders in order of time: one row per user and moment."""
+
+    users: NDArray[np.object_]
+    times: NDArray[np.int64]
+    items: list[NDArray[np.object_]]
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def rows(self, wanted: NDArray[Any]) -> "Orders":
+        wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted
+        return Orders(self.users[wanted], self.times[wanted], [self.items[row] for row in wanted])
+
+    def latest(self, count: int) -> "Orders":
+        return self.rows(np.arange(max(0, len(self) - count), len(self)))
+
+    def evenly(self, count: int) -> "Orders":
+        """At most `count` orders, spread evenly over time."""
+        return self.rows(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)))
+
+
+def orders_of(events: pd.DataFrame) -> Orders:
+    """What was bought together: the purchases of one user at one moment."""
+    bought = events[(events["type"] == "purchase") & events[columns.USER].notna()]
+    grouped = bought.groupby(["event_time", columns.USER], sort=True)[columns.ITEM].unique()
+    times = grouped.index.get_level_values(0).to_numpy(np.int64)
+    return Orders(grouped.index.get_level_values(1).to_numpy(object), times, list(grouped))
+
+
+def states_from_feast(feast: FeatureStore, orders: Orders) -> History:
+    """The user histories just before each order, one row an order."""
+    examples = pd.DataFrame({columns.USER: orders.users, columns.EVENT_TIMESTAMP: _timestamps(orders.times)})
+    found = store.historical(feast, views.USERS, examples, before=True)
+    names = {name: f"{views.USER_HISTORY}__{name}" for name in history.USER_COLUMNS}
+    return from_arrow(found, history.USER_COLUMNS, names=names)
+
+
+def states_held_back(feast: FeatureStore, orders: Orders, later: pd.DataFrame, *, split: int) -> History:
+    """The same for orders after `split`: the state at `split`, and what the held-back events add before each order."""
+    users, key = np.unique(orders.users, return_inverse=True)
+    known = states_from_feast(feast, Orders(users, np.full(len(users), split), []))
+    place = {name: row for row, name in enumerate(users)}
+    later = later[later[columns.USER].isin(place) & later["type"].isin(columns.KIND_CODES)]
+    entries = {
+        columns.TIMES: later["event_time"].to_numpy(np.int64),
+        columns.ITEMS: later[columns.ITEM].to_numpy(object),
+        columns.KINDS: later["type"].map(columns.KIND_CODES).to_numpy(np.int64),
+        columns.PRICES: later["price"].fillna(0.0).to_numpy(np.float64),
+        columns.QUANTITIES: later["quantity"].fillna(1.0).to_numpy(np.float64),
+        columns.EVENT_HASHES: hash_ids(later["event_id"].tolist()),
+    }
+    folded = fold(
+        known,
+        later[columns.USER].map(place).to_numpy(np.int64),
+        entries,
+        cap=history.USER_CAP,
+        horizon=history.USER_HORIZON,
+    )
+    merged = folded.merged
+    scale = np.int64(2**42)
+    ends = np.searchsorted(merged.row_of_entry * scale + merged.times, key * scale + orders.times, side="left")
+    starts = np.maximum(merged.offsets[key], ends - history.USER_CAP)
+    return merged.slices(starts, np.maximum(ends, starts))
+
+
+def queries_of(orders: Orders, states: History, catalogue: Catalogue) -> list[Query]:
+    """Orders with their states, as queries; items that the catalogue does not know are no targets."""
+    result = []
+    for row in range(len(orders)):
+        targets = catalogue.indices(list(orders.items[row]))
+        who = visitor(states.row(row), catalogue, at=int(orders.times[row]))
+        result.append(Query(who, np.unique(targets[targets >= 0])))
+    return result
+
+
+class ItemDays:
+    """Item windows of the catalogue for any day, from Feast up to the split and from held-back events after it."""
+
+    def __init__(self, feast: FeatureStore, catalogue: Catalogue, later: pd.DataFrame, timeline: Timeline) -> None:
+        self._feast = feast
+        self._catalogue = catalogue
+        self._split_day = timeline.split // DAY
+        self._later = self._fold_later(later, timeline)
+        self._days: dict[int, NDArray[np.float32]] = {}
+
+    def prepare(self, moments: NDArray[np.int64]) -> None:
+        """Fetch the days of these moments (ms) in one go."""
+        days = np.setdiff1d(np.unique(moments // DAY), list(self._days))
+        known = days[days <= self._split_day]
+        if len(known):
+            rows = self._known(known)
+            count = len(self._catalogue.ids)
+            for place, day in enumerate(known):
+                self._days[int(day)] = item_windows(rows.take(np.arange(place * count, (place + 1) * count)), day * DAY)
+        for day in days[days > self._split_day]:
+            past = self._later.keep(self._later.times < day * DAY)
+            self._days[int(day)] = item_windows(past, int(day) * DAY)
+
+    def at(self, moment: int) -> NDArray[np.float32]:
+        """item_windows, float32 [items, len(ITEM_WINDOWS)], as known at `moment` (ms), which must be prepared."""
+        return self._days[moment // DAY]
+
+    def _known(self, days: NDArray[np.int64]) -> History:
+        """Rows of history.ITEM_COLUMNS as of the start of each day, all items of the first day first."""
+        count = len(self._catalogue.ids)
+        examples = pd.DataFrame(
+            {
+                columns.ITEM: list(self._catalogue.ids) * len(days),
+                columns.EVENT_TIMESTAMP: _timestamps(np.repeat(days * DAY, count)),
+            }
+        )
+        found = store.historical(self._feast, views.ITEM_WINDOWS, examples, before=False)
+        names = {name: f"{views.ITEM_HISTORY}__{name}" for name in history.ITEM_COLUMNS}
+        return from_arrow(found, history.ITEM_COLUMNS, names=names)
+
+    def _fold_later(self, later: pd.DataFrame, timeline: Timeline) -> History:
+        known = self._known(np.array([timeline.split // DAY + 1]))
+        moved = later[later["type"].isin(("purchase", "return"))]
+        moved = moved[moved[columns.ITEM].isin(self._catalogue.index)].copy()
+        if not len(moved):
+            return known
+        moved["day"] = moved["event_time"] // DAY * DAY
+        bought = moved["type"] == "purchase"
+        moved["spend"] = (moved["price"].fillna(0.0) * moved["quantity"].fillna(1.0)).where(bought, 0.0)
+        moved["units"] = moved["quantity"].fillna(1.0).where(bought, 0.0)
+        moved["returned"] = (~bought).astype(float)
+        moved["order"] = moved["order_id"].fillna(moved["event_id"]).where(bought)
+        totals = moved.groupby([columns.ITEM, "day"]).agg(
+            orders=("order", "nunique"), units=("units", "sum"), revenue=("spend", "sum"), returns=("returned", "sum")
+        )
+        totals = totals.reset_index()
+        entries = {columns.TIMES: totals["day"].to_numpy(np.int64)} | {
+            name: totals[name].to_numpy(np.float64) for name in history.ITEM_COLUMNS if name != columns.TIMES
+        }
+        key = totals[columns.ITEM].map(self._catalogue.index).to_numpy(np.int64)
+        return fold(known, key, entries, cap=10_000, horizon=10_000 * DAY, hash_column=columns.TIMES).merged
+
+
+def moment_of(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)

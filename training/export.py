@@ -1,0 +1,53 @@
+"""Models as files that serving can read: ONNX to run, safetensors to keep. Each is checked against the model."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+TOLERANCE = 1e-4
+
+
+class ExportError(Exception):
+    """The exported model does not answer as the trained one does."""
+
+
+def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: str) -> None:
+    """Write `model` to `path` (.onnx) and its weights beside it (.safetensors).
+
+    inputs: example tensors by name, in the order of forward(), of any number of rows above 1. Raises ExportError when
+    ONNX Runtime answers something else than the model by more than TOLERANCE.
+    """
+    model = model.eval()
+    rows = torch.export.Dim("rows", min=1)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamo=True,
+            dynamic_shapes=tuple({0: rows} for _ in inputs),
+            external_data=False,
+            verbose=False,
+        )
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path.with_suffix(".safetensors"))
+    with torch.no_grad():
+        expected = model(*inputs.values()).numpy()
+    answered = open_onnx(path).run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+    if not np.allclose(expected, answered, atol=TOLERANCE, rtol=TOLERANCE):
+        worst = float(np.abs(expected - answered).max())
+        raise ExportError(f"{path.name} differs from its model by up to {worst:.2g}; it must not be served")
+
+
+def open_onnx(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -1,0 +1,75 @@
+"""The two-tower retrieval model: a user is what they lately took, an item is itself and the words of its title.
+
+Both towers end in unit vectors of D numbers; their dot product, over a learned temperature, is the logit of "this
+item is in the next order" (Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016; Yi et
+al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019). Plain single-device code: sharding is training/shard.py's.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+HISTORY, ITEM, WORDS = "history", "item", "words"
+
+
+class Tower(nn.Module):
+    """x + MLP(x), to unit length: float32 [B, D] to float32 [B, D]."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x + self.mlp(x), dim=-1)
+
+
+class TwoTower(nn.Module):
+    def __init__(self, *, items: int, words: int, width: int, dropout: float) -> None:
+        super().__init__()
+        meta = torch.device("meta")
+
+        def bag(name: str, rows: int, pooling: PoolingType) -> EmbeddingBagConfig:
+            return EmbeddingBagConfig(
+                name=name, embedding_dim=width, num_embeddings=rows, feature_names=[name], pooling=pooling
+            )
+
+        self.history = EmbeddingBagCollection(
+            tables=[bag(HISTORY, items, PoolingType.SUM)], is_weighted=True, device=meta
+        )
+        self.item = EmbeddingBagCollection(
+            tables=[bag(ITEM, items, PoolingType.SUM), bag(WORDS, words, PoolingType.MEAN)], device=meta
+        )
+        self.user_tower = Tower(width, dropout)
+        self.item_tower = Tower(width, dropout)
+        self.log_scale = nn.Parameter(torch.tensor(2.5))
+
+    def forward(self, histories: KeyedJaggedTensor, items: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor]:
+        """User vectors [B, D], item vectors [C, D] and logits [B, C].
+
+        histories: HISTORY with weights that sum to 1 in each row; items: ITEM (one id a row) and WORDS.
+        """
+        users = self.user_tower(self.history(histories)[HISTORY])
+        bags = self.item(items)
+        vectors = self.item_tower(bags[ITEM] + bags[WORDS])
+        return users, vectors, (users @ vectors.T) * self.log_scale.exp().clamp(max=50)
+
+
+class UserTower(nn.Module):
+    """The exported half: padded histories to user vectors.
+
+    items: int64 [B, L], any valid index where the weight is 0; weights: float32 [B, L], summing to 1 in each row.
+    """
+
+    def __init__(self, table: Tensor, tower: Tower) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(table, freeze=True)
+        self.tower = tower
+
+    def forward(self, items: Tensor, weights: Tensor) -> Tensor:
+        pooled = (self.table(items) * weights.unsqueeze(-1)).sum(dim=1)
+        return self.tower(pooled)

@@ -1,0 +1,199 @@
+"""Fitting the two-tower model: orders in, item vectors and a user tower out."""
+
+import logging
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from tqdm import tqdm
+
+from features.candidates import RECENT_ITEMS, Visitor
+from features.catalogue import Catalogue
+from training.configs import RetrievalConfig
+from training.data import Query
+from training.models.two_tower import HISTORY, ITEM, WORDS, Tower, TwoTower, UserTower
+from training.shard import dense_parameters, shard, table
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_TOP = 100
+
+
+@dataclass
+class Retrieval:
+    """A fitted model: float32 [items, D] vectors of unit length, and the tower that goes with them."""
+
+    vectors: NDArray[np.float32]
+    user_tower: UserTower
+    recall: float
+    """Mean share of a validation order's items among the VALIDATION_TOP nearest."""
+    epochs: int
+
+    def user_vectors(self, visitors: list[Visitor]) -> NDArray[np.float32]:
+        """Shape [B, D]; zeros for a visitor without history."""
+        if not visitors:
+            return np.zeros((0, self.vectors.shape[1]), dtype=np.float32)
+        items, weights = padded_histories(visitors)
+        with torch.no_grad():
+            vectors = self.user_tower(torch.from_numpy(items), torch.from_numpy(weights)).numpy()
+        return vectors * (weights.sum(axis=1, keepdims=True) > 0)
+
+
+def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What the user tower reads: items int64 [B, RECENT_ITEMS] and weights float32, each row summing to 1 or 0."""
+    items = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.int64)
+    weights = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.float32)
+    for row, who in enumerate(visitors):
+        recent = who.recent
+        if len(recent):
+            weight = who.recency_weights
+            items[row, : len(recent)] = recent
+            weights[row, : len(recent)] = weight / weight.sum()
+    return items, weights
+
+
+def title_words(titles: tuple[str, ...], buckets: int) -> list[list[int]]:
+    """Hashed words of each title (the hashing trick; CRC-32 is the same everywhere)."""
+    return [
+        [zlib.crc32(word.encode()) % buckets for word in re.findall(r"[a-z0-9]+", title.lower())] for title in titles
+    ]
+
+
+class _Items:
+    """The item side of the model's input: any set of items as a KeyedJaggedTensor."""
+
+    def __init__(self, titles: tuple[str, ...], buckets: int, device: torch.device) -> None:
+        words = title_words(titles, buckets)
+        self._lengths = torch.tensor([len(row) for row in words])
+        self._offsets = torch.cat((torch.zeros(1, dtype=torch.long), self._lengths.cumsum(0)))
+        self._words = torch.tensor([word for row in words for word in row], dtype=torch.long)
+        self._device = device
+
+    def jagged(self, items: Tensor) -> KeyedJaggedTensor:
+        lengths = self._lengths[items]
+        starts = torch.repeat_interleave(self._offsets[items] - (lengths.cumsum(0) - lengths), lengths)
+        words = self._words[starts + torch.arange(int(lengths.sum()))]
+        return KeyedJaggedTensor(
+            keys=[ITEM, WORDS],
+            values=torch.cat((items, words)),
+            lengths=torch.cat((torch.ones_like(items), lengths)).int(),
+        ).to(self._device)
+
+
+def _history_jagged(items: Tensor, weights: Tensor, device: torch.device) -> KeyedJaggedTensor:
+    real = weights > 0
+    return KeyedJaggedTensor(
+        keys=[HISTORY], values=items[real], weights=weights[real], lengths=real.sum(dim=1).int()
+    ).to(device)
+
+
+def _targets(queries: list[Query], items: int) -> Tensor:
+    """Which items each order holds: float32 [orders, items], rows summing to 1. Only for orders that hold any."""
+    target = torch.zeros((len(queries), items))
+    for row, query in enumerate(queries):
+        target[row, torch.from_numpy(query.targets)] = 1 / len(query.targets)
+    return target
+
+
+def fit_retrieval(
+    catalogue: Catalogue,
+    training: list[Query],
+    validation: list[Query],
+    config: RetrievalConfig,
+    *,
+    device: torch.device,
+    seed: int,
+    label: str,
+) -> Retrieval:
+    """Train on orders whose users have a history, until validation recall stops growing; keep the best epoch.
+
+    The loss is the cross entropy of an order's items among all items, or among `config.negatives` drawn in proportion
+    to sales with the logQ correction where the catalogue is larger.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    count = len(catalogue.ids)
+    plain = TwoTower(items=count, words=config.words, width=config.width, dropout=config.dropout)
+    model = shard(plain, device=device, embedding_rate=config.embedding_rate)
+    optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
+    item_side = _Items(catalogue.titles, config.words, device)
+    training = [query for query in training if len(query.who.recent) and len(query.targets)]
+    validation = [query for query in validation if len(query.who.recent) and len(query.targets)]
+    items, weights = (torch.from_numpy(part) for part in padded_histories([query.who for query in training]))
+    sales = torch.bincount(torch.from_numpy(np.concatenate([query.targets for query in training])), minlength=count)
+
+    best, best_epoch = None, 0
+    progress = tqdm(range(config.epochs), desc=label, unit="epoch", leave=False)
+    for epoch in progress:
+        model.train()
+        losses = []
+        for rows in torch.randperm(len(training), generator=generator).split(config.batch_orders):
+            orders = [training[row] for row in rows.tolist()]
+            drawn, log_q = _draw_items(orders, sales, config.negatives, generator)
+            # Whole steps in bf16 where the GPU has it; on the CPU fp32 is as fast at this width.
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = model(_history_jagged(items[rows], weights[rows], device), item_side.jagged(drawn))[2]
+                logits = logits - log_q.to(device)
+                target = _targets(orders, count)[:, drawn].to(device)
+                loss = F.cross_entropy(logits.float(), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        fitted = _snapshot(model, item_side, catalogue, epoch + 1)
+        fitted.recall = recall(fitted, validation)
+        progress.set_postfix(loss=f"{np.mean(losses):.3f}", recall=f"{fitted.recall:.3f}")
+        if best is None or not validation or fitted.recall > best.recall:
+            best, best_epoch = fitted, epoch
+        elif epoch - best_epoch >= config.patience:
+            break
+    assert best is not None
+    return best
+
+
+def _draw_items(
+    orders: list[Query], sales: Tensor, negatives: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The items a batch is told from, and log of each one's chance to be drawn (0 when all are)."""
+    count = len(sales)
+    if count <= negatives:
+        return torch.arange(count), torch.zeros(count)
+    share = (sales + 1).float() / (sales + 1).sum()
+    random = torch.multinomial(share, negatives, replacement=False, generator=generator)
+    drawn = torch.unique(torch.cat((random, torch.from_numpy(np.concatenate([query.targets for query in orders])))))
+    return drawn, torch.log(share[drawn] * negatives).clamp(max=0)
+
+
+def _snapshot(model: DistributedModelParallel, item_side: _Items, catalogue: Catalogue, epochs: int) -> Retrieval:
+    model.eval()
+    module = model.module
+    nobody = KeyedJaggedTensor(
+        keys=[HISTORY],
+        values=torch.zeros(1, dtype=torch.long),
+        weights=torch.ones(1),
+        lengths=torch.ones(1, dtype=torch.int),
+    ).to(next(module.user_tower.parameters()).device)
+    with torch.no_grad():
+        vectors = model(nobody, item_side.jagged(torch.arange(len(catalogue.ids))))[1]
+    width = vectors.shape[1]
+    tower = Tower(width, dropout=0.0)
+    tower.load_state_dict({name: value.cpu().clone() for name, value in module.user_tower.state_dict().items()})
+    user_tower = UserTower(table(model, HISTORY), tower).eval()
+    return Retrieval(vectors.float().cpu().numpy(), user_tower, 0.0, epochs)
+
+
+def recall(fitted: Retrieval, queries: list[Query]) -> float:
+    """Mean share of each order's items among its user's VALIDATION_TOP nearest; 0 without queries."""
+    if not queries:
+        return 0.0
+    scores = fitted.user_vectors([query.who for query in queries]) @ fitted.vectors.T
+    top = min(VALIDATION_TOP, scores.shape[1])
+    nearest = np.argpartition(-scores, top - 1, axis=1)[:, :top]
+    return float(np.mean([np.isin(query.targets, row).mean() for query, row in zip(queries, nearest, strict=True)]))
