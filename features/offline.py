@@ -63,8 +63,12 @@ class AsofRetrievalJob(RetrievalJob):
 
 def _asof_join(examples: pa.Table, view: FeatureView, names: list[str]) -> pa.Table:
     (key,) = view.join_keys
-    moments = examples.select([key, columns.EVENT_TIMESTAMP]).append_column(
-        ROW, pa.array(range(examples.num_rows), pa.int64())
+    moments = pa.table(
+        {
+            key: examples[key],
+            columns.EVENT_TIMESTAMP: examples[columns.EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")),
+            ROW: pa.array(range(examples.num_rows), pa.int64()),
+        }
     )
     picked = ", ".join(f'f."{name}"' for name in names)
     stamp, created = columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP

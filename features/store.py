@@ -3,6 +3,7 @@
 Wraps Feast: offline in Parquet (features/offline.py), online in SQLite. Knows nothing of how features are computed.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Sequence
 from datetime import timedelta
@@ -27,7 +28,10 @@ def open_store(settings: Settings) -> FeatureStore:
     folder = settings.feast_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     online = folder / "online.db"
-    registry = folder / "registry.db"
+    objects = views.feast_objects(settings.offline_dir)
+    # Named after what it holds, so that a changed definition is registered anew by whoever opens the store first.
+    digest = hashlib.sha256("".join(str(one) for one in objects).encode()).hexdigest()[:16]
+    registry = folder / f"registry-{digest}.db"
     config = RepoConfig(
         project=views.PROJECT,
         provider="local",
@@ -39,7 +43,7 @@ def open_store(settings: Settings) -> FeatureStore:
     fresh = not registry.exists()
     store = FeatureStore(config=config)
     if fresh:
-        store.apply(views.feast_objects(settings.offline_dir))
+        store.apply(objects)
         with sqlite3.connect(online) as connection:
             # Readers go on while the Spark job writes.
             connection.execute("PRAGMA journal_mode = WAL")

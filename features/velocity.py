@@ -31,9 +31,10 @@ ROWS_AT_ONCE = 16_384
 """Keeps the intermediate arrays of large batches in cache and small in memory."""
 
 _FAR = np.int64(2**62)
-_WIDTHS = np.array([HOUR, DAY, 7 * DAY, 7 * DAY + LABEL_DELAY, 30 * DAY, 30 * DAY + LABEL_DELAY])
+_WIDTHS = np.array([HOUR, DAY, 7 * DAY, DAY + LABEL_DELAY, 7 * DAY + LABEL_DELAY, 30 * DAY, 30 * DAY + LABEL_DELAY])
 _ONE = np.ones(1)
-_1H, _24H, _7D, _7D_DELAYED, _30D, _30D_DELAYED = range(6)
+_1H, _24H, _7D, _24H_DELAYED, _7D_DELAYED, _30D, _30D_DELAYED = range(7)
+_DELAYED = [_24H_DELAYED, _7D_DELAYED, _30D_DELAYED]
 _CARD, _OF_TERMINAL = [_1H, _24H, _7D, _30D], [_24H, _7D, _30D]
 
 FEATURES: tuple[str, ...] = (
@@ -51,6 +52,7 @@ FEATURES: tuple[str, ...] = (
     "terminal_count_30d",
     "terminal_frauds_7d",
     "terminal_frauds_30d",
+    "terminal_risk_24h",
     "terminal_risk_7d",
     "terminal_risk_30d",
     "hour",
@@ -124,7 +126,7 @@ REASONS: dict[str, ReasonText] = {
             "TERMINAL_FRAUD",
             f"{{value:.0%}} of the terminal's payments were fraud in {_SPANS[window]} up to a week ago",
         )
-        for window in ("7d", "30d")
+        for window in ("24h", "7d", "30d")
     },
     "hour": ReasonText("TIME_OF_DAY", "paid in the hour from {value:02.0f}:00 UTC"),
     "night": ReasonText("TIME_OF_DAY", "paid at night"),
@@ -284,7 +286,7 @@ def _encode_rows(
 def _fraud_features(
     frauds: History, payments: Payments, terminal_counts: NDArray[np.float64]
 ) -> NDArray[np.float64] | float:
-    """Shape [rows, 4]: frauds reported in 7 and 30 days, and the share of fraud in the delayed windows."""
+    """Shape [rows, 5]: frauds reported in 7 and 30 days, and the share of fraud in the three delayed windows."""
     if not len(frauds.times):
         return 0.0
     past = _Past(frauds, payments.times, frauds.entries[columns.FRAUD_HASHES], payments.event_hashes)
@@ -294,8 +296,8 @@ def _fraud_features(
     past.age[unknown] = _FAR
     reported = past.totals(past.cells(known_age))[:, [_7D, _30D]]
     happened = past.totals(past.cells(past.age))
-    delayed = happened[:, [_7D_DELAYED, _30D_DELAYED]] - happened[:, [_7D]]
-    payments_then = terminal_counts[:, [_7D_DELAYED, _30D_DELAYED]] - terminal_counts[:, [_7D]]
+    delayed = happened[:, _DELAYED] - happened[:, [_7D]]
+    payments_then = terminal_counts[:, _DELAYED] - terminal_counts[:, [_7D]]
     # A stored history is cut to its latest payments, its frauds are not: no share above 1.
     shares = delayed / np.maximum(np.maximum(payments_then, delayed), 1)
     return np.concatenate((reported, shares), axis=1)

@@ -62,7 +62,9 @@ def build_catalogue(
     titles = listed["title"].reindex(ids).fillna("").tolist()
     prices = bought.groupby(columns.ITEM)["price"].last().reindex(ids).fillna(0.0).to_numpy(np.float32)
     index = {name: place for place, name in enumerate(ids)}
-    moments = pd.DataFrame({columns.ITEM: ids, columns.EVENT_TIMESTAMP: _timestamps(np.full(len(ids), neighbours_as_of))})
+    moments = pd.DataFrame(
+        {columns.ITEM: ids, columns.EVENT_TIMESTAMP: _timestamps(np.full(len(ids), neighbours_as_of))}
+    )
     rows = store.historical(feast, views.ITEM_NEIGHBOURHOOD, moments, before=False)
     near = from_arrow(
         rows,

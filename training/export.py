@@ -40,7 +40,9 @@ def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: s
             external_data=False,
             verbose=False,
         )
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path.with_suffix(".safetensors"))
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, path.with_suffix(".safetensors")
+    )
     with torch.no_grad():
         expected = model(*inputs.values()).numpy()
     answered = open_onnx(path).run(None, {name: value.numpy() for name, value in inputs.items()})[0]

@@ -16,15 +16,16 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from features import columns
-from features.manifest import FraudCard, GateResult
+from features.manifest import FRAUD, FraudCard, GateResult
 from features.velocity import FEATURES, SKEWED
 from features.windows import DAY
 from infra.settings import Settings
+from training.export import export
 from training.fraud_quality import alert_thresholds, quality
 from training.models.fraud import FraudDetector, Logistic, Scaling, ServedDetector
 
@@ -33,9 +34,6 @@ logger = logging.getLogger(__name__)
 MODEL, FLOOR = "dcn_v2", "logistic_regression"
 METRIC = "average_precision"
 LABEL_TIME = "label_time"
-ONNX_FILE, WEIGHTS_FILE = "fraud.onnx", "fraud.safetensors"
-PARITY = 1e-4
-"""Largest difference of a probability between torch and ONNX Runtime that an export may have."""
 
 
 class TooFewFraudsError(Exception):
@@ -125,7 +123,8 @@ def split(times: NDArray[np.int64], config: FraudConfig) -> Split:
 
 
 def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int) -> FraudCard:
-    """Train, judge and export into the folder `out`: `fraud.onnx` and `fraud.safetensors` of what may be served.
+    """Train, judge and export into the folder `out`: the ONNX of what may be served (input `features`,
+    float32 [batch, F]; output `probability`, float32 [batch]) and its weights as safetensors.
 
     examples: as `labelled` gives them. What is served is the detector if its average precision on the test days is
     above the floor's, else the floor. Raises TooFewFraudsError.
@@ -138,13 +137,8 @@ def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int
         frauds = int((truth if name == "test" else known)[rows].sum())
         if not 0 < frauds < len(rows):
             raise TooFewFraudsError(f"the {name} days hold {len(rows)} payments and {frauds} frauds; give more days")
-    torch.manual_seed(seed)
-    scaling = Scaling(torch.from_numpy(features[parts.train]), torch.tensor([name in SKEWED for name in FEATURES]))
-    floor = _fit_floor(scaling, features[parts.train], known[parts.train])
-    candidates: dict[str, ServedDetector] = {
-        MODEL: _fit_detector(config, scaling, floor, features=features, known=known, parts=parts, seed=seed),
-        FLOOR: ServedDetector(scaling, [floor]).eval(),
-    }
+    scaling = Scaling(torch.from_numpy(features[parts.train]), skewed_features())
+    candidates = fit_candidates(config, scaling, features=features, known=known, parts=parts, seed=seed)
     budget = config.alert_share * len(parts.validation) / config.validation_days
     cards = np.asarray(examples[columns.CARD].to_pylist(), dtype=object)
     metrics = {
@@ -162,7 +156,9 @@ def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int
         alerts=round(budget * config.validation_days),
         decline_precision=config.decline_precision,
     )
-    export(served, features[parts.validation][:512], out=out)
+    out.mkdir(parents=True, exist_ok=True)
+    sample = torch.from_numpy(features[parts.validation][:512])
+    export(served, out / FRAUD, {"features": sample}, output="probability")
     for name, values in metrics.items():
         logger.info("fraud %s: %s", name, ", ".join(f"{metric} {value:.3f}" for metric, value in values.items()))
     logger.info("fraud: %s is served; took %.1f s", gate.served, time.perf_counter() - started)
@@ -186,6 +182,28 @@ def _arrays(
     stamps = examples[columns.EVENT_TIMESTAMP].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64())
     label_times = examples[LABEL_TIME].fill_null(np.iinfo(np.int64).max).to_numpy()
     return features, stamps.to_numpy(), examples["fraud"].to_numpy().astype(bool), label_times
+
+
+def skewed_features() -> Tensor:
+    """Indices of SKEWED in FEATURES, int64."""
+    return torch.tensor([number for number, name in enumerate(FEATURES) if name in SKEWED])
+
+
+def fit_candidates(
+    config: FraudConfig,
+    scaling: Scaling,
+    *,
+    features: NDArray[np.float32],
+    known: NDArray[np.bool_],
+    parts: Split,
+    seed: int,
+) -> dict[str, ServedDetector]:
+    """The detector and its floor by name, learned from the rows parts.train; parts.validation chooses the epoch."""
+    floor = _fit_floor(scaling, features[parts.train], known[parts.train])
+    return {
+        MODEL: _fit_detector(config, scaling, floor, features=features, known=known, parts=parts, seed=seed),
+        FLOOR: ServedDetector(scaling, [floor]).eval(),
+    }
 
 
 def _fit_floor(scaling: Scaling, features: NDArray[np.float32], known: NDArray[np.bool_]) -> Logistic:
@@ -228,7 +246,7 @@ def _fit_detector(
 
 
 def _batches(rows: int, size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
-    yield from torch.randperm(rows, generator=generator).split(size)
+    yield from torch.split(torch.randperm(rows, generator=generator), size)
 
 
 def _fit_member(
@@ -242,8 +260,6 @@ def _fit_member(
     seed: int,
 ) -> nn.Module:
     """The network of the epoch with the best average precision on validation, on the CPU, in evaluation mode."""
-    from sklearn.metrics import average_precision_score
-
     torch.manual_seed(seed)
     device = learn.device
     net = FraudDetector(
@@ -291,30 +307,3 @@ def _gate(metrics: dict[str, dict[str, float]]) -> GateResult:
     scores = {name: values[METRIC] for name, values in metrics.items()}
     served = MODEL if scores[MODEL] > scores[FLOOR] else FLOOR
     return GateResult(metric=METRIC, scores=scores, model=MODEL, best_floor=FLOOR, served=served, metrics=metrics)
-
-
-def export(model: ServedDetector, sample: NDArray[np.float32], *, out: Path) -> None:
-    """Write ONNX_FILE (input `features` float32 [batch, F], output `probability` float32 [batch]) and WEIGHTS_FILE.
-
-    Raises RuntimeError when ONNX Runtime answers otherwise than torch on `sample`.
-    """
-    import onnxruntime
-
-    out.mkdir(parents=True, exist_ok=True)
-    torch.onnx.export(
-        model,
-        (torch.from_numpy(sample),),
-        out / ONNX_FILE,
-        input_names=["features"],
-        output_names=["probability"],
-        dynamic_shapes={"features": {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    save_file({name: value.contiguous().clone() for name, value in model.state_dict().items()}, out / WEIGHTS_FILE)
-    session = onnxruntime.InferenceSession(out / ONNX_FILE, providers=["CPUExecutionProvider"])
-    (answered,) = session.run(None, {"features": sample})
-    difference = float(np.abs(answered - probabilities(model, sample)).max())
-    if difference > PARITY:
-        raise RuntimeError(f"{ONNX_FILE} differs from the model by {difference:.2g}, more than {PARITY}: not exported")

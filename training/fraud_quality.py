@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from features.history import Array
 from features.windows import DAY
 
-BLOCKED_DAYS = 14
+BLOCKED_DAYS = 7
 """A card whose fraud became known is out of the game this long before the test; then it has been replaced."""
 FEWEST_DECLINES = 10
 """Fewer validation payments say nothing about precision."""

@@ -52,7 +52,11 @@ def versions(releases: Path) -> list[str]:
     """The published versions, oldest first."""
     if not releases.is_dir():
         return []
-    return sorted(path.name for path in releases.iterdir() if re.match(r"^[A-Za-z0-9]", path.name) and path.is_dir() and not path.is_symlink())
+    return sorted(
+        path.name
+        for path in releases.iterdir()
+        if re.match(r"^[A-Za-z0-9]", path.name) and path.is_dir() and not path.is_symlink()
+    )
 
 
 def rollback(releases: Path) -> str:

@@ -107,7 +107,8 @@ def train_recommend(
     )
     catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.split, vectors=fitted.vectors)
     index, kind = build_index(catalogue.vectors)
-    _write_model(out, catalogue, index, fitted, ranking.model)
+    days.prepare(np.array([timeline.split]))
+    _write_model(out, catalogue, days.at(timeline.split), index, fitted, ranking.model)
 
     held_out = data.orders_of(later).evenly(config.gate_orders)
     states = data.states_held_back(store, held_out, later, split=timeline.split)
@@ -115,11 +116,12 @@ def train_recommend(
     drawn = draw_all(queries, catalogue, days, fitted, per_source=config.per_source, label="gate")
     gate = judge(queries, drawn, _scorer(out / RANKER), model="ranker", k=config.list_length, items=len(catalogue.ids))
     say(f"candidates hold {candidate_recall(queries, drawn):.1%} of what the {len(queries):,} held-out orders bought")
+    vectors = fitted.user_vectors([query.who for query in queries])
     return RecommendCard(
         feature_service=views.USERS,
         gate=gate,
         index_kind=kind,
-        index_recall=measure_recall(index, catalogue.vectors, fitted.user_vectors([q.who for q in queries])),
+        index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
         catalogue_items=len(catalogue.ids),
     )
@@ -132,7 +134,12 @@ def by_time(rows: list[T], validation_share: float) -> tuple[list[T], list[T]]:
 
 
 def _write_model(
-    out: Path, catalogue: Catalogue, index: faiss.Index, fitted: Retrieval, ranker: PlainRanker
+    out: Path,
+    catalogue: Catalogue,
+    windows: NDArray[np.float32],
+    index: faiss.Index,
+    fitted: Retrieval,
+    ranker: PlainRanker,
 ) -> None:
     rows = min(3, len(catalogue.ids))
     export(
@@ -152,7 +159,12 @@ def _write_model(
         pa.table({"item_id": list(catalogue.ids), "title": list(catalogue.titles), "price": catalogue.prices}),
         out / CATALOGUE,
     )
-    arrays = {"vectors": catalogue.vectors, "neighbours": catalogue.neighbours, "similarities": catalogue.similarities}
+    arrays = {
+        "vectors": catalogue.vectors,
+        "neighbours": catalogue.neighbours,
+        "similarities": catalogue.similarities,
+        "windows": windows,
+    }
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, out / ARRAYS)
 
 

@@ -15,26 +15,28 @@ CLIP = 6.0
 
 
 class Scaling(nn.Module):
-    """log1p of the skewed features, then zero mean and unit variance, cut at CLIP."""
+    """Zero mean and unit variance, cut at CLIP; a skewed feature is seen twice, as it is and as its log1p.
+
+    The logarithm tells small amounts apart, the amount itself tells the few huge ones.
+    """
 
     skewed: Tensor
     mean: Tensor
     deviation: Tensor
 
     def __init__(self, sample: Tensor, skewed: Tensor) -> None:
-        """sample: float32 [N, F] to take mean and deviation from; skewed: bool [F]."""
+        """sample: float32 [N, F] to take mean and deviation from; skewed: indices of features, int64 [S]."""
         super().__init__()
         self.register_buffer("skewed", skewed)
-        self.register_buffer("mean", torch.zeros(sample.shape[1]))
-        self.register_buffer("deviation", torch.ones(sample.shape[1]))
         unrolled = self._unroll(sample)
-        self.mean.copy_(unrolled.mean(dim=0))
-        self.deviation.copy_(unrolled.std(dim=0).clamp_min(1e-3))
+        self.register_buffer("mean", unrolled.mean(dim=0))
+        self.register_buffer("deviation", unrolled.std(dim=0).clamp_min(1e-3))
 
     def _unroll(self, features: Tensor) -> Tensor:
-        return torch.where(self.skewed, torch.log1p(features.clamp_min(0.0)), features)
+        return torch.cat((features, torch.log1p(features[:, self.skewed].clamp_min(0.0))), dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
+        """float32 [N, F] to float32 [N, F + S]."""
         scaled: Tensor = (self._unroll(features) - self.mean) / self.deviation
         return scaled.clamp(-CLIP, CLIP)
 

@@ -1,0 +1,182 @@
+"""The fraud endpoints: score a payment, report a label, list and follow alerts. Knows HTTP and nothing of models.
+
+app.state must hold `fraud` (FraudService) and `decisions` (DecisionBook).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import AwareDatetime
+
+from apps.errors import Problem
+from apps.fraud.alerts import DecisionBook
+from apps.fraud.schemas import (
+    EXAMPLE_ALERT,
+    EXAMPLE_DECISION,
+    AlertsResponse,
+    LabelBatch,
+    LabelRequest,
+    LabelResult,
+    LabelsResponse,
+    ScoreRequest,
+    ScoreResponse,
+    alert_out,
+)
+from apps.fraud.service import FraudService
+from features.events import Transaction
+
+router = APIRouter(prefix="/v1", tags=["fraud"])
+
+POLL_SECONDS = 0.2
+HEARTBEAT_SECONDS = 15.0
+RETRY_MILLISECONDS = 2_000
+
+
+def _problem(status: int, title: str, detail: str) -> dict[str, Any]:
+    example = {"type": "about:blank", "status": status, "title": title, "detail": detail}
+    return {"description": title, "content": {"application/problem+json": {"example": example}}}
+
+
+def _answer(example: dict[str, Any], *, media: str = "application/json") -> dict[str, Any]:
+    return {"content": {media: {"example": example}}}
+
+
+INVALID = _problem(422, "Invalid request", "body.amount: Input should be greater than or equal to 0")
+FULL = _problem(507, "Event log is full", "not stored: ...; free space there, then send it again")
+BAD_RESUME = _problem(400, "Unknown event id", "Last-Event-ID 'x' was not given by this stream; leave it out")
+
+PAYMENT = {
+    "transaction_id": "tx_5f0c8a41d2e79b36",
+    "card_id": "card_91d1e06f03bddec6",
+    "terminal_id": "term_961e1d5e94bfab0c",
+    "amount": 412.5,
+    "channel": "online",
+    "event_time": "2026-11-22T10:20:00Z",
+}
+LABEL = {"transaction_id": "tx_5f0c8a41d2e79b36", "fraud": True, "known_time": "2026-11-27T09:00:00Z"}
+LABELLED = {
+    "accepted": 1,
+    "duplicates": 0,
+    "results": [{"transaction_id": "tx_5f0c8a41d2e79b36", "status": "accepted"}],
+}
+
+
+@router.post("/transactions/score", responses={200: _answer(EXAMPLE_DECISION), 422: INVALID, 507: FULL})
+def score_transaction(
+    payment: Annotated[ScoreRequest, Body(openapi_examples={"online payment": {"value": PAYMENT}})], request: Request
+) -> ScoreResponse:
+    """Score a card payment and decide: approve, review or decline, with reasons.
+
+    The decision and the payment are in the event log when this answers. A transaction asked for again gets its first
+    decision back.
+    """
+    started = time.perf_counter()
+    service: FraudService = request.app.state.fraud
+    decision = service.score(
+        Transaction(
+            type="transaction",
+            event_id=payment.transaction_id,
+            event_time=payment.event_time or datetime.now(UTC),
+            card_id=payment.card_id,
+            terminal_id=payment.terminal_id,
+            amount=payment.amount,
+            channel=payment.channel,
+        )
+    )
+    return ScoreResponse(
+        transaction_id=decision.event_id,
+        score=decision.score,
+        outcome=decision.outcome,
+        reasons=decision.reasons,
+        model=decision.model,
+        took_ms=round((time.perf_counter() - started) * 1000, 3),
+        degraded=decision.degraded,
+    )
+
+
+@router.post("/labels", responses={200: _answer(LABELLED), 422: INVALID, 507: FULL})
+def add_labels(
+    body: Annotated[
+        LabelRequest | LabelBatch,
+        Body(openapi_examples={"one label": {"value": LABEL}, "a batch": {"value": [LABEL]}}),
+    ],
+    request: Request,
+) -> LabelsResponse:
+    """Report what transactions turned out to be: one label, or up to 1,000 in an array. A repeat counts once."""
+    service: FraudService = request.app.state.fraud
+    requests = body if isinstance(body, list) else [body]
+    fresh = service.labels.add(requests, now=datetime.now(UTC))
+    results = [
+        LabelResult(transaction_id=label.transaction_id, status="accepted" if is_new else "duplicate")
+        for label, is_new in zip(requests, fresh, strict=True)
+    ]
+    return LabelsResponse(accepted=sum(fresh), duplicates=len(fresh) - sum(fresh), results=results)
+
+
+@router.get("/alerts", responses={200: _answer({"alerts": [EXAMPLE_ALERT]}), 422: INVALID})
+def list_alerts(
+    request: Request,
+    outcome: Annotated[Literal["review", "decline"] | None, Query(examples=["review"])] = None,
+    card_id: Annotated[str | None, Query(max_length=128, examples=["card_91d1e06f03bddec6"])] = None,
+    min_score: Annotated[float, Query(ge=0, le=1, examples=[0.5])] = 0.0,
+    since: Annotated[AwareDatetime | None, Query(description="Payments from then on.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+) -> AlertsResponse:
+    """The newest alerts that pass every filter, newest first."""
+    book: DecisionBook = request.app.state.decisions
+    found = book.alerts(outcome=outcome, card_id=card_id, min_score=min_score, since=since, limit=limit)
+    return AlertsResponse(alerts=[alert_out(alert.resume_offset, alert.decision) for alert in found])
+
+
+@router.get(
+    "/alerts/stream",
+    response_class=StreamingResponse,
+    responses={200: _answer({"event": "alert", "data": EXAMPLE_ALERT}, media="text/event-stream"), 400: BAD_RESUME},
+)
+async def stream_alerts(
+    request: Request,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", examples=["18874"])] = None,
+    after: Annotated[str | None, Query(description="As Last-Event-ID, for a first connection.")] = None,
+) -> StreamingResponse:
+    """Alerts as they happen, as server-sent events; with Last-Event-ID from there on, with nothing lost."""
+    book: DecisionBook = request.app.state.decisions
+    resume = last_event_id or after
+    if resume is None:
+        offset = await run_in_threadpool(book.end)
+    elif resume.isascii() and resume.isdigit():
+        offset = int(resume)
+    else:
+        raise Problem(400, "Unknown event id", f"Last-Event-ID {resume!r} was not given by this stream; leave it out")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(alert_events(book, offset), media_type="text/event-stream", headers=headers)
+
+
+async def alert_events(book: DecisionBook, offset: int) -> AsyncIterator[str]:
+    """Server-sent events from a resume offset on, until the book closes.
+
+    A heartbeat carries the position too: after a long quiet time a client need not read all of it again.
+    """
+    yield f"retry: {RETRY_MILLISECONDS}\nid: {offset}\n\n"
+    quiet_since = time.monotonic()
+    while True:
+        closing = book.closing.is_set()
+        alerts, reached = await run_in_threadpool(book.alerts_after, offset)
+        for alert in alerts:
+            out = alert_out(alert.resume_offset, alert.decision)
+            yield f"id: {out.alert_id}\nevent: alert\ndata: {out.model_dump_json()}\n\n"
+            quiet_since = time.monotonic()
+        if time.monotonic() - quiet_since >= HEARTBEAT_SECONDS:
+            yield f": alive\nid: {reached}\n\n"
+            quiet_since = time.monotonic()
+        if reached != offset:
+            offset = reached
+        elif closing:
+            return
+        else:
+            await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,94 @@
+"""Scores payments that arrive in the log: one consumer, at least once, never stuck on a bad record.
+
+Decisions are written before the offset is committed, so a crash scores a few payments again; readers keep the first
+decision. Knows nothing of how a score comes about.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import orjson
+from pydantic import ValidationError
+
+from apps.fraud.alerts import DecisionBook
+from apps.fraud.service import FraudService
+from features.events import Decision, Transaction, key_of, to_json
+from infra import topics
+from infra.log.client import EventLog, LogFullError, Record, follow
+
+logger = logging.getLogger(__name__)
+
+GROUP = "scorer"
+BATCH = 500
+RETRY_SECONDS = 1.0
+
+Pairs = list[tuple[str, bytes]]
+
+
+def skip_history(log: EventLog) -> None:
+    """Let the scorer start after everything that is in TRANSACTIONS now: imported history needs no decisions."""
+    log.commit(GROUP, topics.TRANSACTIONS, log.end(topics.TRANSACTIONS))
+
+
+def run(log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event) -> None:
+    """Score what the log holds and gets, from the last committed offset on, until `stop` is set."""
+    offset = log.committed(GROUP, topics.TRANSACTIONS)
+    for records in follow(log, topics.TRANSACTIONS, offset, stop=stop, max_records=BATCH):
+        decided, refused = _score(records, service=service, decisions=decisions)
+        while not stop.is_set():
+            try:
+                log.append(topics.DEAD_LETTERS, refused)
+                refused = []
+                log.append(topics.DECISIONS, [(key_of(decision), to_json(decision)) for decision in decided])
+            except LogFullError as error:
+                logger.error("decisions wait: %s", error)
+                stop.wait(RETRY_SECONDS)
+            else:
+                log.commit(GROUP, topics.TRANSACTIONS, records[-1].next_offset)
+                break
+
+
+def _score(
+    records: Sequence[Record], *, service: FraudService, decisions: DecisionBook
+) -> tuple[list[Decision], Pairs]:
+    """Decisions on the payments that need one, and dead letters of the records that are none."""
+    decisions.refresh()
+    fresh: dict[str, tuple[Record, Transaction]] = {}
+    elsewhere: list[Transaction] = []
+    refused: Pairs = []
+    for record in records:
+        try:
+            payment = Transaction.model_validate_json(record.value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "record"
+            refused.append(_dead_letter(record, reason="malformed", detail=f"{field}: {first['msg']}"))
+            continue
+        if payment.scored or decisions.get(payment.event_id) is not None:
+            elsewhere.append(payment)
+        else:
+            fresh.setdefault(payment.event_id, (record, payment))
+    service.observe(elsewhere)
+    try:
+        return service.score_many([payment for _, payment in fresh.values()]), refused
+    except Exception:
+        logger.exception("a batch could not be scored as one; trying each payment alone")
+    decided: list[Decision] = []
+    for record, payment in fresh.values():
+        try:
+            decided += service.score_many([payment])
+        except Exception as error:
+            refused.append(_dead_letter(record, reason="unscorable", detail=str(error)))
+    return decided, refused
+
+
+def _dead_letter(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:
+    letter = {
+        "event_id": f"{record.topic}:{record.offset}",
+        "reason": reason,
+        "detail": detail,
+        "origin": {"topic": record.topic, "offset": record.offset},
+        "value": record.value.decode(errors="replace"),
+    }
+    return reason, orjson.dumps(letter)

@@ -1,0 +1,55 @@
+"""What the services need from outside, as protocols: adapters fulfil them, tests bring fakes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.catalogue import Catalogue
+from features.manifest import Manifest
+
+Clock = Callable[[], float]
+"""Seconds since the epoch."""
+
+
+class FeatureReader(Protocol):
+    """Online features, one dict per id: column name to list, or None where nothing is stored.
+
+    Any method may raise an Exception of the store's own when it cannot be reached: the services then degrade.
+    """
+
+    def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+
+    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+
+    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+
+    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+
+
+class Recommender(Protocol):
+    """The recommending half of a loaded release."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    def windows(self) -> NDArray[np.float32]:
+        """item_windows as they stood when the release was made, for when the store cannot be reached."""
+        ...
+
+    def user_vector(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape [D], of padded recent items (int64 [1, L]) and weights (float32 [1, L])."""
+        ...
+
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        """At most `count` allowed items nearest to the vector, nearest first."""
+        ...
+
+    def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The ranker's score of each candidate, shape [C]."""
+        ...
