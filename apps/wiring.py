@@ -8,6 +8,7 @@ from collections.abc import Callable
 from apps.adapters.feast_reader import FeastReader
 from apps.adapters.release_files import Releases
 from apps.experiments.definitions import Experiments
+from apps.experiments.report import load_units, report
 from apps.fraud import scorer
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
@@ -100,3 +101,26 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
         scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop)
     finally:
         halt()
+
+
+def print_report(settings: Settings, key: str, *, say: Callable[[str], None]) -> None:
+    """An experiment's report as lines of text. Raises UnknownExperimentError."""
+    services = Services(settings)
+    definition = services.experiments.get(key)
+    if definition is None:
+        known = ", ".join(one.key for one in services.experiments.all()) or "none yet"
+        raise UnknownExperimentError(f"there is no experiment {key!r}; there are: {known}")
+    told = report(load_units(settings.offline_dir, key), definition, now=services.experiments.now())
+    say(f"experiment {key}: {told.verdict}")
+    for variation in told.variations:
+        say(
+            f"  {variation.key}: {variation.units:,} units, {variation.exposures:,} exposures, "
+            f"{variation.conversions:,} conversions"
+        )
+    say(f"  sample ratio: {told.sample_ratio.verdict}")
+    for note in told.notes:
+        say(f"  note: {note}")
+
+
+class UnknownExperimentError(Exception):
+    """No experiment has this key; says which there are."""

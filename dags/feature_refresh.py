@@ -1,8 +1,8 @@
-"""Every hour: catch the features up with the event log, then renew which items are bought together."""
+"""Every hour: catch the features up with the event log, and renew item windows and what is bought together."""
 
 from datetime import UTC, datetime, timedelta
 
-from airflow.sdk import DAG, chain
+from airflow.sdk import DAG
 from command import RETRIES, Headrace  # type: ignore[import-not-found]
 
 with DAG(
@@ -15,7 +15,4 @@ with DAG(
     tags=["headrace", "features"],
     doc_md=__doc__,
 ):
-    chain(
-        Headrace(task_id="features", words=["features"], execution_timeout=timedelta(minutes=50)),
-        Headrace(task_id="co_purchase", words=["co-purchase"], execution_timeout=timedelta(minutes=50)),
-    )
+    Headrace(task_id="features", words=["features"], execution_timeout=timedelta(minutes=50))

@@ -197,3 +197,8 @@ def milliseconds(moment: datetime) -> int:
 
 def from_milliseconds(moment: int) -> datetime:
     return datetime.fromtimestamp(moment / 1000, tz=UTC)
+
+
+def rfc3339(moment: int) -> str:
+    """Milliseconds since the epoch as RFC 3339 in UTC."""
+    return from_milliseconds(moment).isoformat(timespec="milliseconds").replace("+00:00", "Z")

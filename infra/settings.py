@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     population_refresh_seconds: int = Field(10, ge=1, description="How often item windows and trending are renewed.")
     exposures_refresh_seconds: int = Field(10, ge=1, description="How often impressions are joined to outcomes.")
 
+    online_retail_url: str = Field(
+        "https://archive.ics.uci.edu/static/public/352/online+retail.zip",
+        description="Where `headrace import online-retail` fetches the data from when it is not at hand.",
+    )
     release_poll_seconds: float = Field(2.0, gt=0, description="How often the API looks for a new release.")
     candidates_per_source: int = Field(100, ge=1, description="Most candidates taken from each source.")
     alerts_kept: int = Field(10_000, ge=1, description="Latest alerts the API holds for GET /v1/alerts.")

@@ -6,25 +6,30 @@ goes to the tables and is folded into the histories. Everything a micro-batch do
 without counting twice. Item windows and experiment outcomes are renewed beside it, every few seconds.
 """
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming import StreamingQuery
+from tqdm import tqdm
 
 from features.store import open_store
-from infra.log.client import open_log
+from features.timeline import NoDataError, read_timeline
+from infra.log.client import EventLog, open_log
 from infra.settings import Settings
-from streaming import exposures, items
+from streaming import co_purchase, exposures, items
 from streaming.histories import Histories
-from streaming.session import open_session
-from streaming.source import parse, read_stream
+from streaming.session import JobError, open_session
+from streaming.source import READ_TOPICS, parse, read_stream
 from streaming.tables import IMPRESSIONS, LABELS, SHOP_EVENTS, as_schema, dead_letter, write_table
 
 logger = logging.getLogger(__name__)
@@ -116,42 +121,112 @@ class Renewal(threading.Thread):
 
 
 def run(
-    settings: Settings,
-    *,
-    once: bool,
-    stop: threading.Event | None = None,
-    on_progress: Callable[[int], None] = lambda records: None,
+    settings: Settings, *, stop: threading.Event, on_progress: Callable[[int], None] = lambda records: None
 ) -> FeatureJob:
-    """Turn the log into features: up to its present end with `once`, else until `stop` is set.
+    """Turn the log into features until `stop` is set; started again, it goes on where it was.
 
-    Raises RuntimeError when Spark does not start or a micro-batch fails for good; started again, it goes on where
-    it was.
+    Raises JobError when Spark does not start, another job has this data directory, or a micro-batch fails for good.
     """
-    stop = stop or threading.Event()
-    spark = open_session(settings, app="headrace-features")
-    try:
+    with _sole_job(settings), _session(settings, "headrace-stream") as spark:
         job = FeatureJob(settings, on_progress)
-        query = (
-            read_stream(spark, settings)
-            .writeStream.queryName(QUERY)
-            .foreachBatch(job.handle)
-            .option("checkpointLocation", str((settings.checkpoints_dir / QUERY).absolute()))
-            .trigger(processingTime=f"{settings.stream_trigger_milliseconds} milliseconds")
-            .start()
-        )
-        if once:
-            query.processAllAvailable()
-        else:
-            renewal = Renewal(spark, settings, job, stop)
-            renewal.start()
-            while query.isActive and not stop.wait(0.2):
-                pass
-        error = query.exception()
-        query.stop()
-        if error is not None:
-            raise RuntimeError(f"the feature job stopped: {error}")
-        if once:
-            items.rebuild(spark, open_store(settings), settings)
+        query = _start(spark, settings, job)
+        renewal = Renewal(spark, settings, job, stop)
+        renewal.start()
+        while query.isActive and not stop.wait(0.2):
+            pass
+        _finish(query)
+        stop.set()
+        renewal.join(timeout=10)
         return job
+
+
+def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Turn everything that is in the log now into features, then renew the tables over all items.
+
+    Where `headrace stream` is running it keeps the histories itself, and only the tables are renewed.
+    """
+    log = open_log(settings)
+    with _session(settings, "headrace-features") as spark:
+        try:
+            with _sole_job(settings):
+                total = sum(log.end(topic) for topic in READ_TOPICS)
+                with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
+                    job = FeatureJob(settings, lambda records: bar.update(0))
+                    query = _start(spark, settings, job)
+                    while query.isActive and not _caught_up(query, log):
+                        bar.n = min(total, sum(_offsets(query).values()))
+                        bar.refresh()
+                        time.sleep(0.2)
+                    query.processAllAvailable()
+                    _finish(query)
+                say(f"features: {job.records:,} records folded into histories, {job.rejected:,} dead-lettered")
+        except JobRunningError:
+            say("features: `headrace stream` is running and keeps the histories; renewing the item tables only")
+        try:
+            timeline = read_timeline(settings)
+        except NoDataError as error:
+            say(f"features: {error}")
+            return
+        days = items.rebuild(spark, open_store(settings), settings)
+        related = co_purchase.run(spark, settings, moments=[timeline.ranker_start, timeline.split])
+        say(f"features: {days:,} item days, {related:,} items with others bought beside them")
+
+
+def join_exposures(settings: Settings) -> int:
+    """Join impressions to outcomes once; returns the number of rows written."""
+    with _session(settings, "headrace-exposures") as spark:
+        return exposures.run(spark, settings)
+
+
+class JobRunningError(JobError):
+    """Another feature job is working on this data directory."""
+
+
+@contextlib.contextmanager
+def _sole_job(settings: Settings) -> Iterator[None]:
+    """Hold the data directory's checkpoint: two jobs on it would write the same histories."""
+    settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.checkpoints_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise JobRunningError(f"a feature job already works on {settings.data_dir}; one is enough") from error
+        yield
+
+
+@contextlib.contextmanager
+def _session(settings: Settings, app: str) -> Iterator[SparkSession]:
+    spark = open_session(settings, app=app)
+    try:
+        yield spark
     finally:
         spark.stop()
+
+
+def _start(spark: SparkSession, settings: Settings, job: FeatureJob) -> StreamingQuery:
+    return (
+        read_stream(spark, settings)
+        .writeStream.queryName(QUERY)
+        .foreachBatch(job.handle)
+        .option("checkpointLocation", str((settings.checkpoints_dir / QUERY).absolute()))
+        .trigger(processingTime=f"{settings.stream_trigger_milliseconds} milliseconds")
+        .start()
+    )
+
+
+def _offsets(query: StreamingQuery) -> dict[str, int]:
+    """How far the query has read each topic."""
+    progress = query.lastProgress
+    return json.loads(progress["sources"][0]["endOffset"]) if progress and progress["sources"] else {}
+
+
+def _caught_up(query: StreamingQuery, log: EventLog) -> bool:
+    offsets = _offsets(query)
+    return all(offsets.get(topic, 0) >= log.end(topic) for topic in READ_TOPICS)
+
+
+def _finish(query: StreamingQuery) -> None:
+    error = query.exception()
+    query.stop()
+    if error is not None:
+        raise JobError(f"the feature job stopped: {error}")

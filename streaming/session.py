@@ -8,8 +8,12 @@ from pyspark.sql import SparkSession
 from infra.settings import Settings
 
 
+class JobError(Exception):
+    """A Spark job cannot start or go on; says why and what to do."""
+
+
 def open_session(settings: Settings, *, app: str) -> SparkSession:
-    """A session named `app` on settings.spark_master. Raises RuntimeError when Java is missing or too old."""
+    """A session named `app` on settings.spark_master. Raises JobError when Java is missing or too old."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     try:
@@ -32,5 +36,5 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
             .getOrCreate()
         )
     except Exception as error:
-        raise RuntimeError(f"Spark did not start ({error}); `headrace doctor` says what is missing") from error
+        raise JobError(f"Spark did not start ({error}); `headrace doctor` says what is missing") from error
     return session

@@ -173,6 +173,8 @@ class FraudService:
         model = self._model()
         if model is not None:
             try:
+                if model.card.features != velocity.FEATURES:
+                    raise ValueError("it was trained on other features than this version computes; train again")
                 scores = model.score(matrix)
                 review, decline = model.card.review_threshold, model.card.decline_threshold
                 reasons: list[tuple[Reason, ...]] = [() for _ in scores]

@@ -4,7 +4,6 @@ The table of shop events is the common form of every history: real data, simulat
 """
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.events import rfc3339
 from infra import topics
 from infra.log.client import EventLog
 
@@ -42,11 +42,6 @@ def _json(row: dict[str, Any]) -> bytes:
     event = {name: value for name, value in row.items() if value is not None}
     event["event_time"] = rfc3339(event["event_time"])
     return orjson.dumps(event)
-
-
-def rfc3339(moment: int) -> str:
-    """Milliseconds since the epoch as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(moment / 1000, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def append_dead_letters(log: EventLog, letters: Iterable[tuple[str, dict[str, Any]]], *, origin: str) -> int:

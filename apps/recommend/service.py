@@ -82,6 +82,14 @@ class RecommendService:
 
     def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """The whole answer. Raises Problem 422 for a filter without sense, 503 before the first release."""
+        return self._answer(request, to_visitor=True)
+
+    def preview(self, request: RecommendRequest) -> RecommendResponse:
+        """What `recommend` would answer, for somebody who looks over the visitor's shoulder: no impression is logged,
+        so nothing counts in an experiment, and the request_id is good for nothing."""
+        return self._answer(request, to_visitor=False)
+
+    def _answer(self, request: RecommendRequest, *, to_visitor: bool) -> RecommendResponse:
         started = time.perf_counter()
         serving, at = self._current(), self._moment(request)
         who, degraded = self._visitor(request, serving, at)
@@ -102,8 +110,10 @@ class RecommendService:
             degraded=degraded,
             took_ms=0.0,
         )
-        logged = self._log_impression(request, response, at)
-        metrics.RECOMMENDATIONS.labels(request.surface, model, str(degraded).lower()).inc()
+        logged = True
+        if to_visitor:
+            logged = self._log_impression(request, response, at)
+            metrics.RECOMMENDATIONS.labels(request.surface, model, str(degraded).lower()).inc()
         took = (time.perf_counter() - started) * 1000
         return response.model_copy(update={"took_ms": round(took, 3), "degraded": degraded or not logged})
 

@@ -48,6 +48,10 @@ class EventLog(Protocol):
         """The offset that the next record will get."""
         ...
 
+    def latest(self, topic: str, count: int) -> list[Record]:
+        """The last `count` records of the topic, oldest first; fewer when it holds fewer."""
+        ...
+
     def committed(self, group: str, topic: str) -> int:
         """Where `group` goes on reading; 0 when it has committed nothing."""
         ...

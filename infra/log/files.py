@@ -14,6 +14,7 @@ import fcntl
 import json
 import logging
 import os
+import sys
 import threading
 import time
 import zlib
@@ -208,6 +209,15 @@ class FileLog:
             if len(records) == max_records:
                 break
         return records
+
+    def latest(self, topic: str, count: int) -> list[Record]:
+        """The last `count` records, oldest first."""
+        end, reach = self.end(topic), count * 1024
+        while True:
+            records = self.read(topic, self.align(topic, end - reach) if reach < end else 0, max_records=sys.maxsize)
+            if len(records) >= count or reach >= end:
+                return records[-count:]
+            reach *= 4
 
     def lines(self, topic: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         """(offset, line without LF) of every whole line that starts in [start, end)."""

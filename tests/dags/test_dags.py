@@ -19,7 +19,7 @@ HEADRACE = ROOT / ".venv" / "bin" / "headrace"
 DAGS = sorted(path for path in (ROOT / "dags").glob("*.py") if path.stem not in ("__init__", "command"))
 
 EXPECTED = {
-    "feature_refresh": [["features"], ["co-purchase"]],
+    "feature_refresh": [["features"]],
     "retrain": [["features"], ["train"]],
     "experiment_report": [["exposures"], ["report", "ranker"]],
 }

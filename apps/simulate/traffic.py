@@ -1,0 +1,252 @@
+"""`headrace replay`: what was held back, sent as live traffic through the public API.
+
+Before each held-out order the site asks for recommendations, as of the order's own time; then it sends what was
+bought, naming the request for every item that had been shown. Half of the kept-back payments ask for a score, half
+arrive as events. Open loop: every call has its intended moment and latency counts from there, so that a slow server
+cannot slow the load down (Tene, How NOT to Measure Latency).
+"""
+
+import http.client
+import json
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from features.events import rfc3339
+from infra.settings import Settings
+
+WORKERS = 8
+LIST_LENGTH = 20
+PATIENCE_SECONDS = 30
+
+
+class ReplayError(Exception):
+    """The replay cannot run; says what is missing."""
+
+
+@dataclass
+class Outcome:
+    """What a replay met."""
+
+    orders: int = 0
+    recommend_ms: list[float] = field(default_factory=list)
+    score_ms: list[float] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    shown_and_bought: int = 0
+    seconds: float = 0.0
+
+
+Call = Callable[[http.client.HTTPConnection, float], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One thing to send: `share` of the replay's time after its start, by the worker that has this key."""
+
+    share: float
+    key: str
+    call: Call
+
+
+def run(settings: Settings, *, seconds: float, orders: int | None, surface: str, say: Callable[[str], None]) -> Outcome:
+    """Replay held-out orders and payments over `seconds`; the result also goes to status/replay.json.
+
+    Raises ReplayError when nothing was held back or the API does not answer.
+    """
+    outcome, lock = Outcome(), threading.Lock()
+    planned = _plan_orders(settings, outcome, lock, orders=orders, surface=surface)
+    planned += _plan_payments(settings, outcome, lock)
+    if not planned:
+        raise ReplayError("nothing was held back; import with --hold-out-days, or simulate with --live-days")
+    planned.sort(key=lambda one: one.share)
+    lanes: list[list[Planned]] = [[] for _ in range(WORKERS)]
+    for one in planned:
+        lanes[zlib.crc32(one.key.encode()) % WORKERS].append(one)
+    start = time.monotonic() + 0.2
+    failures: list[Exception] = []
+    with tqdm(total=len(planned), desc="replay", unit="call", leave=False) as bar:
+        threads = [
+            threading.Thread(target=_drive, args=(settings, lane, start, seconds, bar, failures)) for lane in lanes
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise ReplayError(f"the API on port {settings.port} failed: {failures[0]}; is `headrace serve` running?")
+    outcome.seconds = time.monotonic() - start
+    _report(settings, outcome, say)
+    return outcome
+
+
+def _drive(
+    settings: Settings, lane: list[Planned], start: float, seconds: float, bar: Any, failures: list[Exception]
+) -> None:
+    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=PATIENCE_SECONDS)
+    for one in lane:
+        if failures:
+            return
+        intended = start + one.share * seconds
+        time.sleep(max(0.0, intended - time.monotonic()))
+        try:
+            one.call(connection, intended)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            failures.append(error)
+            return
+        bar.update()
+
+
+def post(connection: http.client.HTTPConnection, path: str, body: Any) -> tuple[int, Any]:
+    """POST JSON; returns the status and the answer."""
+    connection.request("POST", path, orjson.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def _plan_orders(
+    settings: Settings, outcome: Outcome, lock: threading.Lock, *, orders: int | None, surface: str
+) -> list[Planned]:
+    path = settings.data_dir / "holdout" / "shop_events.parquet"
+    if not path.exists():
+        return []
+    visits: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in pq.read_table(path).to_pylist():
+        if row["user_id"]:
+            visits.setdefault((row["event_time"], row["user_id"]), []).append(row)
+    keys = sorted(visits)
+    if orders is not None and orders < len(keys):
+        keys = [keys[place] for place in np.unique(np.linspace(0, len(keys) - 1, orders).astype(int))]
+
+    def visit(moment: int, user: str) -> Call:
+        def call(connection: http.client.HTTPConnection, intended: float) -> None:
+            lines, shown, request_id = visits[moment, user], set(), None
+            if any(line["type"] == "purchase" for line in lines):
+                body = {
+                    "user_id": user, "surface": surface, "n": LIST_LENGTH,
+                    "context": {"request_time": rfc3339(moment)},
+                }  # fmt: skip
+                status, answer = post(connection, "/v1/recommend", body)
+                took = (time.monotonic() - intended) * 1000
+                with lock:
+                    outcome.orders += 1
+                    outcome.recommend_ms.append(took)
+                    outcome.statuses[f"recommend {status}"] += 1
+                if status == 200:
+                    shown, request_id = {item["item_id"] for item in answer["items"]}, answer["request_id"]
+                    with lock:
+                        outcome.models[answer["model"]] += 1
+            sent = [_event(line, request_id if line["item_id"] in shown else None) for line in lines]
+            for first in range(0, len(sent), 500):
+                status, answer = post(connection, "/v1/events", {"events": sent[first : first + 500]})
+                with lock:
+                    outcome.statuses[f"events {status}"] += 1
+                    for name in ("accepted", "duplicates", "refused"):
+                        outcome.events[name] += answer.get(name, 0)
+            with lock:
+                outcome.shown_and_bought += sum("request_id" in event for event in sent if event["type"] == "purchase")
+
+        return call
+
+    return [Planned((place + 0.5) / len(keys), user, visit(moment, user)) for place, (moment, user) in enumerate(keys)]
+
+
+def _event(line: dict[str, Any], request_id: str | None) -> dict[str, Any]:
+    event = {name: value for name, value in line.items() if value is not None}
+    event["event_time"] = rfc3339(line["event_time"])
+    if request_id is not None and line["type"] == "purchase":
+        event["request_id"] = request_id
+    return event
+
+
+def _plan_payments(settings: Settings, outcome: Outcome, lock: threading.Lock) -> list[Planned]:
+    folder = settings.data_dir / "live"
+    path = folder / "live_transactions.parquet"
+    if not path.exists():
+        return []
+    rows = pq.read_table(path).to_pylist()
+    names = ("event_time", "card_id", "terminal_id", "amount", "channel")
+
+    def payment(row: dict[str, Any], *, ask: bool) -> Call:
+        body = {name: row[name] for name in names} | {"event_time": rfc3339(row["event_time"])}
+
+        def call(connection: http.client.HTTPConnection, intended: float) -> None:
+            if ask:
+                status, _ = post(connection, "/v1/transactions/score", {**body, "transaction_id": row["event_id"]})
+                with lock:
+                    outcome.score_ms.append((time.monotonic() - intended) * 1000)
+                    outcome.statuses[f"score {status}"] += 1
+                return
+            status, answer = post(
+                connection, "/v1/events", {**body, "event_id": row["event_id"], "type": "transaction"}
+            )
+            with lock:
+                outcome.statuses[f"events {status}"] += 1
+                outcome.events["accepted"] += answer.get("accepted", 0)
+
+        return call
+
+    planned = [
+        Planned((place + 0.5) / len(rows), row["card_id"], payment(row, ask=place % 2 == 0))
+        for place, row in enumerate(rows)
+    ]
+    return planned + _plan_labels(settings, outcome, lock)
+
+
+def _plan_labels(settings: Settings, outcome: Outcome, lock: threading.Lock) -> list[Planned]:
+    """Labels that become known during the replay, some hundred at a time."""
+    rows = pq.read_table(settings.data_dir / "live" / "live_labels.parquet").to_pylist()
+    chunks = [rows[first : first + 100] for first in range(0, len(rows), 100)]
+
+    def send(chunk: list[dict[str, Any]]) -> Call:
+        body = [
+            {
+                "transaction_id": row["transaction_id"], "fraud": row["fraud"], "card_id": row["card_id"],
+                "terminal_id": row["terminal_id"], "known_time": rfc3339(row["event_time"]),
+                "transaction_time": rfc3339(row["transaction_time"]),
+            }
+            for row in chunk
+        ]  # fmt: skip
+
+        def call(connection: http.client.HTTPConnection, intended: float) -> None:
+            status, _ = post(connection, "/v1/labels", body)
+            with lock:
+                outcome.statuses[f"labels {status}"] += 1
+
+        return call
+
+    return [Planned((place + 0.5) / len(chunks), f"labels-{place}", send(chunk)) for place, chunk in enumerate(chunks)]
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Milliseconds at the 50th and 99th percentile, and how many there were."""
+    if not values:
+        return {"p50": 0.0, "p99": 0.0, "count": 0}
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": round(float(p50), 1), "p99": round(float(p99), 1), "count": len(values)}
+
+
+def _report(settings: Settings, outcome: Outcome, say: Callable[[str], None]) -> None:
+    recommend, scored = percentiles(outcome.recommend_ms), percentiles(outcome.score_ms)
+    summary = asdict(outcome) | {"recommend_ms": recommend, "score_ms": scored}
+    folder = settings.data_dir / "status"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "replay.json").write_text(json.dumps(summary, indent=2))
+    say(
+        f"replay: {outcome.orders:,} orders and {scored['count']:,} score requests in {outcome.seconds:.0f} s; "
+        f"recommend p50 {recommend['p50']} ms, p99 {recommend['p99']} ms; score p50 {scored['p50']} ms, "
+        f"p99 {scored['p99']} ms; {outcome.shown_and_bought:,} shown items were bought"
+    )
+    odd = {name: count for name, count in outcome.statuses.items() if not name.endswith(("200", "201"))}
+    if odd or outcome.events["refused"]:
+        say(f"replay: not all went well: {odd or ''} {outcome.events['refused']} events refused")

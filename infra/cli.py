@@ -1,0 +1,260 @@
+"""The command line: one verb for each step, each a lazy call of one package's entry point, and no logic.
+
+What Airflow, the Makefile and a person type is the same. `headrace --help` imports none of the packages.
+"""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from infra.settings import Settings
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValueError as error:
+        raise click.ClickException(f"the settings in the environment are not usable: {error}") from error
+
+
+def _stop_on_signal() -> threading.Event:
+    """An event that Ctrl-C and a terminate signal set."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Headrace: one stream of events in; recommendations, fraud alerts and A/B reports out.
+
+    \b
+    A first look:      headrace demo --small
+    Your own data:     headrace import FILE --map user_id=customer ...
+                       headrace features, train, serve, stream
+    Settings come from HEADRACE_... variables (docs/settings.md).
+    """
+    logging.basicConfig(
+        level=_settings().log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what is missing on this machine, and how to get it."""
+    from infra.doctor import check, exit_code, render
+
+    findings = check(_settings())
+    click.echo(render(findings))
+    sys.exit(exit_code(findings))
+
+
+@cli.command("import")
+@click.argument("source", metavar="online-retail|simulated|FILE")
+@click.option("--data", type=click.Path(path_type=Path), help="Where the Online Retail data is, instead of looking.")
+@click.option("--customers", type=int, help="Online Retail or simulated: only that many customers.")
+@click.option("--hold-out-days", type=int, default=0, show_default=True, help="Keep the last days aside for a replay.")
+@click.option("--map", "mapping", multiple=True, metavar="FIELD=COLUMN", help="FILE: which column holds a field.")
+@click.option("--type", "kind", help="FILE: event type of every row, where no column has it.")
+def import_(
+    source: str,
+    data: Path | None,
+    customers: int | None,
+    hold_out_days: int,
+    mapping: tuple[str, ...],
+    kind: str | None,
+) -> None:
+    """Bring history into the event log: Online Retail, the simulated shop, or your own CSV, Parquet or JSONL file."""
+    from apps.ingest import history
+
+    _run(
+        history.run, _settings(), source=source, data=data, customers=customers, hold_out_days=hold_out_days,
+        mapping=dict(_pair(text) for text in mapping), kind=kind, now=datetime.now(UTC), say=click.echo,
+    )  # fmt: skip
+
+
+@cli.command()
+@click.option("--cards", default=1500, show_default=True)
+@click.option("--terminals", default=1000, show_default=True)
+@click.option("--days", default=75, show_default=True)
+@click.option("--live-days", default=2, show_default=True, help="Latest days kept aside for a replay.")
+@click.option("--seed", default=7, show_default=True)
+def simulate(cards: int, terminals: int, days: int, live_days: int, seed: int) -> None:
+    """Write simulated card payments with known frauds into the event log (a simulator, for load and ground truth)."""
+    from apps.simulate import history
+
+    _run(
+        history.run, _settings(), cards=cards, terminals=terminals, days=days, live_days=live_days, seed=seed,
+        now=datetime.now(UTC), say=click.echo,
+    )  # fmt: skip
+
+
+@cli.command()
+def features() -> None:
+    """Turn everything in the event log into features, and stop (Spark, Feast)."""
+    from streaming import job
+
+    _run(job.catch_up, _settings(), say=click.echo)
+
+
+@cli.command()
+def stream() -> None:
+    """Turn new events into features as they come, until stopped (Spark, Feast)."""
+    from streaming import job
+
+    _run(job.run, _settings(), stop=_stop_on_signal())
+
+
+@cli.command()
+@click.argument("config", default="standard", type=click.Choice(["standard", "small"]))
+def train(config: str) -> None:
+    """Train the models, hold them against their floors, and publish the release (TorchRec, Faiss)."""
+    from training import train as training
+    from training.configs import CONFIGS
+
+    _run(training.run, _settings(), CONFIGS[config](), now=datetime.now(UTC), say=click.echo)
+
+
+@cli.command()
+def releases() -> None:
+    """List the published releases; * marks the one that is served."""
+    from features.manifest import current_version
+    from training.publish import versions
+
+    folder = _settings().releases_dir
+    current = current_version(folder)
+    for version in versions(folder):
+        click.echo(f"{'*' if version == current else ' '} {version}")
+
+
+@cli.command()
+def rollback() -> None:
+    """Serve the release before the current one."""
+    from training import publish
+
+    click.echo(f"serving {_run(publish.rollback, _settings().releases_dir)} from now on")
+
+
+@cli.command()
+def serve() -> None:
+    """Run the API and the console."""
+    import uvicorn
+
+    from apps.main import create_app
+
+    settings = _settings()
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="warning", access_log=False)
+
+
+@cli.command()
+def score() -> None:
+    """Score the transactions that arrive in the event log, until stopped."""
+    from apps.wiring import run_scorer
+
+    _run(run_scorer, _settings(), stop=_stop_on_signal())
+
+
+@cli.command()
+@click.option("--seconds", default=60.0, show_default=True, help="How long the replay takes.")
+@click.option("--orders", type=int, help="At most that many orders, spread evenly.")
+@click.option("--surface", default="home", show_default=True)
+def replay(seconds: float, orders: int | None, surface: str) -> None:
+    """Send what was held back as live traffic through the public API."""
+    from apps.simulate import traffic
+
+    _run(traffic.run, _settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
+
+
+@cli.command()
+def exposures() -> None:
+    """Join impressions to their outcomes for the experiment reports (Spark)."""
+    from streaming import job
+
+    rows = _run(job.join_exposures, _settings())
+    click.echo(f"{rows:,} rows of experiment units")
+
+
+@cli.command()
+@click.argument("key")
+def report(key: str) -> None:
+    """Print an experiment's report."""
+    from apps.wiring import print_report
+
+    _run(print_report, _settings(), key, say=click.echo)
+
+
+@cli.command()
+@click.argument("topic", required=False)
+@click.option("--last", default=10, show_default=True, help="How many of the latest records.")
+def log(topic: str | None, last: int) -> None:
+    """Show the topics of the event log, or the latest records of one."""
+    from infra.log import show
+
+    _run(show.show, _settings(), topic, last=last, say=click.echo)
+
+
+@cli.command()
+@click.option("--small", is_flag=True, help="A part of the data: a minute or so.")
+@click.option("--detach", is_flag=True, help="Leave the server running and return; `headrace down` stops it.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where the Online Retail data is.")
+@click.option("--port", type=int, help="Port of the API.")
+def demo(small: bool, detach: bool, data: Path | None, port: int | None) -> None:
+    """The whole story on one machine: import, features, training, serving, replay, reports."""
+    from infra import demo as story
+
+    _run(story.run, small=small, detach=detach, data=data, port=port, say=click.echo)
+
+
+@cli.command()
+def down() -> None:
+    """Stop what the demo left running."""
+    from infra import demo as story
+
+    stopped = story.down()
+    click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not equals or not field or not column:
+        raise click.ClickException(f"--map {text}: write FIELD=COLUMN, for example --map user_id=customer")
+    return field, column
+
+
+def _run(verb: Any, *arguments: Any, **options: Any) -> Any:
+    """Call an entry point; its own errors become one clear line instead of a traceback."""
+    from infra.log.client import LogError, LogFullError
+
+    started = time.monotonic()
+    try:
+        return verb(*arguments, **options)
+    except (LogError, LogFullError) as error:
+        raise click.ClickException(str(error)) from error
+    except Exception as error:
+        # The packages name their own errors ...Error and word them for the user; anything else is a bug.
+        if type(error).__module__.split(".")[0] in ("apps", "features", "infra", "streaming", "training"):
+            raise click.ClickException(str(error)) from error
+        raise
+    finally:
+        logging.getLogger(__name__).debug("took %.1f s", time.monotonic() - started)
+
+
+def main() -> None:
+    cli(prog_name="headrace")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""`headrace log`: what is in the event log, for a person to read."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from infra import topics
+from infra.log.client import LogError, open_log
+from infra.settings import Settings
+
+Say = Callable[[str], None]
+
+
+def show(settings: Settings, topic: str | None, *, last: int, say: Say) -> None:
+    """The topics and how far they reach, or the latest records of one. Raises LogError for an unknown topic."""
+    log = open_log(settings)
+    if topic is None:
+        for name in topics.ALL:
+            say(f"{name:20} ends at offset {log.end(name):,}")
+        return
+    if topic not in topics.ALL:
+        raise LogError(f"there is no topic {topic!r}; there are {', '.join(topics.ALL)}")
+    for record in log.latest(topic, last):
+        moment = datetime.fromtimestamp(record.timestamp_ms / 1000, tz=UTC).isoformat(timespec="milliseconds")
+        say(f"{record.offset} {moment} {record.key} {record.value.decode('utf-8', 'replace')}")

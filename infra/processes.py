@@ -1,0 +1,95 @@
+"""The background processes of one data directory: started with a log file each, remembered, stopped by id."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from infra.settings import Settings
+
+STOP_SECONDS = 20.0
+
+
+def command(*words: str) -> list[str]:
+    """A headrace command line for this interpreter."""
+    return [sys.executable, "-m", "infra.cli", *words]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment in which a child process has the same settings."""
+    own = {
+        f"HEADRACE_{name.upper()}": str(value)
+        for name, value in settings.model_dump(exclude={"pseudonym_key"}).items()
+        if name in settings.model_fields_set
+    }
+    return {**os.environ, **own, "HEADRACE_DATA_DIR": str(settings.data_dir.absolute())}
+
+
+def start(settings: Settings, name: str, *words: str, extra: Mapping[str, str] | None = None) -> int:
+    """Run `headrace <words>` in the background; returns its process id."""
+    logs, pids = settings.data_dir / "logs", settings.data_dir / "run"
+    logs.mkdir(parents=True, exist_ok=True)
+    pids.mkdir(parents=True, exist_ok=True)
+    with (logs / f"{name}.log").open("ab") as output:
+        process = subprocess.Popen(
+            command(*words),
+            env={**environment(settings), **(extra or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    born = psutil.Process(process.pid).create_time()
+    (pids / f"{name}.json").write_text(json.dumps({"pid": process.pid, "born": born}))
+    return process.pid
+
+
+def alive(settings: Settings) -> dict[str, psutil.Process]:
+    """The processes that `start` left running, by name."""
+    found = {}
+    for path in sorted((settings.data_dir / "run").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            process = psutil.Process(record["pid"])
+            # The id may have been given to somebody else since.
+            if abs(process.create_time() - record["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                found[path.stem] = process
+        except (psutil.NoSuchProcess, ValueError, KeyError):
+            continue
+    return found
+
+
+def stop_all(settings: Settings) -> list[str]:
+    """Stop them, kindly first; returns their names."""
+    running = alive(settings)
+    family = [child for process in running.values() for child in process.children(recursive=True)]
+    for process in running.values():
+        process.terminate()
+    _, stubborn = psutil.wait_procs([*running.values(), *family], timeout=STOP_SECONDS)
+    for process in stubborn:
+        process.kill()
+    for path in (settings.data_dir / "run").glob("*.json"):
+        path.unlink()
+    return list(running)
+
+
+def log_tail(settings: Settings, name: str, *, lines: int = 20) -> str:
+    """The end of a background process's log, for an error message."""
+    path = Path(settings.data_dir / "logs" / f"{name}.log")
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+def wait_until(check: object, *, seconds: float, pause: float = 0.2) -> bool:
+    """Call `check` until it returns something true; False when it never did in that time."""
+    assert callable(check)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if check():
+            return True
+        time.sleep(pause)
+    return False

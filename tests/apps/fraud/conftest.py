@@ -1,0 +1,106 @@
+"""Stand-ins for what surrounds the fraud service; the event log is the real one, in a folder of the test's own."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from apps.fraud.alerts import DecisionBook
+from apps.fraud.service import FraudService
+from features.events import Transaction
+from features.manifest import FraudCard, GateResult
+from features.velocity import FEATURES
+from infra.log.files import FileLog
+
+START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+
+
+class Reader:
+    """Stored histories by id; `broken` makes it fail as a store that is away does."""
+
+    def __init__(self) -> None:
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.terminals: dict[str, dict[str, Any]] = {}
+        self.broken = False
+
+    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        return self._rows(self.cards, ids)
+
+    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        return self._rows(self.terminals, ids)
+
+    def _rows(self, rows: dict[str, dict[str, Any]], ids: Sequence[str]) -> list[dict[str, Any]]:
+        if self.broken:
+            raise OSError("the store is away")
+        return [rows.get(name, {}) for name in ids]
+
+
+class BurstModel:
+    """Log-odds that rise with the payments of the last day and with the amount: -6 + count + amount / 200."""
+
+    version = "model-1"
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.card = FraudCard(
+            feature_service="fraud_v1",
+            gate=GateResult(metric="average_precision", scores={}, model="m", best_floor="f", served="m", metrics={}),
+            features=FEATURES,
+            baseline=tuple(1.0 if name.startswith("card_count") else 0.0 for name in FEATURES),
+            review_threshold=0.3,
+            decline_threshold=0.9,
+            alert_budget_per_day=10,
+        )
+
+    def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        if self.broken:
+            raise RuntimeError("the model is broken")
+        count = matrix[:, FEATURES.index("card_count_24h")]
+        amount = matrix[:, FEATURES.index("amount")]
+        return 1 / (1 + np.exp(6 - count.astype(np.float64) - amount / 200))
+
+
+def payment(number: int, *, card: str = "card_1", seconds: float = 0, amount: float = 20.0, **more: Any) -> Transaction:
+    return Transaction(
+        type="transaction",
+        event_id=f"tx_{number}",
+        event_time=START + timedelta(seconds=seconds),
+        card_id=card,
+        terminal_id=more.pop("terminal", "term_1"),
+        amount=amount,
+        **more,
+    )
+
+
+@pytest.fixture
+def new_payment() -> Callable[..., Transaction]:
+    return payment
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> FileLog:
+    return FileLog(tmp_path / "log")
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture
+def model() -> BurstModel:
+    return BurstModel()
+
+
+@pytest.fixture
+def book(log: FileLog) -> DecisionBook:
+    return DecisionBook(log, decisions_kept=1_000, alerts_kept=100)
+
+
+@pytest.fixture
+def service(log: FileLog, reader: Reader, model: BurstModel, book: DecisionBook) -> FraudService:
+    return FraudService(lambda: model, reader=reader, log=log, decisions=book, clock=START.timestamp)

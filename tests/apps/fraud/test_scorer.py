@@ -1,0 +1,134 @@
+"""The log scorer: every payment is decided, bad records are set aside, and it goes on where it committed."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from apps.fraud import scorer
+from apps.fraud.alerts import DecisionBook
+from apps.fraud.service import FraudService
+from features.events import Decision, Transaction, key_of, to_json
+from infra import topics
+from infra.log.client import LogFullError
+from infra.log.files import FileLog
+
+
+@pytest.fixture
+def scored(log: FileLog, service: FraudService, book: DecisionBook) -> Callable[[], list[Decision]]:
+    """Run the scorer until it has committed everything that is in the log, and give all decisions."""
+
+    def run() -> list[Decision]:
+        stop = threading.Event()
+        worker = threading.Thread(
+            target=scorer.run, args=(log,), kwargs={"service": service, "decisions": book, "stop": stop}
+        )
+        worker.start()
+        end, until = log.end(topics.TRANSACTIONS), time.monotonic() + 20
+        while log.committed(scorer.GROUP, topics.TRANSACTIONS) < end and time.monotonic() < until:
+            time.sleep(0.01)
+        stop.set()
+        worker.join()
+        return [Decision.model_validate_json(record.value) for record in log.read(topics.DECISIONS, 0)]
+
+    return run
+
+
+def put(log: FileLog, *payments: Transaction) -> None:
+    log.append(topics.TRANSACTIONS, [(key_of(payment), to_json(payment)) for payment in payments])
+
+
+def test_payments_of_the_log_get_decisions_under_their_card(log: FileLog, scored: Any, new_payment: Any) -> None:
+    put(log, *(new_payment(number, seconds=number) for number in range(9)))
+    decisions = scored()
+    assert [decision.event_id for decision in decisions] == [f"tx_{number}" for number in range(9)]
+    assert decisions[-1].outcome == "decline"
+    assert {record.key for record in log.read(topics.DECISIONS, 0)} == {"card_1"}
+
+
+def test_payments_that_the_api_scored_are_not_scored_again_but_count(
+    log: FileLog, scored: Any, new_payment: Any
+) -> None:
+    put(log, *(new_payment(number, seconds=number, scored=True) for number in range(8)), new_payment(8, seconds=8))
+    (decision,) = scored()
+    assert decision.event_id == "tx_8"
+    assert decision.outcome == "decline"
+
+
+def test_it_goes_on_where_it_committed(log: FileLog, scored: Any, new_payment: Any) -> None:
+    put(log, new_payment(1))
+    assert len(scored()) == 1
+    put(log, new_payment(2))
+    assert [decision.event_id for decision in scored()] == ["tx_1", "tx_2"]
+
+
+def test_a_crash_before_the_commit_leaves_the_first_decisions_in_force(
+    log: FileLog, scored: Any, new_payment: Any, book: DecisionBook
+) -> None:
+    put(log, new_payment(1), new_payment(2))
+    before = scored()
+    log.commit(scorer.GROUP, topics.TRANSACTIONS, 0)
+    assert scored() == before
+
+
+def test_a_payment_that_is_in_the_log_twice_is_decided_once(log: FileLog, scored: Any, new_payment: Any) -> None:
+    put(log, new_payment(1), new_payment(1))
+    assert len(scored()) == 1
+
+
+@pytest.mark.parametrize("value", [b"not json", b"{}", b'{"type":"transaction","event_id":"x"}', b"[]"])
+def test_a_malformed_record_is_set_aside_and_blocks_nothing(
+    log: FileLog, scored: Any, new_payment: Any, value: bytes
+) -> None:
+    (offset,) = log.append(topics.TRANSACTIONS, [("k", value)])
+    put(log, new_payment(1))
+    assert [decision.event_id for decision in scored()] == ["tx_1"]
+    (letter,) = [orjson.loads(record.value) for record in log.read(topics.DEAD_LETTERS, 0)]
+    assert letter["reason"] == "malformed"
+    assert letter["origin"] == {"topic": topics.TRANSACTIONS, "offset": offset}
+    assert letter["value"] == value.decode()
+
+
+def test_a_payment_that_cannot_be_scored_does_not_take_its_batch_with_it(
+    log: FileLog, scored: Any, new_payment: Any, service: FraudService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_many = service.score_many
+
+    def choking(payments: list[Transaction]) -> list[Decision]:
+        if any(payment.event_id == "tx_2" for payment in payments):
+            raise ValueError("cannot")
+        return score_many(payments)
+
+    monkeypatch.setattr(service, "score_many", choking)
+    put(log, *(new_payment(number) for number in (1, 2, 3)))
+    assert [decision.event_id for decision in scored()] == ["tx_1", "tx_3"]
+    (letter,) = [orjson.loads(record.value) for record in log.read(topics.DEAD_LETTERS, 0)]
+    assert letter["reason"] == "unscorable"
+
+
+def test_a_full_disk_delays_decisions_and_loses_none(
+    log: FileLog, scored: Any, new_payment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, failures = log.append, [None, None]
+
+    def full_at_first(topic: str, records: Any) -> list[int]:
+        if topic == topics.DECISIONS and failures:
+            failures.pop()
+            raise LogFullError("no room")
+        return append(topic, records)
+
+    monkeypatch.setattr(scorer, "RETRY_SECONDS", 0.01)
+    put(log, new_payment(1))
+    monkeypatch.setattr(log, "append", full_at_first)
+    assert len(scored()) == 1
+    assert failures == []
+
+
+def test_imported_history_can_be_skipped(log: FileLog, scored: Any, new_payment: Any) -> None:
+    put(log, new_payment(1))
+    scorer.skip_history(log)
+    put(log, new_payment(2))
+    assert [decision.event_id for decision in scored()] == ["tx_2"]

@@ -1,0 +1,150 @@
+"""Scoring answers always: with a model and reasons, idempotently, and without store or model flagged as degraded."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from apps.fraud.alerts import DecisionBook
+from apps.fraud.recent import RecentPayments
+from apps.fraud.service import RULES, FraudService
+from features import columns
+from features.events import LOGGED, Transaction, milliseconds
+from features.history import hash_ids
+from infra import topics
+from infra.log.client import LogFullError
+from infra.log.files import FileLog
+
+NewPayment = Callable[..., Transaction]
+
+
+def stored(payments: list[Transaction], partner: str) -> dict[str, Any]:
+    return {
+        columns.TIMES: [milliseconds(payment.event_time) for payment in payments],
+        columns.AMOUNTS: [payment.amount for payment in payments],
+        columns.PARTNERS: [getattr(payment, partner) for payment in payments],
+        columns.EVENT_HASHES: hash_ids([payment.event_id for payment in payments]).tolist(),
+    }
+
+
+def test_an_ordinary_payment_is_approved_without_reasons(service: FraudService, new_payment: NewPayment) -> None:
+    decision = service.score(new_payment(1))
+    assert (decision.outcome, decision.reasons, decision.degraded) == ("approve", (), False)
+    assert decision.model == "model-1"
+
+
+def test_a_burst_is_seen_before_the_store_knows_of_it(service: FraudService, new_payment: NewPayment) -> None:
+    outcomes = [service.score(new_payment(number, seconds=number)).outcome for number in range(9)]
+    assert outcomes[0] == "approve"
+    assert outcomes[-1] == "decline"
+    assert "review" in outcomes
+
+
+def test_reasons_are_told_in_words_with_the_numbers(service: FraudService, new_payment: NewPayment) -> None:
+    decisions = [service.score(new_payment(number, seconds=number * 3_600)) for number in range(7)]
+    (burst, *rest) = decisions[-1].reasons
+    assert (burst.code, burst.text) == ("CARD_BURST", "7 payments in 24 hours, usually 1")
+    assert burst.weight == pytest.approx(6.0, abs=0.01)
+    assert all(reason.weight <= burst.weight for reason in rest)
+
+
+def test_payments_scored_together_see_each_other_as_those_scored_alone_do(
+    log: FileLog, reader: Any, model: Any, book: DecisionBook, service: FraudService, new_payment: NewPayment
+) -> None:
+    payments = [new_payment(number, seconds=number, card=f"card_{number % 2}") for number in range(8)]
+    alone = [service.score(payment).score for payment in payments]
+    other = FraudService(lambda: model, reader=reader, log=log, decisions=book, clock=lambda: 0.0)
+    assert [decision.score for decision in other.score_many(payments)] == pytest.approx(alone)
+
+
+def test_a_payment_that_is_stored_and_recent_counts_once(
+    service: FraudService, reader: Any, model: Any, new_payment: NewPayment
+) -> None:
+    payments = [new_payment(number, seconds=number) for number in range(4)]
+    service.observe(payments)
+    reader.cards["card_1"] = stored(payments[:3], "terminal_id")
+    reader.terminals["term_1"] = stored(payments[1:], "card_id")
+    decision = service.score(new_payment(9, seconds=9))
+    assert decision.score == pytest.approx(1 / (1 + 2.718281828 ** (6 - 5 - 0.1)))
+
+
+def test_a_repeated_transaction_gets_its_first_decision_and_is_recorded_once(
+    service: FraudService, log: FileLog, new_payment: NewPayment
+) -> None:
+    first = service.score(new_payment(1))
+    assert service.score(new_payment(1, amount=9_999)) == first
+    assert len(log.read(topics.DECISIONS, 0)) == 1
+    (record,) = log.read(topics.TRANSACTIONS, 0)
+    event = LOGGED.validate_json(record.value)
+    assert isinstance(event, Transaction)
+    assert event.scored
+    assert record.key == "card_1"
+
+
+def test_a_decision_made_by_another_process_meanwhile_holds(
+    service: FraudService, log: FileLog, book: DecisionBook, model: Any, reader: Any, new_payment: NewPayment
+) -> None:
+    other_book = DecisionBook(log, decisions_kept=10, alerts_kept=10)
+    other = FraudService(lambda: model, reader=reader, log=log, decisions=other_book, clock=lambda: 0.0)
+    first = other.score(new_payment(1, amount=2_000))
+    assert first.outcome == "decline"
+    assert service.score(new_payment(1)) == first
+
+
+def test_a_repeat_after_a_crash_between_the_two_records_writes_the_missing_payment(
+    service: FraudService, log: FileLog, new_payment: NewPayment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = log.append
+
+    def failing(topic: str, records: Any) -> list[int]:
+        if topic == topics.TRANSACTIONS:
+            raise LogFullError("no room")
+        return append(topic, records)
+
+    monkeypatch.setattr(log, "append", failing)
+    with pytest.raises(LogFullError):
+        service.score(new_payment(1))
+    monkeypatch.setattr(log, "append", append)
+    service.score(new_payment(1))
+    assert (len(log.read(topics.DECISIONS, 0)), len(log.read(topics.TRANSACTIONS, 0))) == (1, 1)
+
+
+def test_without_the_store_it_answers_from_recent_payments_and_says_so(
+    service: FraudService, reader: Any, new_payment: NewPayment
+) -> None:
+    reader.broken = True
+    decisions = [service.score(new_payment(number, seconds=number)) for number in range(9)]
+    assert all(decision.degraded for decision in decisions)
+    assert decisions[-1].outcome == "decline"
+
+
+@pytest.mark.parametrize("fault", ["no model", "broken model", "other features"])
+def test_without_a_model_two_plain_rules_stand_in(
+    log: FileLog, reader: Any, model: Any, book: DecisionBook, new_payment: NewPayment, fault: str
+) -> None:
+    model.broken = fault == "broken model"
+    if fault == "other features":
+        model.card = model.card.model_copy(update={"features": ("amount",)})
+    holder = (lambda: None) if fault == "no model" else (lambda: model)
+    service = FraudService(holder, reader=reader, log=log, decisions=book, clock=lambda: 0.0)
+    decisions = [service.score(new_payment(number, seconds=number)) for number in range(5)]
+    assert [decision.outcome for decision in decisions] == ["approve"] * 4 + ["review"]
+    assert decisions[-1].reasons[0].text.startswith("5 payments in 1 hour")
+    large = service.score(new_payment(9, seconds=9, amount=5_000))
+    assert {reason.code for reason in large.reasons} == {"AMOUNT_UNUSUAL", "CARD_BURST"}
+    assert all(decision.degraded and decision.model == RULES for decision in [*decisions, large])
+
+
+def test_recent_payments_are_forgotten_after_their_time_and_beyond_their_number(new_payment: NewPayment) -> None:
+    now = [0.0]
+    recent = RecentPayments(clock=lambda: now[0], seconds=60, most=3)
+
+    def held() -> int:
+        return len(recent.over_cards(["card_1"], [{}])[0].get(columns.TIMES, ()))
+
+    for number in range(5):
+        recent.add([new_payment(number, seconds=number)], [number])
+    assert held() == 3
+    now[0] = 61
+    recent.add([new_payment(9, card="card_2")], [9])
+    assert held() == 0
