@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from apps import metrics
 from apps.console import routes as console
+from apps.console_feed import ConsoleFeed
 from apps.errors import install_errors
 from apps.experiments import routes as experiments
 from apps.fraud import routes as fraud
@@ -33,6 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stop = services.keep_fresh()
         yield
+        services.decisions.closing.set()
         stop()
 
     app = FastAPI(title=TITLE, version="0.1.0", lifespan=lifespan, description="Events in, three answers out.")
@@ -43,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.fraud = services.fraud
     app.state.decisions = services.decisions
     app.state.experiments = services.experiments
+    app.state.console = ConsoleFeed(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)
     for router in (ingest.router, recommend.router, fraud.router, experiments.router, console.router):
         app.include_router(router)

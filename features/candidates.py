@@ -55,14 +55,17 @@ class Visitor:
     def recent(self) -> NDArray[np.int64]:
         """The latest RECENT_ITEMS items, oldest first; returned ones and unknown ones left out."""
         wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
-        return self.items[wanted][-RECENT_ITEMS:]
+        recent: NDArray[np.int64] = self.items[wanted][-RECENT_ITEMS:]
+        return recent
 
     @property
     def recency_weights(self) -> NDArray[np.float32]:
         """Weight of each of `recent`: 1 for the last visit, halved for each visit before it."""
         wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
         times = self.times[wanted][-RECENT_ITEMS:]
-        return (0.5 ** (len(np.unique(times)) - 1 - np.searchsorted(np.unique(times), times))).astype(np.float32)
+        visits = np.unique(times)
+        weights: NDArray[np.float32] = (0.5 ** (len(visits) - 1 - np.searchsorted(visits, times))).astype(np.float32)
+        return weights
 
 
 def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: list[str] | None = None) -> Visitor:

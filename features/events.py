@@ -186,7 +186,7 @@ def key_of(event: Event) -> str:
 
 
 def to_json(event: Event) -> bytes:
-    """The event as it goes to the log: compact JSON, times in UTC, unset fields left out."""
+    """The event as it goes to the log: compact JSON, times with the offset they came with, unset fields left out."""
     return event.model_dump_json(exclude_none=True).encode()
 
 

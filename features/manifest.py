@@ -16,7 +16,6 @@ MANIFEST = "manifest.json"
 CURRENT = "current"
 USER_TOWER, RANKER, FRAUD = "user_tower.onnx", "ranker.onnx", "fraud.onnx"
 INDEX, CATALOGUE, ARRAYS = "items.faiss", "catalogue.parquet", "catalogue.safetensors"
-FORMAT = 1
 
 
 class ReleaseError(Exception):
@@ -64,7 +63,7 @@ class FraudCard(_Card):
 
 
 class Manifest(_Card):
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     version: str
     created_time: datetime
     data_start: datetime

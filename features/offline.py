@@ -10,13 +10,17 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pyarrow as pa
-from feast import FeatureView
-from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
-from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
-from feast.on_demand_feature_view import OnDemandFeatureView
-from feast.repo_config import RepoConfig
 
 from features import columns
+from features.feast_import import (
+    DuckDBOfflineStore,
+    DuckDBOfflineStoreConfig,
+    FeatureView,
+    OnDemandFeatureView,
+    RepoConfig,
+    RetrievalJob,
+    RetrievalMetadata,
+)
 
 ROW = "__row"
 
@@ -49,7 +53,8 @@ class AsofRetrievalJob(RetrievalJob):
         raise NotImplementedError("write the result of to_arrow() where it is wanted")
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal().to_pandas()
+        frame: pd.DataFrame = self._to_arrow_internal().to_pandas()
+        return frame
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         result = self._examples
@@ -85,7 +90,7 @@ def _asof_join(examples: pa.Table, view: FeatureView, names: list[str]) -> pa.Ta
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.register("moments", moments)
-        return connection.execute(query, [f"{view.batch_source.path}/*.parquet"]).to_arrow_table()
+        return connection.sql(query, params=[f"{view.batch_source.path}/*.parquet"]).to_arrow_table()
 
 
 class AsofOfflineStore(DuckDBOfflineStore):

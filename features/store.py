@@ -11,11 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from feast import FeatureStore, RepoConfig
-from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
-from feast.repo_config import RegistryConfig
 
 from features import columns, views
+from features.feast_import import FeatureStore, RegistryConfig, RepoConfig, SqliteOnlineStoreConfig
 from features.offline import AsofOfflineStoreConfig
 from infra.settings import Settings
 

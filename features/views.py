@@ -8,11 +8,22 @@ would be wrong an hour later.
 from pathlib import Path
 
 import numpy as np
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.data_format import ParquetFormat
-from feast.types import Array, FeastType, Float64, Int64, String
 
 from features import columns, history, velocity
+from features.feast_import import (
+    Array,
+    Entity,
+    FeastType,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    Float64,
+    Int64,
+    ParquetFormat,
+    String,
+    ValueType,
+)
 
 PROJECT = "headrace"
 

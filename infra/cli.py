@@ -47,6 +47,11 @@ def cli() -> None:
                        headrace features, train, serve, stream
     Settings come from HEADRACE_... variables (docs/settings.md).
     """
+    logging.getLogger("feast").setLevel(logging.WARNING)
+    if not sys.warnoptions:
+        # Deprecations inside the libraries are for us, in the tests, and not for whoever runs a command.
+        logging.captureWarnings(capture=True)
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
     logging.basicConfig(
         level=_settings().log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

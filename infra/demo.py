@@ -98,9 +98,9 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
     with _Step(say, "5  Replay: the held-out month as live traffic, model against its best floor"):
         _do(settings, "replay", "--seconds", "15" if small else "75")
         say(_show_freshness(settings))
-    with _Step(say, "6  Report"):
+    with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
         _wait_for_scorer(settings)
-        _do(settings, "exposures")
+        _wait_for_outcomes(settings)
 
 
 def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
@@ -246,6 +246,20 @@ def _wait_for_scorer(settings: Settings) -> None:
 
     if not processes.wait_until(done, seconds=60):
         raise DemoError(f"the scorer did not keep up:\n{processes.log_tail(settings, 'scorer')}")
+
+
+def _wait_for_outcomes(settings: Settings) -> None:
+    """The feature job joins outcomes every few seconds: wait until the report knows every answer of the replay."""
+    replay = json.loads((settings.data_dir / "status" / "replay.json").read_text())
+    answered = replay["statuses"].get("recommend 200", 0)
+
+    def done() -> bool:
+        report = _get(settings, f"/v1/experiments/{EXPERIMENT}/report")
+        counted = sum(variation["exposures"] for variation in report["variations"])
+        return bool(counted >= answered)
+
+    if not processes.wait_until(done, seconds=90, pause=0.5):
+        raise DemoError(f"the report lacks some answers:\n{processes.log_tail(settings, 'stream')}")
 
 
 def _count(settings: Settings, topic: str) -> int:

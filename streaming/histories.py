@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureStore
 from numpy.typing import NDArray
 
 from features import columns, history, velocity, views
+from features.feast_import import FeatureStore
 from features.fold import Folded, fold
 from features.history import Array, History, from_lists, hash_ids
 from features.store import online_rows, write_online

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
-from feast import FeatureStore
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns, history, views
+from features.feast_import import FeatureStore
 from features.history import DAY, History
 from features.store import write_online
 from infra.settings import Settings

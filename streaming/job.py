@@ -41,11 +41,10 @@ QUERY = "features"
 class FeatureJob:
     """Handles micro-batches. `items_touched` and `impressions_seen` tell the renewals what there is to do."""
 
-    def __init__(self, settings: Settings, on_progress: Callable[[int], None]) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = open_log(settings)
         self._histories = Histories(open_store(settings), settings)
-        self._on_progress = on_progress
         self.items_touched: set[str] = set()
         self.impressions_seen = False
         self.records = 0
@@ -76,7 +75,6 @@ class FeatureJob:
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
         self._write_status(time.monotonic() - started)
-        self._on_progress(events.num_rows)
 
     def _write_status(self, seconds: float) -> None:
         folder = self._settings.data_dir / "status"
@@ -120,15 +118,13 @@ class Renewal(threading.Thread):
                     logger.exception("renewing item windows or experiment outcomes failed; trying again")
 
 
-def run(
-    settings: Settings, *, stop: threading.Event, on_progress: Callable[[int], None] = lambda records: None
-) -> FeatureJob:
+def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     """Turn the log into features until `stop` is set; started again, it goes on where it was.
 
     Raises JobError when Spark does not start, another job has this data directory, or a micro-batch fails for good.
     """
     with _sole_job(settings), _session(settings, "headrace-stream") as spark:
-        job = FeatureJob(settings, on_progress)
+        job = FeatureJob(settings)
         query = _start(spark, settings, job)
         renewal = Renewal(spark, settings, job, stop)
         renewal.start()
@@ -151,7 +147,7 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
             with _sole_job(settings):
                 total = sum(log.end(topic) for topic in READ_TOPICS)
                 with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
-                    job = FeatureJob(settings, lambda records: bar.update(0))
+                    job = FeatureJob(settings)
                     query = _start(spark, settings, job)
                     while query.isActive and not _caught_up(query, log):
                         bar.n = min(total, sum(_offsets(query).values()))

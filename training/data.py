@@ -13,12 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from feast import FeatureStore
 from numpy.typing import NDArray
 
 from features import columns, history, store, views
 from features.candidates import Visitor, visitor
 from features.catalogue import Catalogue, item_windows
+from features.feast_import import FeatureStore
 from features.fold import fold
 from features.history import DAY, History, from_arrow, hash_ids
 from features.timeline import Timeline, holdout_file
@@ -222,7 +222,7 @@ class ItemDays:
         entries = {columns.TIMES: totals["day"].to_numpy(np.int64)} | {
             name: totals[name].to_numpy(np.float64) for name in history.ITEM_COLUMNS if name != columns.TIMES
         }
-        key = totals[columns.ITEM].map(self._catalogue.index).to_numpy(np.int64)
+        key = self._catalogue.indices(totals[columns.ITEM].tolist())
         return fold(known, key, entries, cap=10_000, horizon=10_000 * DAY, hash_column=columns.TIMES).merged
 
 

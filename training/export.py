@@ -1,6 +1,5 @@
 """Models as files that serving can read: ONNX to run, safetensors to keep. Each is checked against the model."""
 
-import logging
 import warnings
 from pathlib import Path
 
@@ -24,9 +23,6 @@ def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: s
     ONNX Runtime answers something else than the model by more than TOLERANCE.
     """
     model = model.eval()
-    rows = torch.export.Dim("rows", min=1)
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -35,10 +31,9 @@ def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: s
             path,
             input_names=list(inputs),
             output_names=[output],
-            dynamo=True,
-            dynamic_shapes=tuple({0: rows} for _ in inputs),
-            external_data=False,
-            verbose=False,
+            dynamic_axes={name: {0: "rows"} for name in (*inputs, output)},
+            # Traced, not compiled: these models have no branches, and it takes 0.1 s instead of 4 s a model.
+            dynamo=False,
         )
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()}, path.with_suffix(".safetensors")

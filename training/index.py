@@ -4,6 +4,8 @@ The kind follows the size (measured at 64 dimensions on one core, docs/decisions
 50,000 items, 8-bit scalar quantisation up to 300,000, HNSW beyond.
 """
 
+from typing import Any
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ RECALL_AT = 100
 def build_index(vectors: NDArray[np.float32]) -> tuple[faiss.Index, str]:
     """An inner-product index of `vectors` (float32 [N, D], unit length), and the name of its kind."""
     count, width = vectors.shape
+    index: Any
     if count <= EXACT_ITEMS:
         index, kind = faiss.IndexFlatIP(width), "Flat"
     elif count <= QUANTISED_ITEMS:

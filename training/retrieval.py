@@ -43,7 +43,8 @@ class Retrieval:
         items, weights = padded_histories(visitors)
         with torch.no_grad():
             vectors = self.user_tower(torch.from_numpy(items), torch.from_numpy(weights)).numpy()
-        return vectors * (weights.sum(axis=1, keepdims=True) > 0)
+        known: NDArray[np.float32] = vectors * (weights.sum(axis=1, keepdims=True) > 0)
+        return known
 
 
 def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

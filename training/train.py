@@ -15,14 +15,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from feast import FeatureStore
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from features import views
 from features.candidates import CANDIDATE_FEATURES, RECENT_ITEMS, Candidates
 from features.catalogue import Catalogue
-from features.manifest import ARRAYS, CATALOGUE, INDEX, RANKER, USER_TOWER, FraudCard, Manifest, RecommendCard
+from features.feast_import import FeatureStore
+from features.manifest import (
+    ARRAYS,
+    CATALOGUE,
+    INDEX,
+    RANKER,
+    USER_TOWER,
+    FraudCard,
+    GateResult,
+    Manifest,
+    RecommendCard,
+)
 from features.store import open_store
 from features.timeline import NoDataError, Timeline, read_timeline
 from infra.settings import Settings
@@ -56,6 +66,9 @@ def run(settings: Settings, config: Config, *, now: datetime, say: Say) -> Manif
         timeline = read_timeline(settings)
         recommend = train_recommend(store, settings, config, timeline, out=building, say=say)
         fraud = train_fraud_if_any(settings, config, out=building, say=say)
+    for name, card in (("recommend", recommend), ("fraud", fraud)):
+        if card is not None:
+            say(f"{name}: {_told(card.gate)}")
     manifest = Manifest(
         version=version,
         created_time=now,
@@ -68,8 +81,17 @@ def run(settings: Settings, config: Config, *, now: datetime, say: Say) -> Manif
         files={},
     )
     publish.publish(building, manifest)
+    say(f"release {version} published")
     _record_run(settings.runs_dir, config, manifest, seconds=time.monotonic() - started)
     return manifest
+
+
+def _told(gate: GateResult) -> str:
+    """The gate in one line."""
+    scores = sorted(gate.scores.items(), key=lambda pair: -pair[1])
+    listed = ", ".join(f"{name} {score:.3f}" for name, score in scores)
+    verdict = "passed the gate" if gate.served == gate.model else f"did not beat its floor, so {gate.served} is served"
+    return f"{gate.metric}: {listed}; {gate.model} {verdict}"
 
 
 def train_recommend(

@@ -4,9 +4,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from feast import FeatureStore
-
 from features import views
+from features.feast_import import FeatureStore
 from features.store import online_rows, open_store
 from infra.settings import Settings
 

@@ -69,8 +69,9 @@ class RecommenderFiles:
     def nearest(self, vector: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         parameters = None
         if allowed is not None:
-            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            parameters = faiss.SearchParameters(sel=selector)
+            # The stubs of faiss give the C++ signatures; its Python layer takes arrays and keywords.
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg,arg-type]
+            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         _, found = self._index.search(vector[None, :], min(count, self._index.ntotal), params=parameters)
         hits: NDArray[np.int64] = found[0]
         return hits[hits >= 0]

@@ -1,5 +1,93 @@
-"""The console's pages."""
+"""The console's pages over HTTP. Needs `app.state.console`, a ConsoleData; knows nothing of what stands behind it."""
 
-from fastapi import APIRouter
+from pathlib import PurePath
+from typing import Annotated
 
-router = APIRouter()
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from apps.console.pages import HERE, STATIC, page
+from apps.console.views import AlertFilter, ConsoleData
+
+router = APIRouter(include_in_schema=False)
+
+EXAMPLE_USERS = 8
+ALERTS_SHOWN = 100
+ITEMS_SHOWN = (5, 10, 20, 50)
+OUTCOMES = ("review", "decline")
+
+Text = Annotated[str, Query(max_length=200)]
+
+
+def _data(request: Request) -> ConsoleData:
+    data: ConsoleData = request.app.state.console
+    return data
+
+
+@router.get("/")
+def home(request: Request) -> Response:
+    return page("home.html", at="home", view=_data(request).overview())
+
+
+@router.get("/console/recommendations")
+def recommendations(request: Request, user: Text = "", surface: Text = "home", n: Text = "10") -> Response:
+    data = _data(request)
+    wanted = int(n) if n.isascii() and n.isdigit() and int(n) in ITEMS_SHOWN else 10
+    user, surface = user.strip(), surface.strip() or "home"
+    return page(
+        "recommendations.html",
+        at="recommendations",
+        examples=data.example_users(EXAMPLE_USERS),
+        sizes=ITEMS_SHOWN,
+        user=user,
+        surface=surface,
+        n=wanted,
+        view=data.user_view(user, surface=surface, n=wanted) if user else None,
+    )
+
+
+@router.get("/console/alerts")
+def alerts(request: Request, outcome: Text = "", card: Text = "", min_score: Text = "") -> Response:
+    # An empty or senseless field is no filter: forms send every field, and a page is no place for a 422.
+    wanted = AlertFilter(
+        outcome=outcome if outcome in OUTCOMES else None, card_id=card.strip() or None, min_score=_score(min_score)
+    )
+    return page(
+        "alerts.html",
+        at="alerts",
+        wanted=wanted,
+        outcomes=OUTCOMES,
+        limit=ALERTS_SHOWN,
+        view=_data(request).alerts(wanted, limit=ALERTS_SHOWN),
+    )
+
+
+@router.get("/console/experiments")
+def experiments(request: Request) -> Response:
+    return page("experiments.html", at="experiments", experiments=_data(request).experiments())
+
+
+@router.get("/console/experiments/{key}")
+def experiment(request: Request, key: str) -> Response:
+    view = _data(request).experiment(key)
+    if view is None:
+        return page("missing.html", status=404, at="experiments", what=f"There is no experiment {key}.")
+    return page("experiment.html", at="experiments", view=view)
+
+
+@router.get("/console/static/{name}")
+def static(name: str) -> Response:
+    if name not in STATIC:
+        return page("missing.html", status=404, at="", what="There is no such file.")
+    # The address carries the files' digest, so a browser may keep what it has.
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    return FileResponse(HERE / "static" / PurePath(name).name, media_type=STATIC[name], headers=headers)
+
+
+def _score(text: str) -> float:
+    """A score from 0 to 1; 0 for what is none."""
+    try:
+        score = float(text.replace(",", "."))
+    except ValueError:
+        return 0.0
+    return score if 0 <= score <= 1 else 0.0

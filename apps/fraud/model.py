@@ -1,8 +1,10 @@
 """The fraud model as serving sees it, and why it gave a score. Knows nothing of where features come from."""
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from features.events import Reason
@@ -29,6 +31,24 @@ class FraudModel(Protocol):
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities of fraud, shape [N], of raw features, shape [N, len(FEATURES)]."""
         ...
+
+
+class OnnxFraudModel:
+    """An exported detector. Raises ValueError when it was trained on other features than this version computes."""
+
+    def __init__(self, path: Path, *, card: FraudCard, version: str) -> None:
+        if card.features != FEATURES:
+            raise ValueError(f"release {version} scores other features than this version of Headrace: train again")
+        options = onnxruntime.SessionOptions()
+        # Many small requests at once: threads inside one of them only get in the others' way.
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.card = card
+        self.version = version
+
+    def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        (scores,) = self._session.run(None, {"features": matrix})
+        return np.asarray(scores, dtype=np.float64)
 
 
 def explain(model: FraudModel, matrix: NDArray[np.float32]) -> list[tuple[Reason, ...]]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 from tqdm import tqdm
@@ -95,7 +96,7 @@ def _store(settings: Settings, imported: online_retail.Imported, *, hold_out_day
         last = pc.max(events["event_time"]).as_py()
         events, later = split_at(events, (last - hold_out_days * DAY) // DAY * DAY)
     with tqdm(total=events.num_rows, desc="events", unit="event", unit_scale=True, leave=False) as bar:
-        count = append_events(log, events, on_progress=bar.update)
+        count = append_events(log, events, on_progress=lambda rows: _advance(bar, rows))
     append_dead_letters(log, imported.rejected, origin=origin)
     users = pc.count_distinct(events["user_id"]).as_py()
     kinds = Counter(events["type"].to_pylist())
@@ -110,6 +111,10 @@ def _store(settings: Settings, imported: online_retail.Imported, *, hold_out_day
     if later is not None:
         write_holdout(settings.data_dir / HOLDOUT, later)
         say(f"events: {later.num_rows:,} of the last {hold_out_days} days held out for the gate and the replay")
+
+
+def _advance(bar: "tqdm[Any]", rows: int) -> None:
+    bar.update(rows)
 
 
 def _told(imported: online_retail.Imported) -> str:

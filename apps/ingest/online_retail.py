@@ -5,6 +5,7 @@ and return events; lines that cannot be events come back with a reason. Times ar
 that the last line falls into the week that ends now: weekdays and hours stay as they were.
 """
 
+import http.client
 import urllib.error
 import urllib.request
 import zipfile
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from python_calamine import CalamineError
 
 from apps.ingest.bulk import SHOP_EVENTS
 
@@ -64,7 +66,15 @@ def download(url: str, folder: Path, *, on_progress: Callable[[int, int], None] 
                     file.write(chunk)
                     done += len(chunk)
                     on_progress(done, total)
-    except (urllib.error.URLError, OSError) as error:
+    except urllib.error.HTTPError as error:
+        # Refused range: the part is the whole file already, or a part of another one.
+        complete = error.code == 416 and error.headers.get("Content-Range", "").endswith(f"/{have}")
+        if error.code == 416 and not complete:
+            part.unlink()
+        if not complete:
+            raise DataError(f"{url} cannot be fetched ({error}); try again later") from error
+        total = done = have
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{url} cannot be fetched ({error}); what came is kept and the next try goes on") from error
     if total and done != total:
         raise DataError(f"{url} broke off after {done} of {total} bytes; try again, it goes on from there")
@@ -86,7 +96,7 @@ def read_lines(path: Path, *, expected: int | None = LINES) -> pd.DataFrame:
         raise DataError(f"{path} does not exist; give the Online Retail file with --data")
     try:
         lines = _read(path)
-    except (ValueError, OSError, pa.ArrowException, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, RuntimeError, pa.ArrowException, zipfile.BadZipFile, CalamineError) as error:
         raise DataError(f"{path} cannot be read as Online Retail data: {error}") from error
     if missing := [name for name in COLUMNS if name not in lines.columns]:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}: it is not the Online Retail data")
@@ -120,8 +130,9 @@ def to_events(lines: pd.DataFrame, *, now: datetime, customers: int | None = Non
         lines = _sample(lines, customers)
     reason = _reasons(lines)
     quality = _quality(lines, reason)
-    rejected = [
-        (why, line) for why, line in zip(reason[reason != ""], lines[reason != ""].to_dict("records"), strict=True)
+    rejected: list[tuple[str, dict[str, Any]]] = [
+        (str(why), {str(name): value for name, value in line.items()})
+        for why, line in zip(reason[reason != ""], lines[reason != ""].to_dict("records"), strict=True)
     ]
     last = lines["InvoiceDate"].max()
     shift = (now.replace(tzinfo=None) - last.to_pydatetime()) // WEEK * WEEK
@@ -144,6 +155,7 @@ def _reasons(lines: pd.DataFrame) -> pd.Series:
     """Why each line is not an event; empty where it is one."""
     reason = pd.Series("", index=lines.index, dtype=object)
     checks = (
+        ("no time or quantity", lines[["InvoiceDate", "Quantity"]].isna().any(axis=1)),
         ("no customer", lines["CustomerID"].isna()),
         ("adjustment, not a product", ~lines["StockCode"].str.match(PRODUCT_CODE)),
         ("price is not above 0", ~(lines["UnitPrice"] > 0)),

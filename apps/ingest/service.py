@@ -1,7 +1,8 @@
-"""Taking events in: each is checked on its own, recognised when it was sent before, and stored before it is accepted."""
+"""Taking events in: each is checked alone, recognised when it was sent before, and stored before it is accepted."""
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -54,24 +55,27 @@ class IngestService:
         self._lock = threading.Lock()
 
     def accept(self, batch: list[Any]) -> IngestResponse:
-        """Check and store a batch. Raises LogFullError when it cannot be stored: then nothing of it was accepted."""
+        """Check and store a batch. Raises LogFullError when it cannot be stored: it can be sent again as it is.
+
+        Of two calls that bring one event at the same moment both may store it: readers of the log count it once.
+        """
         now = datetime.fromtimestamp(self._clock(), tz=UTC)
         results: list[EventResult] = []
-        by_topic: dict[str, list[tuple[str, bytes]]] = {}
-        fresh: dict[str, EventResult] = {}
+        by_topic: dict[str, list[events.ItemEvent | events.Transaction]] = {}
+        fresh: set[str] = set()
         for index, raw in enumerate(batch):
             result, event = self._check(index, raw, now)
             if event is not None:
                 if event.event_id in fresh or self._known(event.event_id):
                     result = EventResult(index=index, event_id=event.event_id, status="duplicate")
                 else:
-                    fresh[event.event_id] = result
-                    topic = events.TOPIC_OF[event.type]
-                    by_topic.setdefault(topic, []).append((events.key_of(event), events.to_json(event)))
+                    fresh.add(event.event_id)
+                    by_topic.setdefault(events.TOPIC_OF[event.type], []).append(event)
             results.append(result)
-        for topic, records in by_topic.items():
-            self._log.append(topic, records)
-        self._remember(fresh)
+        for topic, taken in by_topic.items():
+            self._log.append(topic, [(events.key_of(event), events.to_json(event)) for event in taken])
+            # At once: when the next topic finds no room, the whole batch comes again.
+            self._remember(event.event_id for event in taken)
         counts = {
             status: sum(result.status == status for result in results)
             for status in ("accepted", "duplicate", "refused")
@@ -93,18 +97,22 @@ class IngestService:
 
         if not isinstance(raw, dict):
             return refused("", "an event is a JSON object")
-        if len(orjson.dumps(raw)) > self._max_event_bytes:
+        try:
+            size = len(orjson.dumps(raw))
+        except orjson.JSONEncodeError:
+            return refused("", "nested too deep")
+        if size > self._max_event_bytes:
             return refused("", f"larger than {self._max_event_bytes} bytes")
         if raw.get("scored"):
             return refused("scored", "only Headrace sets this; leave it out")
         try:
             event = events.ACCEPTED.validate_python(raw)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = [str(part) for part in first["loc"] if part not in events.TOPIC_OF]
-            return refused(".".join(place) or "type", first["msg"])
+            return refused(*_told(error))
         if event.event_time > now + self._max_future:
-            return refused("event_time", f"lies more than {self._max_future.seconds} s in the future; check the clock")
+            return refused(
+                "event_time", f"lies more than {self._max_future.total_seconds():.0f} s in the future; check the clock"
+            )
         if event.event_time < now - self._max_age:
             return refused(
                 "event_time", f"older than {self._max_age.days} days; bring history in with `headrace import`"
@@ -115,8 +123,19 @@ class IngestService:
         with self._lock:
             return event_id in self._ids
 
-    def _remember(self, ids: dict[str, EventResult]) -> None:
+    def _remember(self, ids: Iterable[str]) -> None:
         with self._lock:
             self._ids.update(dict.fromkeys(ids))
             while len(self._ids) > self._recent:
                 self._ids.popitem(last=False)
+
+
+def _told(error: ValidationError) -> tuple[str, str]:
+    """The field and the reason of the first thing that is wrong with an event."""
+    first = error.errors(include_url=False)[0]
+    kind, place = first["type"], ".".join(str(part) for part in first["loc"][1:])  # the first part is the event's type
+    if kind.startswith("union_tag"):
+        return "type", first["msg"]
+    if kind == "string_pattern_mismatch":
+        return place, "holds a control character"
+    return place or "user_id", first["msg"].removeprefix("Value error, ")

@@ -34,7 +34,8 @@ def simulate(*, customers: int, end: datetime, seed: int) -> Imported:
     rows.sort(key=lambda row: (row["event_time"], row["event_id"]))
     catalogue = [
         {
-            "event_id": f"item:S{item:05d}", "type": "item", "event_time": int(appears[item]), "item_id": f"S{item:05d}",
+            "event_id": f"item:S{item:05d}", "item_id": f"S{item:05d}",
+            "type": "item", "event_time": int(appears[item]),
             "title": f"Model {item % ITEMS_EACH} of line {item // ITEMS_EACH}", "price": float(prices[item]),
             "category": f"line-{item // ITEMS_EACH}",
         }
@@ -57,7 +58,9 @@ def _shopper(
 ) -> list[dict[str, object]]:
     taste = rng.choice(CATEGORIES, 3, replace=False)
     pace = rng.gamma(2.0, 25.0) + 5
-    now, owned, rows = start + int(rng.random() * 90 * DAY), [], []
+    now = start + int(rng.random() * 90 * DAY)
+    owned: list[int] = []
+    rows: list[dict[str, object]] = []
     while now < start + DAYS * DAY:
         order = f"o{customer}-{now}"
         for line in range(int(rng.geometric(0.12))):
@@ -70,7 +73,7 @@ def _shopper(
                     continue
                 item = int(rng.choice(shelf, p=appeal[shelf] / appeal[shelf].sum()))
             owned.append(item)
-            common = {
+            common: dict[str, object] = {
                 "user_id": f"u{customer}", "item_id": f"S{item:05d}", "quantity": float(rng.integers(1, 7)),
                 "price": float(prices[item]), "order_id": order,
             }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from apps.errors import Problem
 from apps.recommend.schemas import Condition
 from features.catalogue import Catalogue
 
-ORDER: dict[str, Callable[[object, object], object]] = {
+ORDER: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
 }  # fmt: skip
 TEXT_OPS = ("eq", "ne", "in", "contains")

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -114,39 +114,47 @@ def post(connection: http.client.HTTPConnection, path: str, body: Any) -> tuple[
     return answer.status, json.loads(answer.read())
 
 
-def _plan_orders(
-    settings: Settings, outcome: Outcome, lock: threading.Lock, *, orders: int | None, surface: str
-) -> list[Planned]:
+Visit = list[dict[str, Any]]
+
+
+def _held_out_visits(settings: Settings, orders: int | None) -> list[tuple[int, str, Visit]]:
+    """(moment, user, lines) of every held-out visit, in order of time; at most `orders` of them."""
     path = settings.data_dir / "holdout" / "shop_events.parquet"
     if not path.exists():
         return []
-    visits: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    visits: dict[tuple[int, str], Visit] = {}
     for row in pq.read_table(path).to_pylist():
         if row["user_id"]:
             visits.setdefault((row["event_time"], row["user_id"]), []).append(row)
     keys = sorted(visits)
     if orders is not None and orders < len(keys):
         keys = [keys[place] for place in np.unique(np.linspace(0, len(keys) - 1, orders).astype(int))]
+    return [(moment, user, visits[moment, user]) for moment, user in keys]
 
-    def visit(moment: int, user: str) -> Call:
+
+def _plan_orders(
+    settings: Settings, outcome: Outcome, lock: threading.Lock, *, orders: int | None, surface: str
+) -> list[Planned]:
+    visits = _held_out_visits(settings, orders)
+
+    def ask(connection: http.client.HTTPConnection, intended: float, moment: int, user: str) -> tuple[set[str], str]:
+        """What is shown to the user at that moment, and the id of the request."""
+        context = {"request_time": rfc3339(moment)}
+        body = {"user_id": user, "surface": surface, "n": LIST_LENGTH, "context": context}
+        status, answer = post(connection, "/v1/recommend", body)
+        with lock:
+            outcome.orders += 1
+            outcome.recommend_ms.append((time.monotonic() - intended) * 1000)
+            outcome.statuses[f"recommend {status}"] += 1
+            outcome.models[answer.get("model", "none")] += 1
+        return {item["item_id"] for item in answer.get("items", [])}, answer.get("request_id", "")
+
+    def visit(moment: int, user: str, lines: Visit) -> Call:
         def call(connection: http.client.HTTPConnection, intended: float) -> None:
-            lines, shown, request_id = visits[moment, user], set(), None
+            shown, request_id = set[str](), ""
             if any(line["type"] == "purchase" for line in lines):
-                body = {
-                    "user_id": user, "surface": surface, "n": LIST_LENGTH,
-                    "context": {"request_time": rfc3339(moment)},
-                }  # fmt: skip
-                status, answer = post(connection, "/v1/recommend", body)
-                took = (time.monotonic() - intended) * 1000
-                with lock:
-                    outcome.orders += 1
-                    outcome.recommend_ms.append(took)
-                    outcome.statuses[f"recommend {status}"] += 1
-                if status == 200:
-                    shown, request_id = {item["item_id"] for item in answer["items"]}, answer["request_id"]
-                    with lock:
-                        outcome.models[answer["model"]] += 1
-            sent = [_event(line, request_id if line["item_id"] in shown else None) for line in lines]
+                shown, request_id = ask(connection, intended, moment, user)
+            sent = [_event(line, request_id if line["item_id"] in shown else "") for line in lines]
             for first in range(0, len(sent), 500):
                 status, answer = post(connection, "/v1/events", {"events": sent[first : first + 500]})
                 with lock:
@@ -154,17 +162,20 @@ def _plan_orders(
                     for name in ("accepted", "duplicates", "refused"):
                         outcome.events[name] += answer.get(name, 0)
             with lock:
-                outcome.shown_and_bought += sum("request_id" in event for event in sent if event["type"] == "purchase")
+                outcome.shown_and_bought += sum("request_id" in event for event in sent)
 
         return call
 
-    return [Planned((place + 0.5) / len(keys), user, visit(moment, user)) for place, (moment, user) in enumerate(keys)]
+    return [
+        Planned((place + 0.5) / len(visits), user, visit(moment, user, lines))
+        for place, (moment, user, lines) in enumerate(visits)
+    ]
 
 
-def _event(line: dict[str, Any], request_id: str | None) -> dict[str, Any]:
+def _event(line: dict[str, Any], request_id: str) -> dict[str, Any]:
     event = {name: value for name, value in line.items() if value is not None}
     event["event_time"] = rfc3339(line["event_time"])
-    if request_id is not None and line["type"] == "purchase":
+    if request_id and line["type"] == "purchase":
         event["request_id"] = request_id
     return event
 
@@ -238,7 +249,8 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def _report(settings: Settings, outcome: Outcome, say: Callable[[str], None]) -> None:
     recommend, scored = percentiles(outcome.recommend_ms), percentiles(outcome.score_ms)
-    summary = asdict(outcome) | {"recommend_ms": recommend, "score_ms": scored}
+    # vars, not asdict: that would take the counters apart.
+    summary = vars(outcome) | {"recommend_ms": recommend, "score_ms": scored}
     folder = settings.data_dir / "status"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "replay.json").write_text(json.dumps(summary, indent=2))

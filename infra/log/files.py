@@ -11,6 +11,7 @@ checksum is wrong is skipped and counted: neither is ever handed out.
 """
 
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -30,7 +31,10 @@ READ_BYTES = 1 << 20
 
 def encode_line(timestamp_ms: int, key: str, value: bytes) -> bytes:
     """One record as a line. Raises LogError when key or value would break the framing."""
-    body = b"%d\t%s\t%s" % (timestamp_ms, key.encode(), value)
+    try:
+        body = b"%d\t%s\t%s" % (timestamp_ms, key.encode(), value)
+    except UnicodeEncodeError as error:
+        raise LogError(f"a record's key is Unicode text: {error}") from error
     if b"\n" in body or "\t" in key:
         raise LogError("a record's key may hold no tab, and neither key nor value a line feed")
     return b"%08x\t%s\n" % (zlib.crc32(body), body)
@@ -55,7 +59,8 @@ class _Batch:
         self.lines: list[bytes] = []
         self.done = threading.Event()
         self.start = 0
-        self.error: Exception | None = None
+        # Until it is known to be stored, it is not: also when an interrupt tears the writing caller away.
+        self.error: Exception | None = LogError("not stored: the write was interrupted; send it again")
 
 
 class _Writer:
@@ -82,6 +87,7 @@ class _Writer:
                     self._waiting = _Batch()
                 try:
                     batch.start = self._write(b"".join(batch.lines))
+                    batch.error = None
                 except Exception as error:
                     batch.error = error
                 finally:
@@ -99,36 +105,47 @@ class _Writer:
     def _write(self, data: bytes) -> int:
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
         try:
-            path = self._last_segment()
-            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            fd, base, size = self._open_segment()
             try:
-                size = _mend_tail(fd, path)
-                try:
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.write(fd, view) :]
-                    os.fsync(fd)
-                except OSError as error:
-                    os.ftruncate(fd, size)
-                    raise LogFullError(
-                        f"not stored: {path.parent} refused the write ({error.strerror}); "
-                        "free space there or move HEADRACE_DATA_DIR, then send it again"
-                    ) from error
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, size)
+                raise
             finally:
                 os.close(fd)
-            return int(path.stem) + size
+            return base + size
+        except OSError as error:
+            raise LogFullError(
+                f"not stored: {self._folder} refused the write ({error.strerror}); "
+                "free space there or move HEADRACE_DATA_DIR, then send it again"
+            ) from error
         finally:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
-    def _last_segment(self) -> Path:
-        segments = _segments(self._folder)
-        if segments and segments[-1][1].stat().st_size < self._segment_bytes:
-            return segments[-1][1]
-        base = segments[-1][0] + segments[-1][1].stat().st_size if segments else 0
-        path = self._folder / f"{base:020d}.log"
-        path.touch(mode=0o600)
+    def _open_segment(self) -> tuple[int, int, int]:
+        """File descriptor, first offset and size of the segment to write to: the last, or a new one when it is full."""
+        base, path = (_segments(self._folder) or [(0, self._folder / f"{0:020d}.log")])[-1]
+        fd, size = _open_mended(path)
+        if size < self._segment_bytes:
+            return fd, base, size
+        os.close(fd)
+        base += size
+        fd, size = _open_mended(self._folder / f"{base:020d}.log")
         _sync_folder(self._folder)
-        return path
+        return fd, base, size
+
+
+def _open_mended(path: Path) -> tuple[int, int]:
+    """File descriptor and size of a segment that ends in a whole line; it is made if there is none."""
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        return fd, _mend_tail(fd, path)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def _whole_size(fd: int) -> int:
@@ -182,8 +199,7 @@ class FileLog:
         self._clock = clock
         self._writers: dict[str, _Writer] = {}
         self._writers_lock = threading.Lock()
-        self.skipped_lines = 0
-        """Lines with a wrong checksum met by this reader so far."""
+        self._damaged: set[tuple[str, int]] = set()
 
     def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> list[int]:
         if not records:
@@ -197,18 +213,23 @@ class FileLog:
         return writer.append([encode_line(now, key, value) for key, value in records])
 
     def read(self, topic: str, offset: int, *, max_records: int = 1_000) -> list[Record]:
-        records: list[Record] = []
-        for start, line in self.lines(topic, offset, self.end(topic)):
+        return list(itertools.islice(self.records(topic, offset, self.end(topic)), max_records))
+
+    def records(self, topic: str, start: int, end: int) -> Iterator[Record]:
+        """Every undamaged record that starts in [start, end)."""
+        for offset, line in self.lines(topic, start, end):
             decoded = decode_line(line)
-            if decoded is None:
-                self.skipped_lines += 1
-                logger.warning("skipped a damaged record in %s at offset %d", topic, start)
-                continue
-            timestamp, key, value = decoded
-            records.append(Record(topic, start, start + len(line) + 1, timestamp, key, value))
-            if len(records) == max_records:
-                break
-        return records
+            if decoded is not None:
+                timestamp, key, value = decoded
+                yield Record(topic, offset, offset + len(line) + 1, timestamp, key, value)
+            elif (topic, offset) not in self._damaged:
+                self._damaged.add((topic, offset))
+                logger.warning("skipped a damaged record in %s at offset %d", topic, offset)
+
+    @property
+    def skipped_lines(self) -> int:
+        """Damaged lines that this reader has met, each counted once."""
+        return len(self._damaged)
 
     def latest(self, topic: str, count: int) -> list[Record]:
         """The last `count` records, oldest first."""
@@ -254,7 +275,9 @@ class FileLog:
         if not segments:
             return 0
         base, path = segments[-1]
-        with path.open("rb") as segment:
+        # While a write is under way nobody knows what of it will stay, and a reader must not go past the real end.
+        with (self._folder / topic / "lock").open("ab") as lock, path.open("rb") as segment:
+            fcntl.flock(lock, fcntl.LOCK_SH)
             return base + _whole_size(segment.fileno())
 
     def committed(self, group: str, topic: str) -> int:
@@ -263,7 +286,7 @@ class FileLog:
             return 0
         try:
             return int(json.loads(path.read_bytes())["offset"])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise LogError(f"{path} is damaged; remove it to read {topic} from its beginning") from error
 
     def commit(self, group: str, topic: str, offset: int) -> None:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features import columns
-from features.history import History, from_lists
 from features.fold import Folded, fold
+from features.history import History, from_lists
 
 CAP, HORIZON = 4, 50
 DTYPES = {columns.TIMES: np.int64, columns.EVENT_HASHES: np.int64}
@@ -18,7 +18,9 @@ def empty(keys: int = 3) -> History:
 
 
 def run(known: History, events: list[tuple[int, int, int]], *, cap: int = CAP) -> Folded:
-    key, time, event = (np.array(part, dtype=np.int64) for part in (zip(*events, strict=True) if events else ([], [], [])))
+    key, time, event = (
+        np.array(part, dtype=np.int64) for part in (zip(*events, strict=True) if events else ([], [], []))
+    )
     return fold(known, key, {columns.TIMES: time, columns.EVENT_HASHES: event}, cap=cap, horizon=HORIZON)
 
 

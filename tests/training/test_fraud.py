@@ -35,10 +35,11 @@ QUICK = FraudConfig(epochs=3, members=1, hidden=(16,), cross_layers=1, batch_row
 
 
 def tables(*, rows: int = 12_000, days: int = 80, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """Made-up features and labels: fraud follows two features together, and becomes known after up to a week."""
+    """Made-up features and labels: fraud follows one feature, and two more together; it is known within a week."""
     rng = np.random.default_rng(seed)
     values = {name: rng.lognormal(1, 1, rows) if name in SKEWED else rng.normal(0, 1, rows) for name in FEATURES}
-    odds = 2.5 * np.log1p(values["card_count_1h"]) + 2.0 * np.log1p(values["amount"]) * values["online"] - 9
+    together = values["amount_deviation"] * values["hour"]
+    odds = 2.0 * together + 2.0 * np.log1p(values["card_count_1h"]) - 7.5
     is_fraud = rng.random(rows) < 1 / (1 + np.exp(-odds))
     seconds = np.sort(rng.random(rows)) * days * 86_400
     times = [START + timedelta(seconds=second) for second in seconds.tolist()]
@@ -144,6 +145,7 @@ def test_thresholds_keep_the_budget_and_the_precision() -> None:
     assert alert_thresholds(scores, scores < 0, alerts=40, decline_precision=0.9)[1] == 1.0
 
 
+@pytest.mark.slow
 def test_what_does_not_beat_its_floor_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def poor(config: FraudConfig, scaling: Scaling, floor: Logistic, **more: Any) -> ServedDetector:
         return ServedDetector(scaling, [Logistic(-floor.out.weight.detach()[0], torch.zeros(1))]).eval()
@@ -165,13 +167,13 @@ def test_data_without_frauds_is_refused_in_words(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_learns_exports_and_repeats_itself(tmp_path: Path) -> None:
-    config = FraudConfig(members=2, epochs=6, batch_rows=512)
+    config = FraudConfig(members=2, epochs=8, batch_rows=256)
     examples = labelled(*tables())
     card = train_fraud(config, examples=examples, out=tmp_path / "a", seed=1)
     chance = examples["fraud"].to_numpy().mean()
     assert card.gate.scores[MODEL] > card.gate.scores[FLOOR] > 1.5 * chance
     assert card.gate.served == MODEL
-    assert card.gate.metrics[MODEL]["auc_roc"] > 0.8
+    assert card.gate.metrics[MODEL]["auc_roc"] > 0.7
     assert len(card.baseline) == len(card.features) == len(FEATURES)
     assert 0 < card.review_threshold <= card.decline_threshold <= 1
 

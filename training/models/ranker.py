@@ -50,7 +50,8 @@ class Dense(nn.Module):
 
     def forward(self, features: Tensor, embedded: Tensor) -> Tensor:
         x = torch.cat(((squash(features) - self.mean) / self.std, embedded), dim=1)
-        return self.out(torch.cat((self.cross(x), self.deep(x)), dim=1)).squeeze(1)
+        logits: Tensor = self.out(torch.cat((self.cross(x), self.deep(x)), dim=1)).squeeze(1)
+        return logits
 
 
 class Ranker(nn.Module):
@@ -64,7 +65,8 @@ class Ranker(nn.Module):
 
     def forward(self, features: Tensor, items: KeyedJaggedTensor) -> Tensor:
         """Logits [B] of candidates: features float32 [B, F], items one id a row."""
-        return self.dense(features, self.embeddings(items)[ITEM])
+        logits: Tensor = self.dense(features, self.embeddings(items)[ITEM])
+        return logits
 
 
 class PlainRanker(nn.Module):
@@ -72,8 +74,9 @@ class PlainRanker(nn.Module):
 
     def __init__(self, table: Tensor, dense: Dense) -> None:
         super().__init__()
-        self.table = nn.Embedding.from_pretrained(table, freeze=True)
+        self.table = nn.Embedding(table.shape[0], table.shape[1], _weight=table, _freeze=True)
         self.dense = dense
 
     def forward(self, features: Tensor, items: Tensor) -> Tensor:
-        return self.dense(features, self.table(items))
+        logits: Tensor = self.dense(features, self.table(items))
+        return logits

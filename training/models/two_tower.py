@@ -67,9 +67,10 @@ class UserTower(nn.Module):
 
     def __init__(self, table: Tensor, tower: Tower) -> None:
         super().__init__()
-        self.table = nn.Embedding.from_pretrained(table, freeze=True)
+        self.table = nn.Embedding(table.shape[0], table.shape[1], _weight=table, _freeze=True)
         self.tower = tower
 
     def forward(self, items: Tensor, weights: Tensor) -> Tensor:
         pooled = (self.table(items) * weights.unsqueeze(-1)).sum(dim=1)
-        return self.tower(pooled)
+        vectors: Tensor = self.tower(pooled)
+        return vectors
