@@ -37,7 +37,7 @@ setup-dags: .venv-dags/ready
 .venv/ready: $(LOCKS)/dev.txt pyproject.toml | $(filter .tools/%,$(UV))
 	$(if $(PYTHON),,$(error Headrace needs Python 3.11 or 3.12 on PATH and found neither))
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes $<
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $<
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

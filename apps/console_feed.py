@@ -3,6 +3,7 @@
 Looking changes nothing: no impression is logged, no exposure counted, no history loaded that a request would not load.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from apps.experiments.plot import final_lift, lift_over_time
 from apps.experiments.report import UNITS_FILE, load_units, report
 from apps.experiments.schemas import Comparison, ExperimentDefinition, MetricReport, Report
 from apps.fraud.alerts import Alert
+from apps.ports import Clock
 from apps.recommend.schemas import RecommendRequest, RecommendResponse
 from apps.wiring import Services
 from features import columns
@@ -33,10 +35,13 @@ RATIO_STATES: Mapping[str, views.State] = {"ok": "ok", "unusual": "warn", "alarm
 class ConsoleFeed:
     """See apps.console.views.ConsoleData. `feature_age_seconds`: since the feature job's last batch, None before it."""
 
-    def __init__(self, services: Services, *, feature_age_seconds: Callable[[], float | None]) -> None:
+    def __init__(
+        self, services: Services, *, feature_age_seconds: Callable[[], float | None], clock: Clock = time.time
+    ) -> None:
         self._services = services
         self._meter = LogMeter(services.settings.log_dir)
-        self._stations = Stations(services, self._meter, feature_age_seconds=feature_age_seconds)
+        self._stations = Stations(services, self._meter, feature_age_seconds=feature_age_seconds, clock=clock)
+        self._clock = clock
         self._reports: dict[str, tuple[object, Report]] = {}
 
     def overview(self) -> views.Overview:
@@ -45,7 +50,7 @@ class ConsoleFeed:
         readings = {topic: self._meter.read(topic) for topic in topics.ALL}
         found = services.decisions.alerts(limit=services.settings.alerts_kept)
         return views.Overview(
-            now=_now(),
+            now=self._now(),
             stations=tuple(self._stations.read(readings)),
             release=_release(manifest) if manifest else None,
             topics=tuple(readings.values()),
@@ -67,9 +72,9 @@ class ConsoleFeed:
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            return views.UserView(now=_now(), user_id=user_id, problem=f"{field}: {first['msg']}")
+            return views.UserView(now=self._now(), user_id=user_id, problem=f"{field}: {first['msg']}")
         except Problem as error:
-            return views.UserView(now=_now(), user_id=user_id, problem=f"{error.title}: {error.detail}")
+            return views.UserView(now=self._now(), user_id=user_id, problem=f"{error.title}: {error.detail}")
         try:
             (row,) = self._services.reader.user_histories([user_id])
         except Exception:  # the answer says that it is degraded
@@ -94,6 +99,9 @@ class ConsoleFeed:
     def experiment(self, key: str) -> views.ExperimentView | None:
         definition = self._services.experiments.get(key)
         return _experiment(self._report(definition)) if definition else None
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), tz=UTC)
 
     def _report(self, definition: ExperimentDefinition) -> Report:
         """The report, made anew only when its definition or the table of units changed."""
@@ -132,7 +140,7 @@ class ConsoleFeed:
         entries = list(zip(*(row.get(name) or () for name in names), strict=False))
         owned = {item for _, _, item, _, _ in entries}
         return views.UserView(
-            now=_now(),
+            now=self._now(),
             user_id=user_id,
             history=tuple(
                 views.Happening(from_milliseconds(at), KINDS.get(kind, "?"), item, title(item), quantity, price)
@@ -161,10 +169,6 @@ class ConsoleFeed:
             degraded=answer.degraded,
             took_ms=answer.took_ms,
         )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _release(manifest: Manifest) -> views.ReleaseView:

@@ -9,6 +9,7 @@ from apps.console.log_meter import LogMeter
 from apps.console.pages import ago, duration, size
 from apps.console.views import Station, TopicReading
 from apps.fraud.scorer import GROUP
+from apps.ports import Clock
 from apps.wiring import Services
 from infra import topics
 
@@ -21,20 +22,23 @@ FEATURE_SOURCES = (topics.SHOP, topics.TRANSACTIONS, topics.LABELS, topics.IMPRE
 class Stations:
     """`feature_age_seconds`: since the feature job's last batch, None when it never ran."""
 
-    def __init__(self, services: Services, meter: LogMeter, *, feature_age_seconds: Callable[[], float | None]) -> None:
+    def __init__(
+        self, services: Services, meter: LogMeter, *, feature_age_seconds: Callable[[], float | None], clock: Clock
+    ) -> None:
         self._services = services
         self._meter = meter
         self._feature_age_seconds = feature_age_seconds
-        self._started = time.monotonic()
+        self._clock = clock
+        self._started = clock()
 
     def read(self, readings: Mapping[str, TopicReading]) -> Iterator[Station]:
         """`readings` by topic, every topic among them."""
-        now = datetime.now(UTC)
+        now = datetime.fromtimestamp(self._clock(), tz=UTC)
         yield self._log(readings, now)
         yield self._feature_job(now)
         yield self._online_store()
         yield self._release()
-        yield Station("API", "ok", "answers", f"up for {duration(time.monotonic() - self._started)}")
+        yield Station("API", "ok", "answers", f"up for {duration(self._clock() - self._started)}")
         yield self._scorer(readings[topics.TRANSACTIONS], now)
 
     def _log(self, readings: Mapping[str, TopicReading], now: datetime) -> Station:
@@ -48,7 +52,7 @@ class Stations:
     def _feature_job(self, now: datetime) -> Station:
         age = self._feature_age_seconds()
         if age is None:
-            return Station("Feature job", "down", "never ran", "start `headrace stream`")
+            return Station("Feature job", "down", "never ran", "start headrace stream")
         # It writes only when there is something to do: a quiet job is well unless records wait for it.
         last_batch = now - timedelta(seconds=age)
         waits = [since for topic in FEATURE_SOURCES if (since := self._meter.first_after(topic, last_batch))]
@@ -59,8 +63,12 @@ class Stations:
                 ago(last_batch, now),
                 f"records wait for {duration((now - min(waits)).total_seconds())}",
             )
-        state = "ok" if age < STALE_SECONDS else "idle"
-        return Station("Feature job", state, ago(last_batch, now), "its last batch; nothing waits")
+        return Station(
+            "Feature job",
+            "ok" if age < STALE_SECONDS else "idle",
+            ago(last_batch, now),
+            "its last batch; nothing waits",
+        )
 
     def _online_store(self) -> Station:
         started = time.perf_counter()
@@ -73,7 +81,7 @@ class Stations:
     def _release(self) -> Station:
         version = self._services.releases.version
         if version is None:
-            return Station("Release", "down", "none yet", "run `headrace train`")
+            return Station("Release", "down", "none yet", "run headrace train")
         return Station("Release", "ok", version, "is served")
 
     def _scorer(self, payments: TopicReading, now: datetime) -> Station:

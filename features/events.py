@@ -5,7 +5,7 @@ The Spark jobs read the same JSON with the schema that streaming/source.py deriv
 Knows nothing of transport, storage or features.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
@@ -18,6 +18,7 @@ Code = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^
 """A short machine-readable word."""
 
 SCHEMA_VERSION = 1
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Event(BaseModel):
@@ -191,12 +192,12 @@ def to_json(event: Event) -> bytes:
 
 
 def milliseconds(moment: datetime) -> int:
-    """Milliseconds since the epoch of an aware datetime."""
-    return round(moment.timestamp() * 1000)
+    """Whole milliseconds since the epoch of an aware datetime; a part of one is cut off, as Spark does."""
+    return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
 def from_milliseconds(moment: int) -> datetime:
-    return datetime.fromtimestamp(moment / 1000, tz=UTC)
+    return EPOCH + timedelta(milliseconds=moment)
 
 
 def rfc3339(moment: int) -> str:

@@ -3,7 +3,10 @@
 Wraps Feast: offline in Parquet (features/offline.py), online in SQLite. Knows nothing of how features are computed.
 """
 
+import contextlib
+import fcntl
 import hashlib
+import re
 import sqlite3
 from collections.abc import Sequence
 from datetime import timedelta
@@ -28,7 +31,9 @@ def open_store(settings: Settings) -> FeatureStore:
     online = folder / "online.db"
     objects = views.feast_objects(settings.offline_dir)
     # Named after what it holds, so that a changed definition is registered anew by whoever opens the store first.
-    digest = hashlib.sha256("".join(str(one) for one in objects).encode()).hexdigest()[:16]
+    # Feast stamps its objects with the moment they were made: that is no change.
+    told = re.sub(r'"\w+Timestamp": "[^"]*"', "", "".join(str(one) for one in objects))
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     registry = folder / f"registry-{digest}.db"
     config = RepoConfig(
         project=views.PROJECT,
@@ -38,13 +43,17 @@ def open_store(settings: Settings) -> FeatureStore:
         online_store=SqliteOnlineStoreConfig(path=str(online)),
         entity_key_serialization_version=3,
     )
-    fresh = not registry.exists()
-    store = FeatureStore(config=config)
-    if fresh:
-        store.apply(objects)
-        with sqlite3.connect(online) as connection:
-            # Readers go on while the Spark job writes.
-            connection.execute("PRAGMA journal_mode = WAL")
+    applied = registry.with_suffix(".applied")
+    with (folder / "lock").open("w") as lock:
+        # The API and the Spark job may start at once: the second waits until the first has registered everything.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store = FeatureStore(config=config)
+        if not applied.exists():
+            store.apply(objects)
+            with contextlib.closing(sqlite3.connect(online)) as connection:
+                # Readers go on while the Spark job writes.
+                connection.execute("PRAGMA journal_mode = WAL")
+            applied.touch()
     return store
 
 

@@ -56,5 +56,6 @@ def read_timeline(settings: Settings, *, holdout_days: int = HOLDOUT_DAYS, ranke
     start, end, split = limits["min"], limits["max"], limits["max"] - holdout_days * DAY
     if holdout_file(settings).exists():
         aside = pc.min_max(ds.dataset(holdout_file(settings)).to_table(["event_time"])["event_time"]).as_py()
-        split, end = aside["min"], aside["max"]
+        if aside["min"] is not None:
+            split, end = aside["min"], aside["max"]
     return Timeline(start, max(start, split - ranker_days * DAY), split, end)

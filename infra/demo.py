@@ -78,7 +78,7 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
         words += ["--data", str(data)] if data else []
         words += ["--customers", "700"] if small else []
         _do(settings, *words)
-        _do(settings, "simulate", *(("--cards", "500", "--terminals", "400", "--days", "60") if small else ()))
+        _do(settings, "simulate", *(("--cards", "700", "--terminals", "400", "--live-days", "1") if small else ()))
     with _Step(say, "2  Features: Spark turns events into histories and tables, Feast keeps them"):
         _do(settings, "features")
     _skip_scored_history(settings)
@@ -95,9 +95,9 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
             raise DemoError(f"the API did not become ready:\n{processes.log_tail(settings, 'api')}")
         _put_experiment(settings)
         say(f"serving release {_get(settings, '/readyz')['release']} on {_address(settings)}")
-    with _Step(say, "5  Replay: the held-out month as live traffic, model against its best floor"):
-        _do(settings, "replay", "--seconds", "15" if small else "75")
         say(_show_freshness(settings))
+    with _Step(say, "5  Replay: the held-out month as live traffic, model against its best floor"):
+        _do(settings, "replay", "--seconds", "20" if small else "80")
     with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)

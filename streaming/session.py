@@ -26,6 +26,8 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
             .config("spark.ui.enabled", "false")
             .config("spark.ui.showConsoleProgress", "false")
             .config("spark.log.level", "ERROR")
+            # Renewing tables must not hold up the micro-batches.
+            .config("spark.scheduler.mode", "FAIR")
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.sql.shuffle.partitions", "2")
             .config("spark.sql.warehouse.dir", str(settings.data_dir / "warehouse"))

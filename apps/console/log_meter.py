@@ -28,7 +28,7 @@ class LogMeter:
     """`clock` gives seconds of any epoch. Safe to use from many threads."""
 
     def __init__(
-        self, folder: Path, *, budget_seconds: float = 0.25, clock: Callable[[], float] = time.monotonic
+        self, folder: Path, *, budget_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder = folder
         self._budget_seconds = budget_seconds

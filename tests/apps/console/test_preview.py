@@ -1,0 +1,111 @@
+"""The preview that the console shows: the visitor's answer to the letter, and no trace of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from apps import metrics
+from apps.experiments.definitions import Experiments
+from apps.experiments.schemas import ExperimentDefinition
+from apps.ports import FeatureReader, Recommender
+from apps.recommend.board import ItemBoard
+from apps.recommend.schemas import RecommendRequest
+from apps.recommend.service import RecommendService, Serving
+from features.candidates import FEATURES
+from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.manifest import GateResult, Manifest, RecommendCard
+from infra import topics
+from infra.log.files import FileLog
+from tests.apps.console.fakes import NOON
+
+
+class Reader:
+    """A store that knows nobody and nothing."""
+
+    def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [{} for _ in ids]
+
+    item_histories = card_histories = terminal_histories = user_histories
+
+
+class ThreeItems:
+    """A release of three items, ranked as they stand."""
+
+    catalogue = Catalogue(
+        ids=("a", "b", "c"),
+        titles=("A", "B", "C"),
+        prices=np.ones(3, dtype=np.float32),
+        neighbours=np.full((3, 1), -1, dtype=np.int32),
+        similarities=np.zeros((3, 1), dtype=np.float32),
+        vectors=np.eye(3, dtype=np.float32),
+        index={"a": 0, "b": 1, "c": 2},
+    )
+    windows = np.ones((3, len(ITEM_WINDOWS)), dtype=np.float32)
+    manifest = Manifest(
+        version="v1",
+        created_time=NOON,
+        data_start=NOON,
+        data_end=NOON,
+        packages={},
+        seed=1,
+        recommend=RecommendCard(
+            feature_service="users_v1",
+            gate=GateResult(
+                metric="m", scores={}, model="ranker", best_floor="popularity", served="ranker", metrics={}
+            ),
+            index_kind="Flat",
+            index_recall=1.0,
+            candidate_features=FEATURES,
+            catalogue_items=3,
+        ),
+        files={},
+    )
+
+    def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        return -items.astype(np.float32)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> FileLog:
+    return FileLog(tmp_path)
+
+
+@pytest.fixture
+def service(log: FileLog) -> RecommendService:
+    experiments = Experiments(log, NOON.timestamp)
+    variations = [{"key": "floor", "weight": 0.5}, {"key": "model", "weight": 0.5}]
+    experiments.put(ExperimentDefinition.model_validate({"key": "x", "surface": "home", "variations": variations}))
+    reader, release = cast(FeatureReader, Reader()), cast(Recommender, ThreeItems())
+    board = ItemBoard(release)
+    board.refresh(reader)
+    return RecommendService(
+        lambda: Serving(release, board),
+        reader,
+        log,
+        experiments,
+        NOON.timestamp,
+        per_source=10,
+        max_future_seconds=0,
+    )
+
+
+def counted() -> float:
+    return sum(sample.value for family in metrics.RECOMMENDATIONS.collect() for sample in family.samples)
+
+
+def test_a_preview_is_the_answer_and_leaves_no_trace(service: RecommendService, log: FileLog) -> None:
+    request, before = RecommendRequest(user_id="17850"), counted()
+    preview = service.preview(request)
+    assert log.end(topics.IMPRESSIONS) == 0
+    assert counted() == before
+    answer = service.recommend(request)
+    assert len(log.read(topics.IMPRESSIONS, 0)) == 1
+    assert counted() > before
+    changing = {"request_id", "took_ms"}
+    assert preview.items
+    assert preview.experiment is not None
+    assert preview.model_dump(exclude=changing) == answer.model_dump(exclude=changing)

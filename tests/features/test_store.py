@@ -1,0 +1,173 @@
+"""The feature store on real Feast, Parquet and SQLite: what held at a moment, and what holds now."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features import columns, history, store, velocity, views
+from infra.settings import Settings
+
+STAMP = pa.timestamp("us", tz="UTC")
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+TIMES = f"{views.USER_HISTORY}__{columns.TIMES}"
+ITEMS = f"{views.USER_HISTORY}__{columns.ITEMS}"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(data_dir=tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def feast(settings: Settings) -> Any:
+    return store.open_store(settings)
+
+
+def at(minutes: float) -> datetime:
+    return NOON + timedelta(minutes=minutes)
+
+
+def user_row(user: str, minutes: float, *items: str, created: float = 0) -> dict[str, Any]:
+    """A row of the user history that holds from so many minutes after noon on."""
+    count = len(items)
+    return {
+        columns.USER: user, columns.TIMES: list(range(count)), columns.ITEMS: list(items), columns.KINDS: [2] * count,
+        columns.PRICES: [0.5] * count, columns.QUANTITIES: [1.0] * count, columns.EVENT_HASHES: [-(2**63), 7][:count],
+        columns.EVENT_TIMESTAMP: at(minutes), columns.CREATED_TIMESTAMP: at(created),
+    }  # fmt: skip
+
+
+def user_rows(*rows: dict[str, Any]) -> pa.Table:
+    types = {np_type: pa.list_(kind) for np_type, kind in (("int64", pa.int64()), ("float64", pa.float64()))}
+    lists = {
+        name: types.get(getattr(kind, "__name__", ""), pa.list_(pa.string()))
+        for name, kind in history.USER_COLUMNS.items()
+    }
+    stamps = {columns.EVENT_TIMESTAMP: STAMP, columns.CREATED_TIMESTAMP: STAMP}
+    return pa.Table.from_pylist(list(rows), pa.schema({columns.USER: pa.string(), **lists, **stamps}))
+
+
+@pytest.fixture(scope="module")
+def write(settings: Settings) -> Callable[..., None]:
+    """Writes rows of the user history into a file of their own."""
+    folder = settings.offline_dir / views.USER_HISTORY
+    folder.mkdir(parents=True)
+
+    def write(*rows: dict[str, Any]) -> None:
+        pq.write_table(user_rows(*rows), folder / f"batch-{len(list(folder.iterdir()))}.parquet")
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def items_at(feast: Any) -> Callable[..., list[list[str] | None]]:
+    """The items of (user, minutes after noon) pairs, as they were then."""
+
+    def read(*examples: tuple[str, float], before: bool = False) -> list[list[str] | None]:
+        users, minutes = zip(*examples, strict=True)
+        moments = pd.to_datetime([at(minute) for minute in minutes], utc=True)
+        frame = pd.DataFrame({columns.USER: users, columns.EVENT_TIMESTAMP: moments})
+        found: list[list[str] | None] = store.historical(feast, views.USERS, frame, before=before)[ITEMS].to_pylist()
+        return found
+
+    return read
+
+
+Write = Callable[..., None]
+Read = Callable[..., list[list[str] | None]]
+
+
+def test_each_example_gets_the_row_that_held_then_in_the_order_asked(write: Write, items_at: Read) -> None:
+    write(user_row("ann", 0, "a"), user_row("ann", 10, "a", "b"), user_row("bob", 5, "c"))
+    assert items_at(("bob", 60), ("ann", 9.9), ("ann", 10), ("ann", -1), ("nobody", 60), ("ann", 9.9)) == [
+        ["c"], ["a"], ["a", "b"], None, None, ["a"],
+    ]  # fmt: skip
+
+
+def test_before_is_strict(write: Write, items_at: Read) -> None:
+    write(user_row("cat", 0, "a"), user_row("cat", 10, "a", "bought just now"))
+    assert items_at(("cat", 10), before=True) == [["a"]]
+    assert items_at(("cat", 10)) == [["a", "bought just now"]]
+    assert items_at(("cat", 0), ("cat", 10 + 1 / 60_000), before=True) == [None, ["a", "bought just now"]]
+
+
+def test_a_planted_future_row_does_not_leak(write: Write, items_at: Read) -> None:
+    write(user_row("dan", 0, "a"))
+    moments = [("dan", minute) for minute in (-5.0, 0.0, 1.0, 59.0)]
+    without = items_at(*moments)
+    write(user_row("dan", 60, "a", "future", created=-1000), user_row("dan", 10**6, "future"))
+    assert items_at(*moments) == without == [None, ["a"], ["a"], ["a"]]
+    assert items_at(("dan", 60)) == [["a", "future"]]
+
+
+def test_a_row_that_was_written_again_replaces_the_older_one(write: Write, items_at: Read) -> None:
+    write(user_row("eve", 10, "late", "a", created=200))
+    write(user_row("eve", 10, "a", created=100), user_row("eve", 0, "early", created=300))
+    assert items_at(("eve", 11), ("eve", 5)) == [["late", "a"], ["early"]]
+
+
+def test_the_columns_of_a_service_are_named_after_their_view(feast: Any, write: Write) -> None:
+    write(user_row("fay", 0, "a"))
+    frame = pd.DataFrame({columns.USER: ["fay"], columns.EVENT_TIMESTAMP: [pd.Timestamp(NOON)], "mine": [5]})
+    found = store.historical(feast, views.USERS, frame, before=False)
+    assert {f"{views.USER_HISTORY}__{name}" for name in history.USER_COLUMNS} <= set(found.column_names)
+    assert found["mine"].to_pylist() == [5]
+    assert history.from_arrow(
+        found, history.USER_COLUMNS, names={name: f"{views.USER_HISTORY}__{name}" for name in history.USER_COLUMNS}
+    ).entries[columns.EVENT_HASHES].tolist() == [-(2**63)]
+    assert frame[columns.EVENT_TIMESTAMP][0] == NOON  # the caller's frame is left as it was
+
+
+def test_what_is_written_online_is_read_online(feast: Any) -> None:
+    store.write_online(feast, views.USER_HISTORY, user_rows(user_row("gus", 0, "a", "käse"), user_row("hal", 0)))
+    gus, nobody, hal = store.online_rows(feast, views.USER_HISTORY, ["gus", "nobody", "hal"])
+    assert set(gus) == set(history.USER_COLUMNS)
+    assert (gus[columns.ITEMS], gus[columns.EVENT_HASHES]) == (["a", "käse"], [-(2**63), 7])
+    assert set(nobody.values()) == {None}
+    both = history.from_lists([gus, nobody, hal], history.USER_COLUMNS)
+    assert both.lengths.tolist() == [2, 0, 0]
+    assert store.online_rows(feast, views.USER_HISTORY, []) == []
+
+
+def test_the_newest_row_holds_online_and_a_repeated_one_changes_nothing(feast: Any) -> None:
+    rows = user_rows(user_row("ida", 5, "a", "b"))
+    for _ in range(2):
+        store.write_online(feast, views.USER_HISTORY, rows)
+    store.write_online(feast, views.USER_HISTORY, rows.slice(0, 0))
+    assert store.online_rows(feast, views.USER_HISTORY, ["ida"])[0][columns.ITEMS] == ["a", "b"]
+    store.write_online(feast, views.USER_HISTORY, user_rows(user_row("ida", 6, "b", "c")))
+    assert store.online_rows(feast, views.USER_HISTORY, ["ida"])[0][columns.ITEMS] == ["b", "c"]
+
+
+def test_opening_again_finds_the_same_store(feast: Any, settings: Settings) -> None:
+    store.write_online(feast, views.USER_HISTORY, user_rows(user_row("jan", 0, "a")))
+    again = store.open_store(settings)
+    assert store.online_rows(again, views.USER_HISTORY, ["jan"])[0][columns.ITEMS] == ["a"]
+    assert len(list(settings.feast_dir.glob("registry-*.db"))) == 1
+
+
+def test_two_that_open_a_new_store_at_once_both_find_every_view(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        stores = list(pool.map(lambda _: store.open_store(settings), range(3)))
+    for one in stores:
+        assert store.online_rows(one, views.ITEM_HISTORY, ["nothing"]) == [dict.fromkeys(history.ITEM_COLUMNS)]
+
+
+def test_every_view_serves_the_columns_that_the_code_names(feast: Any) -> None:
+    named = {
+        views.USER_HISTORY: set(history.USER_COLUMNS),
+        views.ITEM_HISTORY: set(history.ITEM_COLUMNS),
+        views.CARD_HISTORY: set(history.CARD_COLUMNS),
+        views.TERMINAL_HISTORY: {*history.TERMINAL_COLUMNS, *views.FRAUD_LISTS},
+        views.ITEM_NEIGHBOURS: {columns.NEIGHBOURS, columns.SIMILARITIES},
+        views.TRANSACTION_FEATURES: set(velocity.FEATURES),
+    }
+    assert {view.name: {field.name for field in view.features} for view in feast.list_feature_views()} == named
