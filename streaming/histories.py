@@ -56,7 +56,9 @@ class Histories:
             columns.EVENT_HASHES: hash_ids(events["event_id"].to_pylist()),
         }
         known = self._known(views.USER_HISTORY, ids, history.USER_COLUMNS)
-        folded = fold(known, key, entries, cap=history.USER_CAP, horizon=history.USER_HORIZON)
+        within = entries[columns.TIMES] >= _reach(known, cap=history.USER_CAP)[key]
+        entries = {name: column[within] for name, column in entries.items()}
+        folded = fold(known, key[within], entries, cap=history.USER_CAP, horizon=history.USER_HORIZON)
         names = ids[folded.key_of_row]
         rows = history_rows(columns.USER, names, folded.row_times, folded.rows, created=created)
         if rows.num_rows:
@@ -64,8 +66,15 @@ class Histories:
             write_online(self._store, views.USER_HISTORY, rows.take(folded.last_rows))
 
     def fold_payments(self, payments: pa.Table, labels: pa.Table, *, batch: str, created: datetime) -> None:
-        """Transactions and late labels into card and terminal histories, and the features of each transaction."""
+        """Transactions and late labels into card and terminal histories, and the features of each transaction.
+
+        The card's history is written last: a transaction that it holds was dealt with, and is passed over from then on.
+        """
         labels = labels.filter(pc.and_kleene(labels["fraud"], pc.is_valid(labels["terminal_id"])))
+        cards, card_key = np.unique(strings(payments["card_id"]), return_inverse=True)
+        known_cards = self._known(views.CARD_HISTORY, cards, history.CARD_COLUMNS)
+        fresh = _unseen_payments(payments, card_key, known_cards)
+        payments, card_key = payments.filter(pa.array(fresh)), card_key[fresh]
         if not payments.num_rows and not labels.num_rows:
             return
         times = payments["event_time"].to_numpy()
@@ -73,10 +82,9 @@ class Histories:
         amounts = numbers(payments["amount"], default=0.0)
         card_of, terminal_of = strings(payments["card_id"]), strings(payments["terminal_id"])
 
-        cards, card_key = np.unique(card_of, return_inverse=True)
         entries = {columns.TIMES: times, columns.AMOUNTS: amounts, columns.EVENT_HASHES: hashes}
         card = fold(
-            self._known(views.CARD_HISTORY, cards, history.CARD_COLUMNS),
+            known_cards,
             card_key,
             {**entries, columns.PARTNERS: terminal_of},
             cap=history.CARD_CAP,
@@ -102,20 +110,12 @@ class Histories:
             hash_column=columns.FRAUD_HASHES,
         )
 
-        card_rows = history_rows(columns.CARD, cards[card.key_of_row], card.row_times, card.rows, created=created)
-        newest = card_rows.take(card.last_rows)
-        if newest.num_rows:
-            write_table(self._offline / views.CARD_HISTORY, batch, newest)
-            write_online(self._store, views.CARD_HISTORY, newest)
-        changed = np.unique(np.concatenate((terminal.key_of_row, frauds.key_of_row)))
-        if len(changed):
-            newest = _terminal_rows(terminals, changed, terminal, frauds, created=created)
-            write_table(self._offline / views.TERMINAL_HISTORY, batch, newest)
-            write_online(self._store, views.TERMINAL_HISTORY, newest)
         if payments.num_rows:
             features = velocity.encode(
-                card.rows.take(_row_at(card, card_key, times)),
-                terminal.rows.take(_row_at(terminal, terminal_key, times)),
+                _states_at(card.merged, card_key, times, cap=history.CARD_CAP, horizon=history.CARD_HORIZON),
+                _states_at(
+                    terminal.merged, terminal_key, times, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON
+                ),
                 frauds.merged.take(terminal_key),
                 velocity.Payments(
                     times=times,
@@ -135,9 +135,43 @@ class Histories:
             }
             table = feature_rows(columns.TRANSACTION, strings(payments["event_id"]), times, columns_of, created=created)
             write_table(self._offline / views.TRANSACTION_FEATURES, batch, table)
+        changed = np.unique(np.concatenate((terminal.key_of_row, frauds.key_of_row)))
+        if len(changed):
+            newest = _terminal_rows(terminals, changed, terminal, frauds, created=created)
+            write_table(self._offline / views.TERMINAL_HISTORY, batch, newest)
+            write_online(self._store, views.TERMINAL_HISTORY, newest)
+        card_rows = history_rows(columns.CARD, cards[card.key_of_row], card.row_times, card.rows, created=created)
+        newest = card_rows.take(card.last_rows)
+        if newest.num_rows:
+            write_table(self._offline / views.CARD_HISTORY, batch, newest)
+            write_online(self._store, views.CARD_HISTORY, newest)
 
     def _known(self, view: str, ids: Array, dtypes: Mapping[str, Any]) -> History:
         return from_lists(online_rows(self._store, view, list(ids)), dtypes)
+
+
+def _reach(known: History, *, cap: int) -> NDArray[np.int64]:
+    """For each row, the earliest event time that can still be folded in; shape [rows].
+
+    A full row has forgotten what lay before it. An event from there may be one of the forgotten, sent again, and to
+    restate the rows after it would empty them of the others.
+    """
+    reach = np.full(len(known), np.iinfo(np.int64).min)
+    full = known.lengths >= cap
+    oldest, last = known.times[known.offsets[:-1][full]], known.times[known.offsets[1:][full] - 1]
+    reach[full] = oldest + (last > oldest)
+    return reach
+
+
+def _unseen_payments(payments: pa.Table, key: NDArray[np.int64], known: History) -> NDArray[np.bool_]:
+    """Which payments their cards have not met yet, and do not reach back to where their cards have forgotten."""
+    hashes, times = hash_ids(payments["event_id"].to_pylist()), payments["event_time"].to_numpy()
+    reach = np.maximum(_reach(known, cap=history.CARD_CAP), _last_times(known) - history.CARD_HORIZON + 1)
+    unseen = ~np.isin(hashes, known.entries[columns.EVENT_HASHES]) & (times >= reach[key])
+    first = np.zeros(len(hashes), dtype=bool)
+    first[np.unique(hashes, return_index=True)[1]] = True
+    wanted: NDArray[np.bool_] = unseen & first
+    return wanted
 
 
 def _frauds(labels: pa.Table) -> dict[str, Array]:
@@ -150,13 +184,13 @@ def _frauds(labels: pa.Table) -> dict[str, Array]:
     }
 
 
-def _row_at(folded: Folded, key: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each (key, time), the folded row that holds then: the last one of the key not later than it."""
+def _states_at(merged: History, key: NDArray[np.int64], times: NDArray[np.int64], *, cap: int, horizon: int) -> History:
+    """For each (key, time), what was stored of the key then: all new or all known before, it makes no difference."""
     scale = np.int64(2**42)
-    position: NDArray[np.int64] = (
-        np.searchsorted(folded.key_of_row * scale + folded.row_times, key * scale + times, side="right") - 1
-    )
-    return position
+    flat = merged.row_of_entry * scale + merged.times
+    ends = np.searchsorted(flat, key * scale + times, side="right")
+    starts = np.searchsorted(flat, key * scale + np.maximum(times - horizon, 0), side="right")
+    return merged.slices(np.maximum(starts, ends - cap), ends)
 
 
 def _terminal_rows(

@@ -15,21 +15,26 @@ from apps.ports import FeatureReader, Recommender
 from apps.recommend.board import ItemBoard
 from apps.recommend.schemas import RecommendRequest
 from apps.recommend.service import RecommendService, Serving
-from features.candidates import FEATURES
+from features import columns
+from features.candidates import CANDIDATE_FEATURES
 from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.history import ITEM_COLUMNS
 from features.manifest import GateResult, Manifest, RecommendCard
+from features.windows import DAY
 from infra import topics
 from infra.log.files import FileLog
 from tests.apps.console.fakes import NOON
 
 
 class Reader:
-    """A store that knows nobody and nothing."""
+    """A store that knows nobody, and that every item was ordered yesterday."""
 
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         return [{} for _ in ids]
 
-    item_histories = card_histories = terminal_histories = user_histories
+    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        day = int(NOON.timestamp() * 1000) // DAY * DAY - DAY
+        return [{name: [day if name == columns.TIMES else 1] for name in ITEM_COLUMNS} for _ in ids]
 
 
 class ThreeItems:
@@ -59,7 +64,7 @@ class ThreeItems:
             ),
             index_kind="Flat",
             index_recall=1.0,
-            candidate_features=FEATURES,
+            candidate_features=CANDIDATE_FEATURES,
             catalogue_items=3,
         ),
         files={},
