@@ -47,7 +47,8 @@ def cli() -> None:
                        headrace features, train, serve, stream
     Settings come from HEADRACE_... variables (docs/settings.md).
     """
-    logging.getLogger("feast").setLevel(logging.WARNING)
+    for library in ("feast", "faiss", "py4j"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     if not sys.warnoptions:
         # Deprecations inside the libraries are for us, in the tests, and not for whoever runs a command.
         logging.captureWarnings(capture=True)
@@ -161,7 +162,15 @@ def serve() -> None:
     from apps.main import create_app
 
     settings = _settings()
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        # Open alert streams must not hold up a stop.
+        timeout_graceful_shutdown=2,
+    )
 
 
 @cli.command()

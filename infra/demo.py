@@ -95,12 +95,12 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
             raise DemoError(f"the API did not become ready:\n{processes.log_tail(settings, 'api')}")
         _put_experiment(settings)
         say(f"serving release {_get(settings, '/readyz')['release']} on {_address(settings)}")
-        say(_show_freshness(settings))
     with _Step(say, "5  Replay: the held-out month as live traffic, model against its best floor"):
         _do(settings, "replay", "--seconds", "20" if small else "80")
     with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)
+        say(_show_freshness(settings))
 
 
 def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
@@ -258,7 +258,7 @@ def _wait_for_outcomes(settings: Settings) -> None:
         counted = sum(variation["exposures"] for variation in report["variations"])
         return bool(counted >= answered)
 
-    if not processes.wait_until(done, seconds=90, pause=0.5):
+    if not processes.wait_until(done, seconds=180, pause=1.0):
         raise DemoError(f"the report lacks some answers:\n{processes.log_tail(settings, 'stream')}")
 
 

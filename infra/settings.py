@@ -27,9 +27,9 @@ class Settings(BaseSettings):
     spark_master: str = Field("local[2]", description="Where Spark runs.")
     spark_driver_memory: str = Field("3g", description="Heap of the Spark driver.")
     stream_batch_records: int = Field(250_000, ge=1, description="Most records in one Spark micro-batch.")
-    stream_trigger_milliseconds: int = Field(200, ge=0, description="Shortest time between micro-batches.")
-    population_refresh_seconds: int = Field(10, ge=1, description="How often item windows and trending are renewed.")
-    exposures_refresh_seconds: int = Field(10, ge=1, description="How often impressions are joined to outcomes.")
+    stream_trigger_milliseconds: int = Field(500, ge=0, description="Shortest time between micro-batches.")
+    population_refresh_seconds: int = Field(15, ge=1, description="How often item windows and trending are renewed.")
+    exposures_refresh_seconds: int = Field(20, ge=1, description="How often impressions are joined to outcomes.")
 
     online_retail_url: str = Field(
         "https://archive.ics.uci.edu/static/public/352/online+retail.zip",

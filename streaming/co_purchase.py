@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
@@ -24,62 +25,88 @@ MIN_ORDERS = 2
 """Pairs that met in fewer orders are chance."""
 
 
-def neighbours(events: DataFrame, *, as_of: int) -> DataFrame:
-    """Shop events before `as_of` (ms) to (item, neighbour, similarity), the NEIGHBOURS_KEPT best of each item."""
+def neighbours(events: DataFrame, *, moments: Sequence[int]) -> DataFrame:
+    """Shop events to (moment, item, neighbour, similarity, rank): the NEIGHBOURS_KEPT best of each item as of each
+    moment (ms), counting only orders before it."""
     lines = (
-        events.where((F.col("type") == "purchase") & (F.col("event_time") < as_of))
-        .select(F.coalesce("order_id", "event_id").alias("order"), F.col(columns.ITEM).alias("item"))
-        .distinct()
+        events.where((F.col("type") == "purchase") & (F.col("event_time") < max(moments)))
+        .groupBy(F.coalesce("order_id", "event_id").alias("order"), F.col(columns.ITEM).alias("name"))
+        .agg(F.min("event_time").alias("time"))
     )
-    baskets = lines.groupBy("order").agg(
-        F.array_sort(F.collect_list(F.struct(F.xxhash64("item", "order"), "item"))).alias("drawn")
+    # Items as numbers: millions of pairs are counted, and text would be hashed and compared for each.
+    codes = lines.select("name").distinct().coalesce(1).select("name", F.monotonically_increasing_id().alias("item"))
+    codes = codes.cache()
+    drawn = F.array_sort(F.collect_list(F.struct(F.xxhash64("name", "order").alias("draw"), "item")))
+    baskets = (
+        lines.join(F.broadcast(codes), "name")
+        .groupBy("order")
+        .agg(F.slice(drawn, 1, LINES_PER_ORDER).getField("item").alias("items"), F.min("time").alias("time"))
+        .cache()
     )
-    baskets = baskets.select("order", F.slice("drawn.item", 1, LINES_PER_ORDER).alias("items")).cache()
-    counts = baskets.select(F.explode("items").alias("item")).groupBy("item").agg(F.count("*").alias("orders"))
-    pairs = (
-        baskets.select("items", F.explode("items").alias("item"))
-        .select("item", F.explode("items").alias("neighbour"))
-        .where("item < neighbour")
-        .groupBy("item", "neighbour")
-        .agg(F.count("*").alias("together"))
-        .where(F.col("together") >= MIN_ORDERS)
-    )
+    counts = _count(baskets.select("time", F.explode("items").alias("item")), ["item"], moments, "orders")
+    pairs = _count(
+        baskets.select("time", "items", F.explode("items").alias("item"))
+        .select("time", "item", F.explode("items").alias("other"))
+        .where("item < other"),
+        ["item", "other"],
+        moments,
+        "together",
+    ).where(F.col("together") >= MIN_ORDERS)
     scored = (
-        pairs.join(F.broadcast(counts), "item")
+        pairs.join(F.broadcast(counts), ["moment", "item"])
         .join(
-            F.broadcast(counts.select(F.col("item").alias("neighbour"), F.col("orders").alias("others"))), "neighbour"
+            F.broadcast(counts.select("moment", F.col("item").alias("other"), F.col("orders").alias("others"))),
+            ["moment", "other"],
         )
-        .select(
-            "item", "neighbour", (F.col("together") / F.sqrt(F.col("orders") * F.col("others"))).alias("similarity")
+        .withColumn("similarity", F.col("together") / F.sqrt(F.col("orders") * F.col("others")))
+    )
+    both = scored.select("moment", "item", "other", "similarity").unionAll(
+        scored.select("moment", F.col("other").alias("item"), F.col("item").alias("other"), "similarity")
+    )
+    best = Window.partitionBy("moment", "item").orderBy(F.desc("similarity"), "other")
+    return (
+        both.withColumn("rank", F.row_number().over(best))
+        .where(F.col("rank") <= NEIGHBOURS_KEPT)
+        .join(F.broadcast(codes.select(F.col("name").alias(columns.ITEM), "item")), "item")
+        .join(F.broadcast(codes.select(F.col("name").alias("neighbour"), F.col("item").alias("other"))), "other")
+        .select("moment", columns.ITEM, "neighbour", "similarity", "rank")
+    )
+
+
+def _count(rows: DataFrame, keys: list[str], moments: Sequence[int], name: str) -> DataFrame:
+    """How many rows each key has before each moment: (moment, keys..., name), in one pass over the rows."""
+    before = [F.count_if(F.col("time") < moment).alias(f"m{place}") for place, moment in enumerate(moments)]
+    unpivoted = F.explode(
+        F.array(
+            *(F.struct(F.lit(moment).alias("moment"), F.col(f"m{p}").alias(name)) for p, moment in enumerate(moments))
         )
     )
-    both = scored.unionByName(
-        scored.select(F.col("neighbour").alias("item"), F.col("item").alias("neighbour"), "similarity")
+    return (
+        rows.groupBy(*keys).agg(*before).select(*keys, unpivoted.alias("at")).select("at.moment", *keys, f"at.{name}")
     )
-    best = Window.partitionBy("item").orderBy(F.desc("similarity"), "neighbour")
-    return both.withColumn("rank", F.row_number().over(best)).where(F.col("rank") <= NEIGHBOURS_KEPT)
 
 
 def run(spark: SparkSession, settings: Settings, *, moments: Sequence[int]) -> int:
     """Write the neighbours as of each moment (ms); returns how many items have any at the last one."""
-    events = read_shop_events(spark, settings).cache()
-    rows = 0
-    for moment in sorted(moments):
-        table = (
-            neighbours(events, as_of=moment)
-            .groupBy("item")
-            .agg(F.array_sort(F.collect_list(F.struct("rank", "neighbour", "similarity"))).alias("best"))
-            .select(
-                F.col("item").alias(columns.ITEM),
-                F.col("best.neighbour").alias(columns.NEIGHBOURS),
-                F.col("best.similarity").alias(columns.SIMILARITIES),
-            )
-            .toArrow()
+    wanted = ["event_id", "type", "event_time", columns.ITEM, "order_id"]
+    table = (
+        neighbours(read_shop_events(spark, settings, wanted), moments=moments)
+        .groupBy("moment", columns.ITEM)
+        .agg(F.array_sort(F.collect_list(F.struct("rank", "neighbour", "similarity"))).alias("best"))
+        .select(
+            "moment",
+            columns.ITEM,
+            F.col("best.neighbour").alias(columns.NEIGHBOURS),
+            F.col("best.similarity").alias(columns.SIMILARITIES),
         )
-        rows = table.num_rows
-        stamp = pa.timestamp("us", tz="UTC")
-        table = table.append_column(
-            columns.EVENT_TIMESTAMP, pa.array([moment * 1000] * rows, pa.int64()).cast(stamp)
-        ).append_column(columns.CREATED_TIMESTAMP, pa.array([datetime.now(UTC)] * rows, stamp))
-        write_table(settings.offline_dir / views.ITEM_NEIGHBOURS, f"as-of-{moment}", table)
-    return rows
+        .toArrow()
+    )
+    spark.catalog.clearCache()
+    stamp = pa.timestamp("us", tz="UTC")
+    for moment in moments:
+        rows = table.filter(pc.equal(table["moment"], moment)).drop_columns(["moment"])
+        rows = rows.append_column(
+            columns.EVENT_TIMESTAMP, pa.array([moment * 1000] * rows.num_rows, pa.int64()).cast(stamp)
+        ).append_column(columns.CREATED_TIMESTAMP, pa.array([datetime.now(UTC)] * rows.num_rows, stamp))
+        write_table(settings.offline_dir / views.ITEM_NEIGHBOURS, f"as-of-{moment}", rows)
+    return int(pc.sum(pc.equal(table["moment"], max(moments))).as_py() or 0)

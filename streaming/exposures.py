@@ -161,9 +161,15 @@ def run(spark: SparkSession, settings: Settings) -> int:
     The file is replaced in one step: a reader sees the old table or the new one. Units fit in one file, and in
     this process's memory.
     """
+    impressions = _read(spark, settings.offline_dir / IMPRESSIONS, IMPRESSION_SCHEMA)
+    # Most of the history lies before the first impression: only what names a request can matter there.
+    first = impressions.agg(F.min("event_time")).first()
+    since = first[0] if first is not None and first[0] is not None else 0
     units = experiment_units(
-        _read(spark, settings.offline_dir / IMPRESSIONS, IMPRESSION_SCHEMA),
-        _read(spark, settings.offline_dir / SHOP_EVENTS, SHOP_SCHEMA),
+        impressions,
+        _read(spark, settings.offline_dir / SHOP_EVENTS, SHOP_SCHEMA).where(
+            (F.col("event_time") >= since) | F.col("request_id").isNotNull()
+        ),
         by_session=_counted_by_session(settings),
     )
     table = units.toArrow().sort_by([(name, "ascending") for name in ROW])

@@ -3,11 +3,12 @@
 The full run writes the row of every day, for training; the refresh writes today's row of the items that sold.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -18,11 +19,12 @@ from features.store import write_online
 from infra.settings import Settings
 from streaming.tables import SHOP_EVENTS, history_rows, write_table
 
+COUNTED = ("event_id", "type", "event_time", columns.ITEM, "quantity", "price", "order_id")
 
-def read_shop_events(spark: SparkSession, settings: Settings) -> DataFrame:
-    """The table of shop events, each event once."""
-    events = spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS))
-    return events.dropDuplicates(["event_id"])
+
+def read_shop_events(spark: SparkSession, settings: Settings, wanted: Sequence[str]) -> DataFrame:
+    """The wanted columns of the table of shop events, event_id among them, each event once."""
+    return spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*wanted).dropDuplicates(["event_id"])
 
 
 def daily_totals(events: DataFrame) -> DataFrame:
@@ -65,21 +67,21 @@ def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Tab
 
 def rebuild(spark: SparkSession, store: FeatureStore, settings: Settings) -> int:
     """Write every day's row of every item; returns the number of rows."""
-    totals = daily_totals(read_shop_events(spark, settings)).toArrow()
+    totals = daily_totals(read_shop_events(spark, settings, COUNTED)).toArrow()
     created = datetime.now(UTC)
     write_table(settings.offline_dir / views.ITEM_HISTORY, "all", item_rows(totals, every_day=True, created=created))
     write_online(store, views.ITEM_HISTORY, item_rows(totals, every_day=False, created=created))
     return int(totals.num_rows)
 
 
-def refresh(spark: SparkSession, store: FeatureStore, settings: Settings, items: Collection[str]) -> None:
-    """Renew the online row of `items` from the events of the last days."""
-    if not items:
-        return
-    events = read_shop_events(spark, settings)
-    latest = events.agg(F.max("event_time")).first()
-    since = (latest[0] if latest and latest[0] else 0) - history.ITEM_HORIZON
-    wanted = events.where((F.col("event_time") > since) & F.col(columns.ITEM).isin(*items))
-    totals = daily_totals(wanted).toArrow()
+def refresh(
+    spark: SparkSession, store: FeatureStore, settings: Settings, touched: Collection[str], *, latest: int
+) -> None:
+    """Renew the online row of the `touched` items from the events of the days before `latest` (ms)."""
+    # The time is filtered first, so that old row groups are never read.
+    recent = spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*COUNTED)
+    recent = recent.where(F.col("event_time") > latest - history.ITEM_HORIZON).dropDuplicates(["event_id"])
+    totals = daily_totals(recent).toArrow()
+    totals = totals.filter(pc.is_in(totals[columns.ITEM], pa.array(list(touched), pa.string())))
     if totals.num_rows:
         write_online(store, views.ITEM_HISTORY, item_rows(totals, every_day=False, created=datetime.now(UTC)))

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 from tqdm import tqdm
@@ -47,6 +48,8 @@ class FeatureJob:
         self._histories = Histories(open_store(settings), settings)
         self.items_touched: set[str] = set()
         self.impressions_seen = False
+        self.latest = 0
+        """Time of the latest shop event, ms."""
         self.records = 0
         self.rejected = 0
 
@@ -72,6 +75,7 @@ class FeatureJob:
         self._histories.fold_payments(payments, labels, batch=name, created=created)
 
         self.items_touched.update(pc.unique(shop["item_id"]).to_pylist())
+        self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
         self._write_status(time.monotonic() - started)
@@ -107,7 +111,7 @@ class Renewal(threading.Thread):
             try:
                 if self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
-                    items.refresh(self._spark, store, self._settings, touched)
+                    items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
                     next_items = time.monotonic() + self._settings.population_refresh_seconds
                 if self._job.impressions_seen and time.monotonic() >= next_exposures:
                     self._job.impressions_seen = False
@@ -153,7 +157,8 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
                         bar.n = min(total, sum(_offsets(query).values()))
                         bar.refresh()
                         time.sleep(0.2)
-                    query.processAllAvailable()
+                    with contextlib.suppress(StreamingQueryException):  # told by _finish
+                        query.processAllAvailable()
                     _finish(query)
                 say(f"features: {job.records:,} records folded into histories, {job.rejected:,} dead-lettered")
         except JobRunningError:

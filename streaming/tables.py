@@ -18,6 +18,9 @@ from features.history import History, to_arrow
 from infra import topics
 from infra.log.client import EventLog
 
+ROW_GROUP = 50_000
+"""Rows that a reader can skip together: histories are written in order of time, and most readers want the end."""
+
 SHOP_EVENTS = "shop_events"
 IMPRESSIONS = "impressions"
 LABELS = "labels"
@@ -62,7 +65,7 @@ def write_table(folder: Path, name: str, table: pa.Table) -> None:
     """Write `folder`/`name`.parquet, replacing it; a reader sees the old file or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     hidden = folder / f".{name}.new"
-    pq.write_table(table, hidden, compression="zstd", compression_level=1)
+    pq.write_table(table, hidden, compression="zstd", compression_level=1, row_group_size=ROW_GROUP)
     os.replace(hidden, folder / f"{name}.parquet")
 
 

@@ -137,7 +137,7 @@ def test_damage_is_passed_over_and_a_lost_end_does_not_hang(tmp_path: Path, capl
 def test_a_query_that_starts_again_goes_on_where_it_was(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(data_dir=tmp_path, stream_batch_records=5)
+    settings = Settings(data_dir=tmp_path, stream_batch_records=3)
     log = FileLog(settings.log_dir)
     seen: dict[int, list[tuple[str, int]]] = {}
     broken = True
