@@ -27,7 +27,7 @@ MIN_ORDERS = 2
 
 def neighbours(events: DataFrame, *, moments: Sequence[int]) -> DataFrame:
     """Shop events to (moment, item, neighbour, similarity, rank): the NEIGHBOURS_KEPT best of each item as of each
-    moment (ms), counting only orders before it."""
+    moment (ms), counting only orders whose last line came before it."""
     lines = (
         events.where((F.col("type") == "purchase") & (F.col("event_time") < max(moments)))
         .groupBy(F.coalesce("order_id", "event_id").alias("order"), F.col(columns.ITEM).alias("name"))
@@ -40,7 +40,7 @@ def neighbours(events: DataFrame, *, moments: Sequence[int]) -> DataFrame:
     baskets = (
         lines.join(F.broadcast(codes), "name")
         .groupBy("order")
-        .agg(F.slice(drawn, 1, LINES_PER_ORDER).getField("item").alias("items"), F.min("time").alias("time"))
+        .agg(F.slice(drawn, 1, LINES_PER_ORDER).getField("item").alias("items"), F.max("time").alias("time"))
         .cache()
     )
     counts = _count(baskets.select("time", F.explode("items").alias("item")), ["item"], moments, "orders")

@@ -1,5 +1,6 @@
 """Neighbours of items against a small example counted by hand."""
 
+from collections import Counter
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from features import columns, store, views
 from features.history import DAY
@@ -50,29 +51,38 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     )
 
 
-def found(frame: DataFrame) -> dict[tuple[str, str], float]:
-    return {(row.item, row.neighbour): row.similarity for row in frame.collect()}
+def found(spark: SparkSession, rows: list[dict[str, Any]], *moments: int) -> list[dict[tuple[str, str], float]]:
+    """(item, neighbour) to similarity, as of each moment."""
+    near = neighbours(spark.createDataFrame(table(rows)), moments=moments).collect()
+    return [
+        {(row[columns.ITEM], row.neighbour): row.similarity for row in near if row.moment == moment}
+        for moment in moments
+    ]
 
 
 def test_similarity_is_the_cosine_of_order_vectors_both_ways(spark: SparkSession) -> None:
     noise = [
         *events(type="view"),
         {"event_id": "n", "type": "return", "event_time": DAY_0, "item_id": "d", "order_id": "o1"},
-        {"event_id": "m", "type": "purchase", "event_time": DAY_0, "item_id": "d", "order_id": None},
     ]
-    near = found(neighbours(spark.createDataFrame(table(events() + noise[:-1])), as_of=DAY_0 + DAY))
-    assert near == pytest.approx(NEAR | {(b, a): value for (a, b), value in NEAR.items()})
-    # A purchase without an order is an order of its own.
-    with_one = found(neighbours(spark.createDataFrame(table(events() + noise[-1:])), as_of=DAY_0 + DAY))
-    assert with_one["d", "b"] == pytest.approx(2 / sqrt(5 * 3))
+    alone = {"event_id": "m", "type": "purchase", "event_time": DAY_0 + 50, "item_id": "d", "order_id": None}
+    before, after = found(spark, [*events(), *noise, alone], DAY_0 + 50, DAY_0 + 51)
+    assert before == pytest.approx(NEAR | {(b, a): value for (a, b), value in NEAR.items()})
+    assert after["d", "b"] == pytest.approx(2 / sqrt(5 * 3))  # a purchase without an order is an order of its own
 
 
 def test_a_planted_future_order_changes_nothing(spark: SparkSession) -> None:
-    later = [row | {"event_time": DAY_0 + 100, "item_id": "d", "event_id": f"f{row['event_id']}"} for row in events()]
-    frame = spark.createDataFrame(table(events() + later))
-    assert found(neighbours(frame, as_of=DAY_0 + 100)) == found(neighbours(frame, as_of=DAY_0 + 50))
-    assert found(neighbours(frame, as_of=DAY_0 + 101)) != found(neighbours(frame, as_of=DAY_0 + 100))
-    assert found(neighbours(frame, as_of=DAY_0)) == {}
+    later = [
+        row | {"event_time": DAY_0 + 100, "item_id": "d", "event_id": f"f{row['event_id']}", "order_id": order}
+        for row in events()
+        for order in (f"f{row['order_id']}", "o4")  # new orders, and a line that joins an old one
+    ]
+    joined = [row for row in events() if row["order_id"] != "o4"]
+    nothing, early, then, after = found(spark, events() + later, DAY_0, DAY_0 + 50, DAY_0 + 100, DAY_0 + 101)
+    assert nothing == {}
+    assert early == then
+    assert then.keys() == found(spark, joined, DAY_0 + 50)[0].keys()
+    assert after != then
 
 
 def test_large_orders_and_long_lists_are_cut_the_same_way_each_time(
@@ -84,12 +94,13 @@ def test_large_orders_and_long_lists_are_cut_the_same_way_each_time(
         for n in range(40)
     ]
     monkeypatch.setattr(co_purchase, "NEIGHBOURS_KEPT", 3)
-    cut = neighbours(spark.createDataFrame(table(rows)), as_of=DAY_0 + 1)
-    assert max(row["count"] for row in cut.groupBy("item").count().collect()) == 3
     monkeypatch.setattr(co_purchase, "LINES_PER_ORDER", 20)
-    one, two = (found(neighbours(spark.createDataFrame(table(part)), as_of=DAY_0 + 1)) for part in (rows, rows[::-1]))
+    (cut,) = found(spark, rows, DAY_0 + 1)
+    assert max(Counter(item for item, _ in cut).values()) == 3
+    assert all(0 < value <= 1 for value in cut.values())
+    monkeypatch.setattr(co_purchase, "NEIGHBOURS_KEPT", 60)
+    one, two = (found(spark, part, DAY_0 + 1)[0] for part in (rows, rows[::-1]))
     assert one == two
-    assert all(0 < value <= 1 for value in one.values())
 
 
 def test_neighbours_are_stored_as_of_each_moment(spark: SparkSession, tmp_path: Path) -> None:

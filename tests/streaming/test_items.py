@@ -112,7 +112,6 @@ def test_the_rebuild_writes_every_day_and_the_refresh_what_sold(spark: SparkSess
     assert online("a").tolist() == [[40, 1]]
     more = [event("n1", 41), event("n2", 41, "b"), event("y1", 0.999)]
     write_table(settings.offline_dir / SHOP_EVENTS, "batch-1", table(more))
-    items.refresh(spark, feast, settings, {"a"})
+    items.refresh(spark, feast, settings, {"a"}, latest=DAY_0 + 41 * DAY)
     assert online("a").tolist() == [[40, 1], [41, 1]]
     assert online("b").tolist() == [[1, 1]]  # nobody asked for it
-    items.refresh(spark, feast, settings, set())
