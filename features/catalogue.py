@@ -62,7 +62,7 @@ def item_windows(items: History, at: int) -> NDArray[np.float32]:
             windows.row_sums(items, entries[columns.UNITS] * month),
             windows.row_sums(items, entries[columns.REVENUE] * month),
             windows.row_sums(items, entries[columns.RETURNS] * month),
-            (orders_7d + 1) * 30 / ((orders_30d + 1) * 7),
+            (orders_7d + 1) / (orders_30d * 7 / 30 + 1),
         ]
     ).astype(np.float32)
 
