@@ -34,8 +34,8 @@ def neighbours(events: DataFrame, *, moments: Sequence[int]) -> DataFrame:
         .agg(F.min("event_time").alias("time"))
     )
     # Items as numbers: millions of pairs are counted, and text would be hashed and compared for each.
-    codes = lines.select("name").distinct().coalesce(1).select("name", F.monotonically_increasing_id().alias("item"))
-    codes = codes.cache()
+    codes = lines.select("name").distinct().coalesce(1).sortWithinPartitions("name")
+    codes = codes.select("name", F.monotonically_increasing_id().alias("item")).cache()
     drawn = F.array_sort(F.collect_list(F.struct(F.xxhash64("name", "order").alias("draw"), "item")))
     baskets = (
         lines.join(F.broadcast(codes), "name")

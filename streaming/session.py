@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from pyspark.sql import SparkSession
 
@@ -16,6 +17,7 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
     """A session named `app` on settings.spark_master. Raises JobError when Java is missing or too old."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "conf"))
     try:
         session: SparkSession = (
             SparkSession.builder.appName(app)

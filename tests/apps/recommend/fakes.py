@@ -1,0 +1,111 @@
+"""A recommender of six items and a reader of histories, written by hand."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import columns
+from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.manifest import GateResult, Manifest, RecommendCard
+from features.windows import DAY
+
+IDS = ("tea", "mug", "pot", "lamp", "rug", "vase")
+NOW = 1_790_000_000_000
+"""Milliseconds; the moment of every test."""
+
+
+class FakeRecommender:
+    """Tea, mug and pot are bought together; the rug trends; the ranker likes high catalogue indices."""
+
+    def __init__(self) -> None:
+        scores = {"ranker": 0.3, "repurchase": 0.2, "popularity": 0.1, "co_purchase": 0.1}
+        gate = GateResult(
+            metric="ndcg@20", scores=scores, model="ranker", best_floor="repurchase", served="ranker", metrics={}
+        )
+        card = RecommendCard(
+            feature_service="users_v1",
+            gate=gate,
+            index_kind="Flat",
+            index_recall=1.0,
+            candidate_features=(),
+            catalogue_items=6,
+        )
+        day = datetime(2026, 11, 1, tzinfo=UTC)
+        self.manifest = Manifest(
+            version="v1", created_time=day, data_start=day, data_end=day, packages={}, seed=1, recommend=card, files={}
+        )
+        neighbours = np.full((6, 2), -1, dtype=np.int32)
+        neighbours[0], neighbours[1], neighbours[2] = (1, 2), (0, 2), (0, 1)
+        vectors = np.eye(6, dtype=np.float32)
+        self.catalogue = Catalogue(
+            ids=IDS,
+            titles=tuple(name.title() for name in IDS),
+            prices=np.array([1, 2, 3, 40, 50, 60], dtype=np.float32),
+            neighbours=neighbours,
+            similarities=np.where(neighbours >= 0, 0.5, 0).astype(np.float32),
+            vectors=vectors,
+            index={name: place for place, name in enumerate(IDS)},
+        )
+        self.windows = np.zeros((6, len(ITEM_WINDOWS)), dtype=np.float32)
+        self.windows[:, :3] = np.array([1, 1, 1, 1, 9, 1])[:, None]
+
+    def user_vector(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        vector: NDArray[np.float32] = np.zeros(6, dtype=np.float32)
+        vector[5] = 1.0
+        return vector
+
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        order = np.argsort(-(self.catalogue.vectors @ vector), kind="stable")
+        return order[: min(count, 2)] if allowed is None else order[allowed[order]][:count]
+
+    def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        return items.astype(np.float32)
+
+
+class FakeReader:
+    """Histories by user; `down` makes every call fail, as a store that cannot be reached does."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, dict[str, Any]] = {}
+        self.down = False
+
+    def bought(self, user: str, *items: str, days_ago: int = 3) -> None:
+        count = len(items)
+        self.users[user] = {
+            columns.TIMES: [NOW - days_ago * DAY] * count,
+            columns.ITEMS: list(items),
+            columns.KINDS: [columns.KIND_CODES["purchase"]] * count,
+            columns.PRICES: [1.0] * count,
+            columns.QUANTITIES: [1.0] * count,
+            columns.EVENT_HASHES: list(range(count)),
+        }
+
+    def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        if self.down:
+            raise ConnectionError("the store is away")
+        return [self.users.get(name, {}) for name in ids]
+
+    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        if self.down:
+            raise ConnectionError("the store is away")
+        today = NOW - NOW % DAY
+        sold = {"rug": 9.0}
+        return [
+            {
+                columns.TIMES: [today - DAY],
+                columns.ORDERS: [sold.get(name, 1.0)],
+                columns.UNITS: [1.0],
+                columns.REVENUE: [1.0],
+                columns.RETURNS: [0.0],
+            }
+            for name in ids
+        ]
+
+    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [{} for _ in ids]
+
+    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [{} for _ in ids]

@@ -1,0 +1,191 @@
+"""Recommending: everybody gets an answer, what was shown is written down, and failures only make it poorer."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from apps.errors import Problem
+from apps.experiments.definitions import Experiments
+from apps.experiments.schemas import ExperimentDefinition
+from apps.recommend.board import ItemBoard
+from apps.recommend.schemas import RecommendRequest, SimilarRequest
+from apps.recommend.service import RecommendService, Serving
+from infra import topics
+from infra.log.client import LogFullError
+from infra.log.files import FileLog
+from tests.apps.recommend.fakes import IDS, NOW, FakeReader, FakeRecommender
+
+
+class Shop:
+    """The service over fakes and a real log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = FileLog(folder)
+        self.reader = FakeReader()
+        self.experiments = Experiments(self.log, lambda: NOW / 1000)
+        self.serving: Serving | None = Serving(FakeRecommender(), ItemBoard(FakeRecommender()))
+        self.serving.board.refresh(self.reader)
+        self.service = RecommendService(
+            lambda: self.serving,
+            self.reader,
+            self.log,
+            self.experiments,
+            lambda: NOW / 1000,
+            per_source=10,
+            max_future_seconds=300,
+        )
+
+    def ask(self, **body: Any) -> Any:
+        return self.service.recommend(RecommendRequest.model_validate(body))
+
+    def items(self, **body: Any) -> list[str]:
+        return [item.item_id for item in self.ask(**body).items]
+
+    def impressions(self) -> list[dict[str, Any]]:
+        return [orjson.loads(record.value) for record in self.log.read(topics.IMPRESSIONS, 0)]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+@pytest.mark.parametrize("who", [{}, {"user_id": "nobody-knows-me"}, {"session": {"session_id": "s"}}])
+def test_a_stranger_gets_what_sells(shop: Shop, who: dict[str, Any]) -> None:
+    answer = shop.ask(**who)
+    assert "rug" in [item.item_id for item in answer.items]
+    assert {item.source for item in answer.items} == {"trending"}
+    assert not answer.degraded
+
+
+def test_a_session_gets_what_goes_with_its_items(shop: Shop) -> None:
+    answer = shop.ask(session={"session_id": "s", "items": ["tea"]}, n=6)
+    mug = next(item for item in answer.items if item.item_id == "mug")
+    assert mug.source == "co_purchase"
+    assert mug.reasons[0].code == "BOUGHT_TOGETHER"
+    assert mug.reasons[0].item_id == "tea"
+
+
+def test_a_known_user_is_offered_what_they_bought_before(shop: Shop) -> None:
+    shop.reader.bought("ann", "lamp")
+    lamp = next(item for item in shop.ask(user_id="ann", n=6).items if item.item_id == "lamp")
+    assert lamp.reasons[0].text == "Bought once before, last 3 days ago"
+
+
+def test_seen_items_can_be_left_out(shop: Shop) -> None:
+    shop.reader.bought("ann", "lamp", "rug")
+    assert not {"lamp", "rug"} & set(shop.items(user_id="ann", n=6, seen="drop"))
+
+
+def test_the_ranker_orders_and_n_cuts(shop: Shop) -> None:
+    shop.reader.bought("ann", "tea")
+    assert shop.items(user_id="ann", n=2) == ["vase", "rug"]
+
+
+def test_a_filter_is_filled_from_within_it(shop: Shop) -> None:
+    cheap = [{"field": "price", "op": "le", "value": 3}]
+    assert set(shop.items(session={"session_id": "s", "items": ["tea"]}, filter=cheap, n=6)) <= {"tea", "mug", "pot"}
+    assert shop.items(filter=[{"field": "title", "op": "contains", "value": "RUG"}]) == ["rug"]
+    assert "rug" not in shop.items(exclude=["rug", "not-an-item"])
+
+
+def test_a_filter_that_leaves_nothing_gives_an_empty_list(shop: Shop) -> None:
+    answer = shop.ask(user_id="ann", filter=[{"field": "price", "op": "gt", "value": 1e6}])
+    assert answer.items == []
+    assert shop.impressions() == []
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"field": "price", "op": "contains", "value": "3"},
+        {"field": "price", "op": "lt", "value": "cheap"},
+        {"field": "title", "op": "lt", "value": "a"},
+        {"field": "item_id", "op": "in", "value": "tea"},
+    ],
+)
+def test_a_senseless_filter_is_refused_with_what_would_make_sense(shop: Shop, condition: dict[str, Any]) -> None:
+    with pytest.raises(Problem, match="takes") as refused:
+        shop.ask(filter=[condition])
+    assert refused.value.status == 422
+
+
+def test_the_impression_says_what_was_shown_where(shop: Shop) -> None:
+    answer = shop.ask(user_id="ann", surface="product", n=3)
+    (impression,) = shop.impressions()
+    assert impression["event_id"] == answer.request_id
+    assert impression["surface"] == "product"
+    assert [item["item_id"] for item in impression["items"]] == [item.item_id for item in answer.items]
+    assert [item["position"] for item in impression["items"]] == [1, 2, 3]
+    assert {item["propensity"] for item in impression["items"]} == {1.0}
+
+
+def test_without_the_online_store_the_answer_is_trending_and_flagged(shop: Shop) -> None:
+    shop.reader.bought("ann", "tea")
+    shop.reader.down = True
+    answer = shop.ask(user_id="ann")
+    assert answer.degraded
+    assert {item.source for item in answer.items} == {"trending"}
+    assert shop.impressions()[0]["degraded"]
+    shop.reader.down = False
+    assert not shop.ask(user_id="ann").degraded
+
+
+def test_a_full_log_flags_the_answer_and_does_not_stop_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(topic: str, records: object) -> list[int]:
+        raise LogFullError("no room")
+
+    monkeypatch.setattr(shop.log, "append", refuse)
+    answer = shop.ask(user_id="ann")
+    assert answer.degraded
+    assert answer.items
+
+
+def test_before_the_first_release_the_caller_is_told_what_to_do(shop: Shop) -> None:
+    shop.serving = None
+    with pytest.raises(Problem, match="headrace train") as refused:
+        shop.ask(user_id="ann")
+    assert refused.value.status == 503
+
+
+def test_a_request_from_the_future_is_refused(shop: Shop) -> None:
+    ahead = datetime.fromtimestamp(NOW / 1000, tz=UTC) + timedelta(hours=1)
+    with pytest.raises(Problem, match="request_time"):
+        shop.ask(user_id="ann", context={"request_time": ahead.isoformat()})
+
+
+def test_variations_are_answered_by_what_they_name(shop: Shop) -> None:
+    shop.experiments.put(
+        ExperimentDefinition.model_validate(
+            {
+                "key": "exp",
+                "surface": "home",
+                "variations": [
+                    {"key": "floor", "weight": 0.5, "parameters": {"recommender": "floor"}},
+                    {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
+                ],
+            }
+        )
+    )
+    answers = [shop.ask(user_id=f"user-{number}") for number in range(40)]
+    models = {(answer.experiment.variation, answer.model) for answer in answers}
+    assert models == {("floor", "repurchase"), ("model", "ranker")}
+    assert {one["variation"] for one in shop.impressions()} == {"floor", "model"}
+    assert shop.ask(user_id="user-1", surface="elsewhere").experiment is None
+
+
+def test_similar_items_start_with_those_bought_together(shop: Shop) -> None:
+    found = shop.service.similar("tea", SimilarRequest(n=4)).items
+    assert [item.item_id for item in found[:2]] == ["mug", "pot"]
+    assert "tea" not in {item.item_id for item in found}
+    with pytest.raises(Problem, match="does not know") as unknown:
+        shop.service.similar("unheard-of", SimilarRequest())
+    assert unknown.value.status == 404
+
+
+def test_trending_goes_by_the_latest_orders(shop: Shop) -> None:
+    assert shop.service.trending(n=1).items[0].item_id == "rug"
+    assert len(shop.service.trending(n=100).items) == len(IDS)
