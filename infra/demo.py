@@ -96,7 +96,7 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
         _put_experiment(settings)
         say(f"serving release {_get(settings, '/readyz')['release']} on {_address(settings)}")
     with _Step(say, "5  Replay: the held-out month as live traffic, model against its best floor"):
-        _do(settings, "replay", "--seconds", "20" if small else "80")
+        _do(settings, "replay", "--seconds", "12" if small else "80")
     with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)
@@ -214,7 +214,7 @@ def _put_experiment(settings: Settings) -> None:
 
 
 def _show_freshness(settings: Settings) -> str:
-    """Post a view of an item for a user, and time how long until that user's answer is another one."""
+    """Post a purchase for a user, and time how long until that user's answer is another one."""
     holdout = pq.read_table(settings.data_dir / "holdout" / "shop_events.parquet")
     user = next(name for name in reversed(holdout["user_id"].to_pylist()) if name)
     question = {"user_id": user, "surface": "freshness", "n": 20}
@@ -224,18 +224,18 @@ def _show_freshness(settings: Settings) -> str:
         return [item["item_id"] for item in _send(settings, "/v1/recommend", question)["items"]]
 
     before = answer()
-    viewed = next(item for item in trending if item not in before)
+    bought = next(item for item in trending if item not in before)
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
-    view = {"type": "view", "event_id": f"demo-view-{now}", "event_time": stamp, "user_id": user, "item_id": viewed}
+    event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
     posted = time.monotonic()
-    _send(settings, "/v1/events", view)
+    _send(settings, "/v1/events", event)
     changed = processes.wait_until(lambda: answer() != before, seconds=30, pause=0.05)
     took = time.monotonic() - posted
     if not changed:
         raise DemoError("an event did not change its user's answer within 30 s; see logs/stream.log")
     verdict = "" if took <= FRESH_WITHIN_SECONDS else f" (more than the promised {FRESH_WITHIN_SECONDS:.0f} s)"
-    return f"freshness: a view posted by user {user} changed that user's answer after {took:.1f} s{verdict}"
+    return f"freshness: a purchase posted for user {user} changed that user's answer after {took:.1f} s{verdict}"
 
 
 def _wait_for_scorer(settings: Settings) -> None:

@@ -32,6 +32,7 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
             .config("spark.scheduler.mode", "FAIR")
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.sql.shuffle.partitions", "2")
+            .config("spark.sql.adaptive.enabled", "false")
             .config("spark.sql.warehouse.dir", str(settings.data_dir / "warehouse"))
             .config("spark.sql.execution.arrow.pyspark.enabled", "true")
             .config("spark.sql.streaming.metricsEnabled", "false")
