@@ -24,7 +24,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """The environment in which a child process has the same settings."""
     own = {
         f"HEADRACE_{name.upper()}": str(value)
-        for name, value in settings.model_dump(exclude={"pseudonym_key"}).items()
+        for name, value in settings.model_dump().items()
         if name in settings.model_fields_set
     }
     return {**os.environ, **own, "HEADRACE_DATA_DIR": str(settings.data_dir.absolute())}

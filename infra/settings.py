@@ -6,7 +6,7 @@ Each field is read from `HEADRACE_<FIELD>`; docs/settings.md lists them all (a t
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -39,9 +39,6 @@ class Settings(BaseSettings):
     candidates_per_source: int = Field(100, ge=1, description="Most candidates taken from each source.")
     alerts_kept: int = Field(10_000, ge=1, description="Latest alerts the API holds for GET /v1/alerts.")
     decisions_kept: int = Field(200_000, ge=1, description="Latest decisions the API can join a label to.")
-    pseudonym_key: SecretStr | None = Field(
-        None, description="Key of the pseudonyms written to application logs; random per process when unset."
-    )
     log_level: str = Field("INFO", description="Level of the application log.")
 
     @cached_property

@@ -67,7 +67,7 @@ def small() -> Config:
     config = Config("small", gate_orders=400)
     return replace(
         config,
-        retrieval=replace(config.retrieval, epochs=8, patience=2),
+        retrieval=replace(config.retrieval, epochs=4, patience=1),
         ranker=replace(config.ranker, epochs=3, max_orders=600, candidates=100),
         fraud=replace(config.fraud, epochs=6),
     )
