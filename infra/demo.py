@@ -228,6 +228,9 @@ def _show_freshness(settings: Settings) -> str:
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
+    # Not while the job still works off the replay: what is shown is the way of one event.
+    status = settings.data_dir / "status" / "stream.json"
+    processes.wait_until(lambda: time.time() - status.stat().st_mtime > 4, seconds=60)
     posted = time.monotonic()
     _send(settings, "/v1/events", event)
     changed = processes.wait_until(lambda: answer() != before, seconds=30, pause=0.05)
