@@ -23,7 +23,6 @@ from apps.wiring import Services
 from infra.settings import Settings
 
 TITLE = "Headrace"
-STREAM_STALE_SECONDS = 60
 
 
 def create_app(settings: Settings) -> FastAPI:

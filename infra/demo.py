@@ -157,8 +157,9 @@ def _do(settings: Settings, *words: str) -> None:
 
 def _skip_scored_history(settings: Settings) -> None:
     """The imported payments are history: the scorer starts behind them."""
-    log = open_log(settings)
-    log.commit("scorer", topics.TRANSACTIONS, log.end(topics.TRANSACTIONS))
+    from apps.fraud import scorer
+
+    scorer.skip_history(open_log(settings))
 
 
 def _refuse_taken_port(settings: Settings) -> None:

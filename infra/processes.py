@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -84,9 +84,8 @@ def log_tail(settings: Settings, name: str, *, lines: int = 20) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
 
-def wait_until(check: object, *, seconds: float, pause: float = 0.2) -> bool:
+def wait_until(check: Callable[[], object], *, seconds: float, pause: float = 0.2) -> bool:
     """Call `check` until it returns something true; False when it never did in that time."""
-    assert callable(check)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if check():

@@ -5,7 +5,6 @@ last known state and the held-back events before them: the same arithmetic as th
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -224,7 +223,3 @@ class ItemDays:
         }
         key = self._catalogue.indices(totals[columns.ITEM].tolist())
         return fold(known, key, entries, cap=10_000, horizon=10_000 * DAY, hash_column=columns.TIMES).merged
-
-
-def moment_of(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from features import views
 from features.candidates import CANDIDATE_FEATURES, RECENT_ITEMS, Candidates
 from features.catalogue import Catalogue
+from features.events import from_milliseconds
 from features.feast_import import FeatureStore
 from features.manifest import (
     ARRAYS,
@@ -72,8 +73,8 @@ def run(settings: Settings, config: Config, *, now: datetime, say: Say) -> Manif
     manifest = Manifest(
         version=version,
         created_time=now,
-        data_start=data.moment_of(timeline.start),
-        data_end=data.moment_of(timeline.split),
+        data_start=from_milliseconds(timeline.start),
+        data_end=from_milliseconds(timeline.split),
         packages={name: package_version(name) for name in PACKAGES},
         seed=config.seed,
         recommend=recommend,
