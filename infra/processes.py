@@ -23,7 +23,7 @@ def command(*words: str) -> list[str]:
 def environment(settings: Settings) -> dict[str, str]:
     """The environment in which a child process has the same settings."""
     own = {
-        f"HEADRACE_{name.upper()}": str(value)
+        f"HEADRACE_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
         for name, value in settings.model_dump().items()
         if name in settings.model_fields_set
     }

@@ -26,10 +26,20 @@ class Settings(BaseSettings):
 
     spark_master: str = Field("local[2]", description="Where Spark runs.")
     spark_driver_memory: str = Field("3g", description="Heap of the Spark driver.")
+    spark_java_options: str = Field(
+        "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        description="Options of the driver's Java: these favour an early start; for a large cluster, leave them empty.",
+    )
+    spark_conf: dict[str, str] = Field(
+        {}, description="More of Spark's own configuration, as a JSON object; it wins over what Headrace sets."
+    )
     stream_batch_records: int = Field(250_000, ge=1, description="Most records in one Spark micro-batch.")
     stream_trigger_milliseconds: int = Field(500, ge=0, description="Shortest time between micro-batches.")
+    stream_nice: int = Field(
+        5, ge=0, le=19, description="Niceness of `headrace stream`: where they share a machine, serving goes first."
+    )
     population_refresh_seconds: int = Field(15, ge=1, description="How often item windows and trending are renewed.")
-    exposures_refresh_seconds: int = Field(20, ge=1, description="How often impressions are joined to outcomes.")
+    exposures_refresh_seconds: int = Field(10, ge=1, description="How often impressions are joined to outcomes.")
 
     online_retail_url: str = Field(
         "https://archive.ics.uci.edu/static/public/352/online+retail.zip",

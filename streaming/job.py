@@ -3,7 +3,8 @@
 
 One micro-batch: Spark reads the new records, parses and checks them; what cannot be used is dead-lettered; the rest
 goes to the tables and is folded into the histories. Everything a micro-batch does may be done again after a crash
-without counting twice. Item windows and experiment outcomes are renewed beside it, every few seconds.
+without counting twice. Beside it, item windows and experiment outcomes are renewed every few seconds, and the tables
+over all items are made where they are missing; `headrace features`, once a day, makes them anew.
 """
 
 import contextlib
@@ -13,7 +14,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 from tqdm import tqdm
 
+from features import views
 from features.store import open_store
 from features.timeline import NoDataError, read_timeline
 from infra.log.client import EventLog, open_log
@@ -36,6 +39,7 @@ from streaming.tables import IMPRESSIONS, LABELS, SHOP_EVENTS, as_schema, dead_l
 logger = logging.getLogger(__name__)
 
 STATUS_FILE = "stream.json"
+TABLES_FILE = "tables.json"
 QUERY = "features"
 
 
@@ -78,45 +82,60 @@ class FeatureJob:
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
-        self._write_status(time.monotonic() - started)
+        took = time.monotonic() - started
+        logger.debug("folded %d records in %.2f s", events.num_rows, took)
+        self._write_status(took)
 
     def _write_status(self, seconds: float) -> None:
-        folder = self._settings.data_dir / "status"
-        folder.mkdir(parents=True, exist_ok=True)
-        status = {
-            "updated": datetime.now(UTC).isoformat(),
-            "records": self.records,
-            "rejected": self.rejected,
-            "batch_seconds": round(seconds, 3),
-        }
-        hidden = folder / f".{STATUS_FILE}.new"
-        hidden.write_text(json.dumps(status))
-        os.replace(hidden, folder / STATUS_FILE)
+        status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
+        _write_status(self._settings, STATUS_FILE, status)
 
 
 class Renewal(threading.Thread):
-    """Renews item windows and experiment outcomes while the stream goes on."""
+    """Renews the tables, item windows and experiment outcomes while the stream goes on."""
 
-    def __init__(self, spark: SparkSession, settings: Settings, job: FeatureJob, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        spark: SparkSession,
+        settings: Settings,
+        job: FeatureJob,
+        *,
+        caught_up: Callable[[], bool],
+        stop: threading.Event,
+    ) -> None:
         super().__init__(name="renewal", daemon=True)
         self._spark = spark
         self._settings = settings
         self._job = job
+        self._caught_up = caught_up
         self._halt = stop
 
     def run(self) -> None:
+        # A pool of their own, so that the tasks of a micro-batch do not queue behind theirs.
+        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "renewal")
         store = open_store(self._settings)
         next_items = next_exposures = 0.0
+        tables_looked_at = False
         while not self._halt.wait(0.5):
             try:
+                if not tables_looked_at:
+                    if not self._caught_up():
+                        continue
+                    if not _tables_stand(self._settings):
+                        with _timed("tables"):
+                            rebuild_tables(self._spark, self._settings)
+                        self._job.items_touched = set()
+                    tables_looked_at = True
                 if self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
-                    items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
-                    next_items = time.monotonic() + self._settings.population_refresh_seconds
+                    with _timed("item windows") as took:
+                        items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
+                    next_items = _next(self._settings.population_refresh_seconds, took=took())
                 if self._job.impressions_seen and time.monotonic() >= next_exposures:
                     self._job.impressions_seen = False
-                    exposures.run(self._spark, self._settings)
-                    next_exposures = time.monotonic() + self._settings.exposures_refresh_seconds
+                    with _timed("experiment outcomes") as took:
+                        exposures.run(self._spark, self._settings)
+                    next_exposures = _next(self._settings.exposures_refresh_seconds, took=took())
             except Exception:
                 if not self._halt.is_set():
                     logger.exception("renewing item windows or experiment outcomes failed; trying again")
@@ -127,10 +146,12 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
 
     Raises JobError when Spark does not start, another job has this data directory, or a micro-batch fails for good.
     """
+    os.nice(settings.stream_nice)  # Spark's own processes inherit it
     with _sole_job(settings), _session(settings, "headrace-stream") as spark:
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
-        renewal = Renewal(spark, settings, job, stop)
+        log = open_log(settings)
+        renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log), stop=stop)
         renewal.start()
         while query.isActive and not stop.wait(0.2):
             pass
@@ -163,14 +184,49 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
                 say(f"features: {job.records:,} records folded into histories, {job.rejected:,} dead-lettered")
         except JobRunningError:
             say("features: `headrace stream` is running and keeps the histories; renewing the item tables only")
-        try:
-            timeline = read_timeline(settings)
-        except NoDataError as error:
-            say(f"features: {error}")
-            return
-        days = items.rebuild(spark, open_store(settings), settings)
-        related = co_purchase.run(spark, settings, moments=[timeline.ranker_start, timeline.split])
-        say(f"features: {days:,} item days, {related:,} items with others bought beside them")
+        say(f"features: {rebuild_tables(spark, settings)}")
+
+
+def rebuild_tables(spark: SparkSession, settings: Settings) -> str:
+    """Make the tables over all items anew: item days, and neighbours as of the moments that training looks from.
+
+    Returns one line that says what was made, or what is missing for it.
+    """
+    try:
+        timeline = read_timeline(settings)
+    except NoDataError as error:
+        return str(error)
+    with ThreadPoolExecutor(max_workers=2) as pool:  # Spark plans a job in one thread: two jobs fill two cores
+        days = pool.submit(items.rebuild, spark, open_store(settings), settings)
+        related = pool.submit(co_purchase.run, spark, settings, moments=[timeline.ranker_start, timeline.split])
+    made = f"{days.result():,} item days, {related.result():,} items with others bought beside them"
+    _write_status(settings, TABLES_FILE, {"made": made})
+    return made
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[Callable[[], float]]:
+    started = time.monotonic()
+    yield lambda: time.monotonic() - started
+    logger.info("renewed %s in %.1f s", what, time.monotonic() - started)
+
+
+def _next(seconds: float, *, took: float) -> float:
+    """When to renew again: renewing never takes more than a quarter of the time."""
+    return time.monotonic() + max(seconds, 3 * took)
+
+
+def _tables_stand(settings: Settings) -> bool:
+    tables = (settings.offline_dir / name for name in (views.ITEM_HISTORY, views.ITEM_NEIGHBOURS))
+    return all(any(folder.glob("*.parquet")) for folder in tables)
+
+
+def _write_status(settings: Settings, name: str, status: Mapping[str, object]) -> None:
+    folder = settings.data_dir / "status"
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = folder / f".{name}.new"
+    hidden.write_text(json.dumps({"updated": datetime.now(UTC).isoformat(), **status}))
+    os.replace(hidden, folder / name)
 
 
 def join_exposures(settings: Settings) -> int:
