@@ -27,7 +27,7 @@ from features.store import open_store
 from features.timeline import NoDataError, read_timeline
 from infra.log.client import EventLog, open_log
 from infra.settings import Settings
-from streaming import co_purchase, exposures, items
+from streaming import co_purchase, exposures, items, metrics
 from streaming.histories import Histories
 from streaming.session import JobError, open_session
 from streaming.source import READ_TOPICS, parse, read_stream
@@ -78,7 +78,9 @@ class FeatureJob:
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
-        self._write_status(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        metrics.tell_batch(events, seconds=seconds, now=time.time())
+        self._write_status(seconds)
 
     def _write_status(self, seconds: float) -> None:
         folder = self._settings.data_dir / "status"
@@ -111,14 +113,17 @@ class Renewal(threading.Thread):
             try:
                 if self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
-                    items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
+                    with metrics.RENEWAL_SECONDS.labels("item windows").time():
+                        items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
                     next_items = time.monotonic() + self._settings.population_refresh_seconds
                 if self._job.impressions_seen and time.monotonic() >= next_exposures:
                     self._job.impressions_seen = False
-                    exposures.run(self._spark, self._settings)
+                    with metrics.RENEWAL_SECONDS.labels("experiment outcomes").time():
+                        exposures.run(self._spark, self._settings)
                     next_exposures = time.monotonic() + self._settings.exposures_refresh_seconds
             except Exception:
                 if not self._halt.is_set():
+                    metrics.RENEWALS_FAILED.inc()
                     logger.exception("renewing item windows or experiment outcomes failed; trying again")
 
 
@@ -127,7 +132,11 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
 
     Raises JobError when Spark does not start, another job has this data directory, or a micro-batch fails for good.
     """
-    with _sole_job(settings), _session(settings, "headrace-stream") as spark:
+    with (
+        _sole_job(settings),
+        metrics.served(settings.stream_metrics_port),
+        _session(settings, "headrace-stream") as spark,
+    ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
         renewal = Renewal(spark, settings, job, stop)
