@@ -42,11 +42,11 @@ DRIFT = Gauge(
 )
 
 RELEASE = Gauge("headrace_release_info", "Processes that serve this release.", ["version"], multiprocess_mode="livesum")
-LOG_BYTES = Gauge("headrace_log_bytes", "Size of a topic of the event log.", ["topic"], multiprocess_mode="livemax")
+LOG_BYTES = Gauge("headrace_log_bytes", "Size of a topic of the log.", ["topic"], multiprocess_mode="livemostrecent")
 FEATURE_AGE_SECONDS = Gauge(
     "headrace_feature_age_seconds",
     "Time since the feature job last finished a micro-batch; -1 before the first.",
-    multiprocess_mode="livemax",
+    multiprocess_mode="livemostrecent",
 )
 
 FRAUD_SECONDS = Histogram("headrace_fraud_seconds", "Time to score one call's payments.", buckets=_SECONDS)

@@ -137,6 +137,13 @@ class Spool:
             if next(_lines(part), None) is None:
                 self._remove(part)
 
+    def close(self) -> None:
+        """Let go of all files: another process may deliver them."""
+        with self._lock:
+            for part in self._parts:
+                os.close(part.fd)
+            self._parts.clear()
+
     def _remove(self, part: _Part) -> None:
         part.path.unlink(missing_ok=True)
         os.close(part.fd)
@@ -218,19 +225,25 @@ class SpooledLog:
         self._waiting: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
         self._down_until = 0.0
         self._pause = FIRST_PAUSE_SECONDS
+        self._failing = False
         self._halt = threading.Event()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Deliver what an earlier process left, and from now on whatever comes."""
-        self._thread = threading.Thread(target=self._run, name=f"spooled {self._topic}", daemon=True)
-        self._thread.start()
+        """Deliver what an earlier process left, and from now on whatever comes; the first `append` does so too."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"spooled {self._topic}", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """Leave what still waits in the spool to the next start."""
         self._halt.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
+            if not self._thread.is_alive():
+                self._spool.close()
 
     def append(self, key: str, value: bytes) -> bool:
         """Keep a record. True: the log holds it; False: it waits in the spool, or is lost and counted as such."""
@@ -240,6 +253,8 @@ class SpooledLog:
             logger.exception("a record for %s cannot stand in any log", self._topic)
             self._on_lost()
             return False
+        if self._thread is None:
+            self.start()
         if not self._spool.records and time.monotonic() >= self._down_until and not self._halt.is_set():
             waiting = _Waiting(key, value)
             self._waiting.put(waiting)
@@ -249,13 +264,14 @@ class SpooledLog:
                 return True
         if not self._spool.append(line):
             self._on_lost()
-            logger.error("a record for %s is lost: the log is down, and the spool is full", self._topic)
+            logger.error("one of the %s is lost: the log is down, and the spool takes no more", self._topic)
         self._changed()
         return False
 
     def _down(self, why: str) -> None:
-        if time.monotonic() >= self._down_until:
-            logger.error("%s goes to the spool, the event log is down: %s", self._topic, why)
+        if not self._failing:
+            logger.error("%s go to the spool, the event log is down: %s", self._topic, why)
+        self._failing = True
         self._down_until = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
@@ -289,7 +305,9 @@ class SpooledLog:
         except Exception as error:  # whatever the log's client raises
             self._down(str(error))
             return False
-        self._pause = FIRST_PAUSE_SECONDS
+        if self._failing:
+            logger.info("the event log takes %s again", self._topic)
+        self._failing, self._pause = False, FIRST_PAUSE_SECONDS
         return True
 
     def _write_waiting(self) -> None:
@@ -314,6 +332,4 @@ class SpooledLog:
         pairs = self._spool.oldest(BATCH)
         if pairs and self._append(pairs):
             self._spool.delivered(len(pairs))
-            if not self._spool.records:
-                logger.info("the event log is back; %s has all that waited", self._topic)
         self._changed()

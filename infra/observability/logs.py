@@ -51,9 +51,10 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 class JsonLines(logging.Formatter):
     """One JSON object a line: time, level, logger, message, the fields of `extra`, request_id, and error where one is.
 
-    >>> line = JsonLines().format(logging.makeLogRecord({"msg": "sold %d", "args": (3,), "created": 0, "item": "tea"}))
-    >>> line
-    '{"time": "1970-01-01T00:00:00.000Z", "level": "NOTSET", "logger": null, "message": "sold 3", "item": "tea"}'
+    >>> record = logging.LogRecord("shop", logging.INFO, "", 0, "sold %d", (3,), None)
+    >>> record.created, record.item = 0, "tea"
+    >>> JsonLines().format(record)
+    '{"time": "1970-01-01T00:00:00.000Z", "level": "INFO", "logger": "shop", "message": "sold 3", "item": "tea"}'
     """
 
     def format(self, record: logging.LogRecord) -> str:
