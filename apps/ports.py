@@ -53,3 +53,11 @@ class Recommender(Protocol):
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """The ranker's score of each candidate, shape [C]."""
         ...
+
+
+class Impressions(Protocol):
+    """Where what was shown is written down; infra.log.spool.SpooledLog is one."""
+
+    def append(self, key: str, value: bytes) -> bool:
+        """Keep an impression, whatever fails; False when the event log does not hold it yet, or never will."""
+        ...

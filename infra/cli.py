@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from infra.observability import logs
 from infra.settings import Settings
 
 
@@ -47,15 +48,11 @@ def cli() -> None:
                        headrace features, train, serve, stream
     Settings come from HEADRACE_... variables (docs/settings.md).
     """
-    for library in ("feast", "faiss", "py4j"):
-        logging.getLogger(library).setLevel(logging.WARNING)
     if not sys.warnoptions:
         # Deprecations inside the libraries are for us, in the tests, and not for whoever runs a command.
         logging.captureWarnings(capture=True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    logging.basicConfig(
-        level=_settings().log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logs.set_up(_settings())
 
 
 @cli.command()
@@ -156,21 +153,10 @@ def rollback() -> None:
 
 @cli.command()
 def serve() -> None:
-    """Run the API and the console."""
-    import uvicorn
+    """Run the API and the console, in HEADRACE_API_WORKERS processes."""
+    from apps import serve as api
 
-    from apps.main import create_app
-
-    settings = _settings()
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        # Open alert streams must not hold up a stop.
-        timeout_graceful_shutdown=2,
-    )
+    _run(api.run, _settings())
 
 
 @cli.command()
@@ -182,14 +168,40 @@ def score() -> None:
 
 
 @cli.command()
-@click.option("--seconds", default=60.0, show_default=True, help="How long the replay takes.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long it takes.")
 @click.option("--orders", type=int, help="At most that many orders, spread evenly.")
 @click.option("--surface", default="home", show_default=True)
-def replay(seconds: float, orders: int | None, surface: str) -> None:
+def traffic(seconds: float, orders: int | None, surface: str) -> None:
     """Send what was held back as live traffic through the public API."""
-    from apps.simulate import traffic
+    from apps.simulate import traffic as held_out
 
-    _run(traffic.run, _settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
+    _run(held_out.run, _settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
+
+
+@cli.command("dead-letters")
+@click.option(
+    "--export", "target", type=click.Path(path_type=Path), help="Write them to this JSONL file, to be mended."
+)
+@click.option("--reason", help="Only letters with this reason.")
+@click.option("--samples", default=1, show_default=True, help="How many of each reason to show.")
+def dead_letters(target: Path | None, reason: str | None, samples: int) -> None:
+    """Show what could not be used, by reason, or export it to be mended and replayed."""
+    from apps.ingest import dead_letters as letters
+
+    if target is None:
+        _run(letters.show, _settings(), reason=reason, samples=samples, say=click.echo)
+    else:
+        _run(letters.export, _settings(), target, reason=reason, say=click.echo)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def replay(file: Path) -> None:
+    """Put mended dead letters back: FILE is what `dead-letters --export` wrote, with its values corrected."""
+    from apps.ingest import dead_letters as letters
+
+    if _run(letters.replay, _settings(), file, now=datetime.now(UTC), say=click.echo):
+        sys.exit(1)
 
 
 @cli.command()

@@ -101,8 +101,8 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
             raise DemoError(f"the API did not become ready:\n{processes.log_tail(settings, 'api')}")
         _put_experiment(settings)
         say(f"serving release {_get(settings, '/readyz')['release']} on {_address(settings)}")
-    with _Step(say, "5  Replay: the held-out month as live traffic, model against its best floor"):
-        _do(settings, "replay", "--seconds", "12" if small else "80")
+    with _Step(say, "5  Traffic: the held-out month, live, model against its best floor"):
+        _do(settings, "traffic", "--seconds", "12" if small else "80")
     with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)
@@ -119,15 +119,15 @@ def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
             f"{name:10} {gate['metric']}: {', '.join(f'{who} {score:.3f}' for who, score in scores)}; "
             f"served: {gate['served']}"
         )
-    replay = json.loads((settings.data_dir / "status" / "replay.json").read_text())
+    traffic = json.loads((settings.data_dir / "status" / "traffic.json").read_text())
     say(
-        f"latency    recommend p50 {replay['recommend_ms']['p50']} ms, p99 {replay['recommend_ms']['p99']} ms; "
-        f"score p50 {replay['score_ms']['p50']} ms, p99 {replay['score_ms']['p99']} ms (from the intended send time)"
+        f"latency    recommend p50 {traffic['recommend_ms']['p50']} ms, p99 {traffic['recommend_ms']['p99']} ms; "
+        f"score p50 {traffic['score_ms']['p50']} ms, p99 {traffic['score_ms']['p99']} ms (from the intended send time)"
     )
     quality = json.loads((settings.data_dir / "quality" / "import.json").read_text())
     letters = _count(settings, topics.DEAD_LETTERS)
     say(
-        f"events     {quality['accepted']:,} imported, {replay['events']['accepted']:,} accepted live, "
+        f"events     {quality['accepted']:,} imported, {traffic['events']['accepted']:,} accepted live, "
         f"{letters:,} dead-lettered"
     )
     say(f"alerts     {_alert_quality(settings)}")
@@ -253,7 +253,7 @@ def _show_freshness(settings: Settings) -> str:
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
-    # Not while the job still works off the replay: what is shown is the way of one event.
+    # Not while the job still works off the traffic: what is shown is the way of one event.
     status = settings.data_dir / "status" / "stream.json"
     processes.wait_until(lambda: time.time() - status.stat().st_mtime > 4, seconds=60)
     posted = time.monotonic()
@@ -277,9 +277,9 @@ def _wait_for_scorer(settings: Settings) -> None:
 
 
 def _wait_for_outcomes(settings: Settings) -> None:
-    """The feature job joins outcomes every few seconds: wait until the report knows every answer of the replay."""
-    replay = json.loads((settings.data_dir / "status" / "replay.json").read_text())
-    answered = replay["statuses"].get("recommend 200", 0)
+    """The feature job joins outcomes every few seconds: wait until the report knows every answer of the traffic."""
+    traffic = json.loads((settings.data_dir / "status" / "traffic.json").read_text())
+    answered = traffic["statuses"].get("recommend 200", 0)
 
     def done() -> bool:
         report = _get(settings, f"/v1/experiments/{EXPERIMENT}/report")
@@ -298,7 +298,7 @@ def _count(settings: Settings, topic: str) -> int:
 
 
 def _alert_quality(settings: Settings) -> str:
-    """Alerts of the replay beside the simulator's truth."""
+    """Alerts of the traffic beside the simulator's truth."""
     truth = pq.read_table(settings.data_dir / "live" / "live_transactions.parquet")
     frauds = {
         name for name, fraud in zip(truth["event_id"].to_pylist(), truth["fraud"].to_pylist(), strict=True) if fraud

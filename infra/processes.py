@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
+from pydantic import SecretStr
 
 from infra.settings import Settings
 
@@ -25,7 +26,7 @@ def environment(settings: Settings) -> dict[str, str]:
     own = {
         f"HEADRACE_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
         for name, value in settings.model_dump().items()
-        if name in settings.model_fields_set
+        if name in settings.model_fields_set and not isinstance(value, SecretStr)  # those it inherits
     }
     return {**os.environ, **own, "HEADRACE_DATA_DIR": str(settings.data_dir.absolute())}
 

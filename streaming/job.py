@@ -30,7 +30,7 @@ from features.store import open_store
 from features.timeline import NoDataError, read_timeline
 from infra.log.client import EventLog, open_log
 from infra.settings import Settings
-from streaming import co_purchase, exposures, items
+from streaming import co_purchase, exposures, items, metrics
 from streaming.histories import Histories
 from streaming.session import JobError, open_session
 from streaming.source import READ_TOPICS, parse, read_stream
@@ -82,9 +82,9 @@ class FeatureJob:
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
-        took = time.monotonic() - started
-        logger.debug("folded %d records in %.2f s", events.num_rows, took)
-        self._write_status(took)
+        seconds = time.monotonic() - started
+        metrics.tell_batch(events, seconds=seconds, now=time.time())
+        self._write_status(seconds)
 
     def _write_status(self, seconds: float) -> None:
         status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
@@ -138,6 +138,7 @@ class Renewal(threading.Thread):
                     next_exposures = _next(self._settings.exposures_refresh_seconds, took=took())
             except Exception:
                 if not self._halt.is_set():
+                    metrics.RENEWALS_FAILED.inc()
                     logger.exception("renewing item windows or experiment outcomes failed; trying again")
 
 
@@ -147,7 +148,11 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     Raises JobError when Spark does not start, another job has this data directory, or a micro-batch fails for good.
     """
     os.nice(settings.stream_nice)  # Spark's own processes inherit it
-    with _sole_job(settings), _session(settings, "headrace-stream") as spark:
+    with (
+        _sole_job(settings),
+        metrics.served(settings.stream_metrics_port),
+        _session(settings, "headrace-stream") as spark,
+    ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
         log = open_log(settings)
@@ -207,7 +212,8 @@ def rebuild_tables(spark: SparkSession, settings: Settings) -> str:
 @contextlib.contextmanager
 def _timed(what: str) -> Iterator[Callable[[], float]]:
     started = time.monotonic()
-    yield lambda: time.monotonic() - started
+    with metrics.RENEWAL_SECONDS.labels(what).time():
+        yield lambda: time.monotonic() - started
     logger.info("renewed %s in %.1f s", what, time.monotonic() - started)
 
 

@@ -139,12 +139,12 @@ def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
 
 
 def parse(records: DataFrame) -> DataFrame:
-    """RECORD_SCHEMA to (topic, offset, value, event fields..., times in int64 ms).
+    """RECORD_SCHEMA to (topic, offset, value, timestamp, event fields..., times in int64 ms).
 
     `value` is kept only for a record that cannot be an event of its topic: then `reason` says why.
     """
     parsed = records.withColumn("event", F.from_json("value", EVENT_SCHEMA)).select(
-        "topic", "offset", "value", "event.*"
+        "topic", "offset", "value", "timestamp", "event.*"
     )
     missing = F.when(F.col("event_id").isNull() | F.col("event_time").isNull(), F.lit("no event_id or event_time"))
     for kinds, needed in NEEDED:

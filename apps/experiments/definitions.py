@@ -91,10 +91,18 @@ class Experiments:
 
     def _refresh(self) -> None:
         """Read what is new, at most once a second; whoever meets another thread doing so uses what is known."""
-        if self._clock() - self._refreshed < REFRESH_SECONDS or not self._lock.acquire(blocking=False):
+        if self._clock() - self._refreshed >= REFRESH_SECONDS:
+            self.renew()
+
+    def renew(self) -> None:
+        """Read what is new; a log that cannot be read leaves what is known in force."""
+        if not self._lock.acquire(blocking=False):
             return
         try:
             self._read_topic()
+        except Exception as error:  # whatever the log's client raises
+            self._refreshed = self._clock()
+            logger.warning("experiments stay as they are, the event log cannot be read: %s", error)
         finally:
             self._lock.release()
 

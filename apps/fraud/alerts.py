@@ -7,6 +7,7 @@ what makes scoring idempotent. Knows nothing of models.
 import logging
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,6 +39,8 @@ class DecisionBook:
         self._alerts: deque[Alert] = deque(maxlen=alerts_kept)
         self._offset = 0
         self._lock = threading.Lock()
+        self.on_decisions: Callable[[Sequence[Decision]], None] = lambda decisions: None
+        """Told of every first decision on a transaction, once, whichever process took it."""
         self.closing = threading.Event()
         """Set when the process ends: streams of alerts finish."""
 
@@ -45,20 +48,24 @@ class DecisionBook:
         """Read what the log got since the last call."""
         with self._lock:
             while records := self._log.read(topics.DECISIONS, self._offset):
+                entered = []
                 for record in records:
                     decision = _decision(record)
-                    if decision is not None:
-                        self._enter(record, decision)
+                    if decision is not None and self._enter(record, decision):
+                        entered.append(decision)
+                self.on_decisions(entered)
                 self._offset = records[-1].next_offset
 
-    def _enter(self, record: Record, decision: Decision) -> None:
+    def _enter(self, record: Record, decision: Decision) -> bool:
+        """Keep a decision; False where an earlier one on the transaction holds."""
         if decision.event_id in self._first:
-            return
+            return False
         self._first[decision.event_id] = (record.offset, decision)
         if len(self._first) > self._decisions_kept:
             self._first.popitem(last=False)
         if decision.outcome != APPROVE:
             self._alerts.append(Alert(record.next_offset, decision))
+        return True
 
     def get(self, transaction_id: str) -> Decision | None:
         """The first decision on a transaction; None when none is known any more, or yet."""

@@ -30,6 +30,7 @@ from apps.fraud.schemas import (
 )
 from apps.fraud.service import FraudService
 from features.events import Transaction
+from infra.observability.logs import REQUEST_ID
 
 router = APIRouter(prefix="/v1", tags=["fraud"])
 
@@ -87,6 +88,7 @@ def score_transaction(
             terminal_id=payment.terminal_id,
             amount=payment.amount,
             channel=payment.channel,
+            http_request_id=REQUEST_ID.get(),
         )
     )
     return ScoreResponse(

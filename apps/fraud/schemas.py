@@ -93,6 +93,7 @@ class AlertOut(BaseModel):
     reasons: tuple[Reason, ...]
     model: str
     degraded: bool
+    http_request_id: str | None = Field(None, description="X-Request-ID of the call that brought the payment.")
 
 
 class AlertsResponse(BaseModel):

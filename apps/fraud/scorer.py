@@ -6,22 +6,27 @@ decision. Knows nothing of how a score comes about.
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 import orjson
 from pydantic import ValidationError
 
+from apps import metrics
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
 from features.events import Decision, Transaction, key_of, to_json
 from infra import topics
-from infra.log.client import EventLog, LogFullError, Record, follow
+from infra.log.client import EventLog, LogError, LogFullError, Record, follow
+from infra.observability.traces import span
 
 logger = logging.getLogger(__name__)
 
 GROUP = "scorer"
 BATCH = 500
 RETRY_SECONDS = 1.0
+BEHIND_SECONDS = 5.0
+MOST_COUNTED = 10_000
 
 Pairs = list[tuple[str, bytes]]
 
@@ -34,19 +39,37 @@ def skip_history(log: EventLog) -> None:
 def run(log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event) -> None:
     """Score what the log holds and gets, from the last committed offset on, until `stop` is set."""
     offset = log.committed(GROUP, topics.TRANSACTIONS)
+    threading.Thread(target=_count_behind, args=(log, stop), name="behind", daemon=True).start()
     for records in follow(log, topics.TRANSACTIONS, offset, stop=stop, max_records=BATCH):
-        decided, refused = _score(records, service=service, decisions=decisions)
+        with span("score batch", records=len(records)):
+            decided, refused = _score(records, service=service, decisions=decisions)
+        for reason, _ in refused:
+            metrics.SCORER_REFUSED.labels(reason).inc()
         while not stop.is_set():
             try:
                 log.append(topics.DEAD_LETTERS, refused)
                 refused = []
                 log.append(topics.DECISIONS, [(key_of(decision), to_json(decision)) for decision in decided])
-            except LogFullError as error:
+            except (LogError, LogFullError) as error:
                 logger.error("decisions wait: %s", error)
                 stop.wait(RETRY_SECONDS)
             else:
                 log.commit(GROUP, topics.TRANSACTIONS, records[-1].next_offset)
+                now = time.time() * 1000
+                for record in records:
+                    metrics.DECISION_LAG_SECONDS.observe(max(0.0, now - record.timestamp_ms) / 1000)
                 break
+
+
+def _count_behind(log: EventLog, stop: threading.Event) -> None:
+    """Show how many payments wait, by looking: what offsets are is the log's business."""
+    while not stop.is_set():
+        try:
+            offset = log.committed(GROUP, topics.TRANSACTIONS)
+            metrics.SCORER_BEHIND.set(len(log.read(topics.TRANSACTIONS, offset, max_records=MOST_COUNTED)))
+        except Exception as error:  # whatever the log's client raises
+            logger.warning("cannot count the payments that wait: %s", error)
+        stop.wait(BEHIND_SECONDS)
 
 
 def _score(

@@ -60,6 +60,7 @@ def test_the_schema_is_the_union_of_the_events_that_are_read(spark: SparkSession
     theirs = {name: spark_type(field.annotation) for model in READ for name, field in model.model_fields.items()}
     assert theirs.pop("schema_version") == IntegerType()  # there is one version so far
     assert theirs.pop("scored") == BooleanType()  # the stream folds a payment whoever scored it
+    assert theirs.pop("http_request_id") == StringType()  # whose call it was is for the alert desk
     assert {field.name: field.dataType for field in schema} == theirs
 
 

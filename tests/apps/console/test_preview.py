@@ -24,6 +24,7 @@ from features.windows import DAY
 from infra import topics
 from infra.log.files import FileLog
 from tests.apps.console.fakes import NOON
+from tests.apps.recommend.fakes import FakeImpressions
 
 
 class Reader:
@@ -90,7 +91,7 @@ def service(log: FileLog) -> RecommendService:
     return RecommendService(
         lambda: Serving(release, board),
         reader,
-        log,
+        FakeImpressions(log),
         experiments,
         NOON.timestamp,
         per_source=10,

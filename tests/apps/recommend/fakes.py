@@ -11,6 +11,8 @@ from features import columns
 from features.catalogue import ITEM_WINDOWS, Catalogue
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
+from infra import topics
+from infra.log.client import EventLog
 
 IDS = ("tea", "mug", "pot", "lamp", "rug", "vase")
 NOW = 1_790_000_000_000
@@ -63,6 +65,19 @@ class FakeRecommender:
 
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
         return items.astype(np.float32)
+
+
+class FakeImpressions:
+    """Writes to the log at once, as a spool does while the log is well; `down`: it only keeps it."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self.down = False
+
+    def append(self, key: str, value: bytes) -> bool:
+        if not self.down:
+            self._log.append(topics.IMPRESSIONS, [(key, value)])
+        return not self.down
 
 
 class FakeReader:
