@@ -117,9 +117,10 @@ class SqliteRows:
     def _connection(self, *, patient: bool) -> Iterator[sqlite3.Connection]:
         try:
             connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            if not self._path.exists():
+                self._local.connection = None
+                raise OnlineStoreError(f"the online store {self._path} does not exist; `headrace features` fills it")
             if connection is None:
-                if not self._path.exists():
-                    raise OnlineStoreError(f"the online store {self._path} does not exist; `headrace features` fills it")
                 connection = sqlite3.connect(self._path, isolation_level=None)
                 self._local.connection = connection
             connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS[patient] * 1000)}")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from features import columns, views
 from features.feast_import import (
@@ -117,11 +118,11 @@ def write_online(store: Store, view: str, rows: pa.Table) -> None:
     store.online.write(view, rows)
 
 
-def online_rows(store: Store, view: str, ids: Sequence[str], *, patient: bool = False) -> list[dict[str, Any]]:
+def online_rows(store: Store, view: str, ids: Sequence[str]) -> list[dict[str, Any]]:
     """One dict per id, feature name to list; None for what the store does not know. Raises OnlineStoreError."""
     rows: list[dict[str, Any]] = [{} for _ in ids]
     if ids:
-        for name, lists in store.online.read(view, ids, patient=patient).items():
+        for name, lists in store.online.read(view, ids).items():
             values = lists.values.to_pylist() if isinstance(lists.values, pa.Array) else lists.values.tolist()
             offsets = lists.offsets.tolist()
             for row, known, start, end in zip(rows, lists.known.tolist(), offsets[:-1], offsets[1:], strict=True):
@@ -137,17 +138,29 @@ def online_history(store: Store, view: str, ids: Sequence[str], dtypes: Mapping[
     return as_history(store.online.read(view, ids), dtypes)
 
 
+def online_lists(store: Store, view: str, ids: Sequence[str]) -> dict[str, Lists]:
+    """The same for jobs, which wait longer for the store than a request may, a column a feature."""
+    return store.online.read(view, ids, patient=True)
+
+
 def as_history(
-    lists: Mapping[str, Lists], dtypes: Mapping[str, Any], *, names: Mapping[str, str] | None = None
+    lists: Mapping[str, Lists],
+    dtypes: Mapping[str, Any],
+    *,
+    names: Mapping[str, str] | None = None,
+    codes: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> History:
-    """List columns of one view as a history; `names` maps a wanted column to the name it is stored under."""
+    """List columns of one view as a history. `names` maps a wanted column to the name it is stored under; `codes`
+    gives numbers that stand for the strings of a column."""
     stored = {name: lists[(names or {}).get(name, name)] for name in dtypes}
-    entries = {
-        name: np.asarray(lists.values.to_numpy(zero_copy_only=False), dtype=object)
-        if isinstance(lists.values, pa.Array)
-        else lists.values
-        for name, lists in stored.items()
-    }
+    entries = {}
+    for name, column in stored.items():
+        if codes and name in codes:
+            entries[name] = codes[name]
+        elif isinstance(column.values, pa.Array):
+            entries[name] = np.asarray(column.values.to_numpy(zero_copy_only=False), dtype=object)
+        else:
+            entries[name] = column.values
     return History(stored[columns.TIMES].offsets, entries)
 
 
