@@ -64,8 +64,9 @@ class OnlineRows(Protocol):
         """What `mark` left in each part of the store that can lose rows by itself; "" where it left nothing."""
         ...
 
-    def mark(self, value: str, *, after: str) -> bool:
-        """Leave a mark behind all that was written, in every part; False where `after` is not the mark before it."""
+    def mark(self, value: str, *, after: str | None) -> bool:
+        """Leave a mark behind all that was written, in every part; False where `after`, if it is given, is not the
+        mark before it."""
         ...
 
 

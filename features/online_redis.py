@@ -69,8 +69,8 @@ return written
 then for each key its event time and created time (microseconds), Feast's bytes of the event time, the values."""
 
 MARK = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
+if ARGV[2] and (redis.call('GET', KEYS[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """
 
@@ -201,9 +201,10 @@ class RedisRows:
         with self._answers(patient=True) as client:
             return {(client.get(key) or b"").decode() for key in self._mark_keys(client)}
 
-    def mark(self, value: str, *, after: str) -> bool:
+    def mark(self, value: str, *, after: str | None) -> bool:
+        arguments = [value] if after is None else [value, after]
         with self._answers(patient=True) as client:
-            return all([client.eval(MARK, 1, key, after, value) for key in self._mark_keys(client)])
+            return all([client.eval(MARK, 1, key, *arguments) for key in self._mark_keys(client)])
 
     def _mark_keys(self, client: Any) -> list[str]:
         """One key on every primary: each loses its own last writes."""

@@ -95,10 +95,10 @@ class SqliteRows:
         with self._connection(patient=True) as connection:
             return {self._mark(connection)}
 
-    def mark(self, value: str, *, after: str) -> bool:
+    def mark(self, value: str, *, after: str | None) -> bool:
         with self._connection(patient=True) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            fits = self._mark(connection) == after
+            fits = self._mark(connection) == after or after is None
             if fits:
                 connection.execute("INSERT OR REPLACE INTO headrace_mark VALUES (1, ?)", (value,))
             connection.execute("COMMIT")

@@ -5,6 +5,7 @@ that it can stop anywhere and go on. Ids and items are numbers while they are fo
 micro-batch. Knows nothing of Spark: it is handed Arrow tables.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 
 import numpy as np
@@ -41,11 +42,15 @@ def coded(*parts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, list[NDArray[np
 
 
 class Histories:
-    """Applies micro-batches, one after the other; `batch` names the files they are written to."""
+    """Applies micro-batches, one after the other; `batch` names the files they are written to.
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    before_writing: called when what is known was read and nothing was written yet; raises if it is not to be trusted.
+    """
+
+    def __init__(self, store: Store, settings: Settings, *, before_writing: Callable[[], None] = lambda: None) -> None:
         self._store = store
         self._offline = settings.offline_dir
+        self._before_writing = before_writing
 
     def fold_users(self, events: pa.Table, *, batch: str, created: datetime) -> None:
         """Shop events (type, event_id, event_time, user or session, item...) into user histories."""
@@ -56,6 +61,7 @@ class Histories:
             return
         ids, (key,) = coded(events["visitor"])
         known_lists = self._known(views.USER_HISTORY, ids)
+        self._before_writing()
         items, (known_items, new_items) = coded(known_lists[columns.ITEMS].values, events["item_id"])
         known = as_history(known_lists, history.USER_COLUMNS, codes={columns.ITEMS: known_items})
         entries = {
@@ -78,7 +84,7 @@ class Histories:
             vocabularies={columns.ITEMS: items},
         )
         if rows.num_rows:
-            write_table(self._offline / views.USER_HISTORY, batch, rows)
+            self._keep(views.USER_HISTORY, batch, rows)
             write_online(self._store, views.USER_HISTORY, rows.take(folded.last_rows))
 
     def fold_payments(self, payments: pa.Table, labels: pa.Table, *, batch: str, created: datetime) -> None:
@@ -106,6 +112,7 @@ class Histories:
         )
         terminals, (terminal_key, label_key) = coded(payments["terminal_id"], labels["terminal_id"])
         terminal_lists = self._known(views.TERMINAL_HISTORY, terminals)
+        self._before_writing()
         payers, (known_payers, paid_by) = coded(terminal_lists[columns.PARTNERS].values, payments["card_id"])
         terminal = fold(
             as_history(terminal_lists, history.TERMINAL_COLUMNS, codes={columns.PARTNERS: known_payers}),
@@ -147,11 +154,11 @@ class Histories:
                 **{name: features[:, index].astype(np.float64) for index, name in enumerate(velocity.FEATURES)},
             }
             table = feature_rows(columns.TRANSACTION, payments["event_id"], times, columns_of, created=created)
-            write_table(self._offline / views.TRANSACTION_FEATURES, batch, table)
+            self._keep(views.TRANSACTION_FEATURES, batch, table)
         changed = np.unique(np.concatenate((terminal.key_of_row, frauds.key_of_row)))
         if len(changed):
             newest = _terminal_rows(terminals, changed, terminal, frauds, payers=payers, created=created)
-            write_table(self._offline / views.TERMINAL_HISTORY, batch, newest)
+            self._keep(views.TERMINAL_HISTORY, batch, newest)
             write_online(self._store, views.TERMINAL_HISTORY, newest)
         if len(card.last_rows):
             last = card.last_rows
@@ -163,8 +170,17 @@ class Histories:
                 created=created,
                 vocabularies={columns.PARTNERS: places},
             )
-            write_table(self._offline / views.CARD_HISTORY, batch, newest)
+            self._keep(views.CARD_HISTORY, batch, newest)
             write_online(self._store, views.CARD_HISTORY, newest)
+
+    def _keep(self, view: str, batch: str, rows: pa.Table) -> None:
+        """Write offline rows. A micro-batch that was cut off and is done again finds some of its rows known and makes
+        only the others: then what it wrote the first time stays beside them."""
+        folder, name, again = self._offline / view, batch, 0
+        while (folder / f"{name}.parquet").exists():
+            again += 1
+            name = f"{batch}-again-{again}"
+        write_table(folder, name, rows)
 
     def _known(self, view: str, ids: pa.Array) -> dict[str, Lists]:
         return online_lists(self._store, view, ids.to_pylist())

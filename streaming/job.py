@@ -18,11 +18,14 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 from tqdm import tqdm
 
+from features.online import OnlineStoreError
+from features.online_recovery import OnlineGuard, refill
 from features.store import open_store
 from features.timeline import NoDataError, read_timeline
 from infra.log.client import EventLog, open_log
@@ -37,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 STATUS_FILE = "stream.json"
 QUERY = "features"
+ONLINE_PATIENCE_SECONDS = 300.0
+"""How long a micro-batch waits for an online store that does not answer before the job gives up."""
+ONLINE_RETRY_SECONDS = 0.5
 
 
 class FeatureJob:
@@ -45,7 +51,9 @@ class FeatureJob:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = open_log(settings)
-        self._histories = Histories(open_store(settings), settings)
+        store = open_store(settings)
+        self._guard = OnlineGuard(store, settings)
+        self._histories = Histories(store, settings, before_writing=self._guard.unchanged)
         self.items_touched: set[str] = set()
         self.impressions_seen = False
         self.latest = 0
@@ -57,7 +65,6 @@ class FeatureJob:
         started = time.monotonic()
         events = parse(records).toArrow()
         name = f"batch-{batch_id:012d}"
-        created = datetime.now(UTC)
         valid = events.filter(pc.is_null(events["reason"]))
         if valid.num_rows < events.num_rows:
             dead_letter(self._log, events.filter(pc.is_valid(events["reason"])))
@@ -71,14 +78,38 @@ class FeatureJob:
         for table, rows in ((SHOP_EVENTS, shop), (IMPRESSIONS, impressions), (LABELS, labels)):
             if rows.num_rows:
                 write_table(self._settings.offline_dir / table, name, as_schema(rows, table))
-        self._histories.fold_users(shop, batch=name, created=created)
-        self._histories.fold_payments(payments, labels, batch=name, created=created)
+        self._fold(shop, payments, labels, batch=name)
 
         self.items_touched.update(pc.unique(shop["item_id"]).to_pylist())
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
         self._write_status(time.monotonic() - started)
+
+    def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
+        """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
+        given_up = time.monotonic() + ONLINE_PATIENCE_SECONDS
+        while True:
+            try:
+                if self._guard.check():
+                    self._touch_all_items()
+                created = datetime.now(UTC)
+                self._histories.fold_users(shop, batch=batch, created=created)
+                self._histories.fold_payments(payments, labels, batch=batch, created=created)
+                self._guard.confirm(batch)
+                return
+            except OnlineStoreError as error:
+                if time.monotonic() > given_up:
+                    raise
+                logger.warning("%s: trying again (%s)", batch, error)
+                time.sleep(ONLINE_RETRY_SECONDS)
+
+    def _touch_all_items(self) -> None:
+        """Have the row of every item renewed."""
+        for path in (self._settings.offline_dir / SHOP_EVENTS).glob("*.parquet"):
+            events = pq.read_table(path, columns=["item_id", "event_time"])
+            self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
+            self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
     def _write_status(self, seconds: float) -> None:
         folder = self._settings.data_dir / "status"
@@ -171,6 +202,15 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
         days = items.rebuild(spark, open_store(settings), settings)
         related = co_purchase.run(spark, settings, moments=[timeline.ranker_start, timeline.split])
         say(f"features: {days:,} item days, {related:,} items with others bought beside them")
+
+
+def refill_online(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Write the newest row of every user, card, terminal and item from the offline tables into the online store.
+
+    Raises JobRunningError where a feature job runs, which does this by itself when it is needed.
+    """
+    with _sole_job(settings):
+        refill(open_store(settings), say=say)
 
 
 def join_exposures(settings: Settings) -> int:
