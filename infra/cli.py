@@ -106,11 +106,12 @@ def simulate(cards: int, terminals: int, days: int, live_days: int, seed: int) -
 
 
 @cli.command()
-def features() -> None:
+@click.option("--refill-online", is_flag=True, help="Only write the online store anew, from the offline tables.")
+def features(refill_online: bool) -> None:
     """Turn everything in the event log into features, and stop (Spark, Feast)."""
     from streaming import job
 
-    _run(job.catch_up, _settings(), say=click.echo)
+    _run(job.refill_online if refill_online else job.catch_up, _settings(), say=click.echo)
 
 
 @cli.command()

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     population_refresh_seconds: int = Field(15, ge=1, description="How often item windows and trending are renewed.")
     exposures_refresh_seconds: int = Field(10, ge=1, description="How often impressions are joined to outcomes.")
 
+    redis_url: str = Field("", repr=False, description="Online store in Redis; unset it is SQLite.")
+    redis_port: int = Field(6379, ge=1, le=65535, description="Port of the Redis that `make up` starts.")
+    redis_timeout_milliseconds: int = Field(200, ge=1, description="Longest wait of a request for Redis.")
+
     online_retail_url: str = Field(
         "https://archive.ics.uci.edu/static/public/352/online+retail.zip",
         description="Where `headrace import online-retail` fetches the data from when it is not at hand.",

@@ -20,12 +20,15 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 from tqdm import tqdm
 
 from features import views
+from features.online import OnlineStoreError
+from features.online_recovery import OnlineGuard, refill
 from features.store import open_store
 from features.timeline import NoDataError, read_timeline
 from infra.log.client import EventLog, open_log
@@ -41,6 +44,9 @@ logger = logging.getLogger(__name__)
 STATUS_FILE = "stream.json"
 TABLES_FILE = "tables.json"
 QUERY = "features"
+ONLINE_PATIENCE_SECONDS = 300.0
+"""How long a micro-batch waits for an online store that does not answer before the job gives up."""
+ONLINE_RETRY_SECONDS = 0.5
 
 
 class FeatureJob:
@@ -49,7 +55,9 @@ class FeatureJob:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = open_log(settings)
-        self._histories = Histories(open_store(settings), settings)
+        store = open_store(settings)
+        self._guard = OnlineGuard(store, settings)
+        self._histories = Histories(store, settings, before_writing=self._guard.unchanged)
         self.items_touched: set[str] = set()
         self.impressions_seen = False
         self.latest = 0
@@ -61,7 +69,6 @@ class FeatureJob:
         started = time.monotonic()
         events = parse(records).toArrow()
         name = f"batch-{batch_id:012d}"
-        created = datetime.now(UTC)
         valid = events.filter(pc.is_null(events["reason"]))
         if valid.num_rows < events.num_rows:
             dead_letter(self._log, events.filter(pc.is_valid(events["reason"])))
@@ -75,8 +82,7 @@ class FeatureJob:
         for table, rows in ((SHOP_EVENTS, shop), (IMPRESSIONS, impressions), (LABELS, labels)):
             if rows.num_rows:
                 write_table(self._settings.offline_dir / table, name, as_schema(rows, table))
-        self._histories.fold_users(shop, batch=name, created=created)
-        self._histories.fold_payments(payments, labels, batch=name, created=created)
+        self._fold(shop, payments, labels, batch=name)
 
         self.items_touched.update(pc.unique(shop["item_id"]).to_pylist())
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
@@ -85,6 +91,31 @@ class FeatureJob:
         seconds = time.monotonic() - started
         metrics.tell_batch(events, seconds=seconds, now=time.time())
         self._write_status(seconds)
+
+    def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
+        """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
+        given_up = time.monotonic() + ONLINE_PATIENCE_SECONDS
+        while True:
+            try:
+                if self._guard.check():
+                    self._touch_all_items()
+                created = datetime.now(UTC)
+                self._histories.fold_users(shop, batch=batch, created=created)
+                self._histories.fold_payments(payments, labels, batch=batch, created=created)
+                self._guard.confirm(batch)
+                return
+            except OnlineStoreError as error:
+                if time.monotonic() > given_up:
+                    raise
+                logger.warning("%s: trying again (%s)", batch, error)
+                time.sleep(ONLINE_RETRY_SECONDS)
+
+    def _touch_all_items(self) -> None:
+        """Have the row of every item renewed."""
+        for path in (self._settings.offline_dir / SHOP_EVENTS).glob("*.parquet"):
+            events = pq.read_table(path, columns=["item_id", "event_time"])
+            self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
+            self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
     def _write_status(self, seconds: float) -> None:
         status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
@@ -233,6 +264,15 @@ def _write_status(settings: Settings, name: str, status: Mapping[str, object]) -
     hidden = folder / f".{name}.new"
     hidden.write_text(json.dumps({"updated": datetime.now(UTC).isoformat(), **status}))
     os.replace(hidden, folder / name)
+
+
+def refill_online(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Write the newest row of every user, card, terminal and item from the offline tables into the online store.
+
+    Raises JobRunningError where a feature job runs, which does this by itself when it is needed.
+    """
+    with _sole_job(settings):
+        refill(open_store(settings), say=say)
 
 
 def join_exposures(settings: Settings) -> int:

@@ -4,6 +4,7 @@ A file is named after the micro-batch that wrote it, so that a micro-batch that 
 """
 
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -76,24 +77,31 @@ def as_schema(table: pa.Table, name: str) -> pa.Table:
 
 
 def feature_rows(
-    key: str, ids: NDArray[np.object_], times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
+    key: str, ids: pa.Array, times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
 ) -> pa.Table:
-    """Rows of a history view: `ids` and `times` (ms) of shape [rows], `lists` by stored column name."""
+    """Rows of a history view: `ids` (strings) and `times` (ms) of shape [rows], `lists` by stored column name."""
     stamp = pa.timestamp("us", tz="UTC")
     return pa.table(
         {
-            key: pa.array(ids, pa.string()),
+            key: ids,
             **lists,
             columns.EVENT_TIMESTAMP: pa.array(times * 1000, pa.int64()).cast(stamp),
-            columns.CREATED_TIMESTAMP: pa.array([created] * len(ids), stamp),
+            columns.CREATED_TIMESTAMP: pa.repeat(pa.scalar(created, stamp), len(ids)),
         }
     )
 
 
 def history_rows(
-    key: str, ids: NDArray[np.object_], times: NDArray[np.int64], rows: History, *, created: datetime
+    key: str,
+    ids: pa.Array,
+    times: NDArray[np.int64],
+    rows: History,
+    *,
+    created: datetime,
+    vocabularies: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
-    return feature_rows(key, ids, times, to_arrow(rows), created=created)
+    """Rows of a history view; `vocabularies` as in features.history.to_arrow."""
+    return feature_rows(key, ids, times, to_arrow(rows, vocabularies=vocabularies), created=created)
 
 
 def dead_letter(log: EventLog, rejected: pa.Table) -> None:

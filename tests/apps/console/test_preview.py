@@ -18,7 +18,7 @@ from apps.recommend.service import RecommendService, Serving
 from features import columns
 from features.candidates import CANDIDATE_FEATURES
 from features.catalogue import ITEM_WINDOWS, Catalogue
-from features.history import ITEM_COLUMNS
+from features.history import ITEM_COLUMNS, History, from_lists
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
 from infra import topics
@@ -33,9 +33,10 @@ class Reader:
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         return [{} for _ in ids]
 
-    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def item_histories(self, ids: Sequence[str]) -> History:
         day = int(NOON.timestamp() * 1000) // DAY * DAY - DAY
-        return [{name: [day if name == columns.TIMES else 1] for name in ITEM_COLUMNS} for _ in ids]
+        rows = [{name: [day if name == columns.TIMES else 1] for name in ITEM_COLUMNS} for _ in ids]
+        return from_lists(rows, ITEM_COLUMNS)
 
 
 class ThreeItems:
