@@ -14,7 +14,7 @@ from apps.recommend.board import ItemBoard
 from apps.recommend.schemas import RecommendRequest, SimilarRequest
 from apps.recommend.service import RecommendService, Serving
 from infra import topics
-from infra.log.client import LogFullError
+from infra.log.client import START, LogFullError
 from infra.log.files import FileLog
 from tests.apps.recommend.fakes import IDS, NOW, FakeReader, FakeRecommender
 
@@ -45,7 +45,7 @@ class Shop:
         return [item.item_id for item in self.ask(**body).items]
 
     def impressions(self) -> list[dict[str, Any]]:
-        return [orjson.loads(record.value) for record in self.log.read(topics.IMPRESSIONS, 0)]
+        return [orjson.loads(record.value) for record in self.log.read(topics.IMPRESSIONS, START)]
 
 
 @pytest.fixture
