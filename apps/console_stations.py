@@ -89,7 +89,7 @@ class Stations:
         if payments.last_append is None:
             return Station("Fraud scorer", "idle", "no payments", "none in the log yet")
         last = f"last payment {ago(payments.last_append, now)}"
-        if log.committed(GROUP, topics.TRANSACTIONS) >= log.end(topics.TRANSACTIONS):
+        if log.committed(GROUP, topics.TRANSACTIONS).covers(log.end(topics.TRANSACTIONS)):
             return Station("Fraud scorer", "ok", "caught up", last)
         if (now - payments.last_append).total_seconds() < STALE_SECONDS:
             return Station("Fraud scorer", "ok", "scoring", last)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from infra import processes, topics
-from infra.log.client import open_log
+from infra.log.client import START, open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]
@@ -270,7 +270,7 @@ def _wait_for_scorer(settings: Settings) -> None:
     log = open_log(settings)
 
     def done() -> bool:
-        return log.committed("scorer", topics.TRANSACTIONS) >= log.end(topics.TRANSACTIONS)
+        return log.committed("scorer", topics.TRANSACTIONS).covers(log.end(topics.TRANSACTIONS))
 
     if not processes.wait_until(done, seconds=60):
         raise DemoError(f"the scorer did not keep up:\n{processes.log_tail(settings, 'scorer')}")
@@ -291,9 +291,9 @@ def _wait_for_outcomes(settings: Settings) -> None:
 
 
 def _count(settings: Settings, topic: str) -> int:
-    log, offset, count = open_log(settings), 0, 0
-    while records := log.read(topic, offset, max_records=50_000):
-        count, offset = count + len(records), records[-1].next_offset
+    log, position, count = open_log(settings), START, 0
+    while records := log.read(topic, position, max_records=50_000):
+        count, position = count + len(records), position.after(records)
     return count
 
 
@@ -303,13 +303,13 @@ def _alert_quality(settings: Settings) -> str:
     frauds = {
         name for name, fraud in zip(truth["event_id"].to_pylist(), truth["fraud"].to_pylist(), strict=True) if fraud
     }
-    log, offset = open_log(settings), 0
+    log, position = open_log(settings), START
     outcomes: dict[str, str] = {}
-    while records := log.read(topics.DECISIONS, offset, max_records=50_000):
+    while records := log.read(topics.DECISIONS, position, max_records=50_000):
         for record in records:
             decision = json.loads(record.value)
             outcomes.setdefault(decision["event_id"], decision["outcome"])
-        offset = records[-1].next_offset
+        position = position.after(records)
     alerts = {name for name, outcome in outcomes.items() if outcome != "approve"}
     found = len(alerts & frauds)
     return (

@@ -31,12 +31,12 @@ from features.online import OnlineStoreError
 from features.online_recovery import OnlineGuard, refill
 from features.store import open_store
 from features.timeline import NoDataError, read_timeline
-from infra.log.client import EventLog, open_log
+from infra.log.client import START, EventLog, Position, open_log
 from infra.settings import Settings
 from streaming import co_purchase, exposures, items, metrics
 from streaming.histories import Histories
 from streaming.session import JobError, open_session
-from streaming.source import READ_TOPICS, parse, read_stream
+from streaming.source import READ_TOPICS, parse, reached, read_stream
 from streaming.tables import IMPRESSIONS, LABELS, SHOP_EVENTS, as_schema, dead_letter, write_table
 
 logger = logging.getLogger(__name__)
@@ -206,12 +206,12 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
     with _session(settings, "headrace-features") as spark:
         try:
             with _sole_job(settings):
-                total = sum(log.end(topic) for topic in READ_TOPICS)
+                total = sum(log.end(topic).total for topic in READ_TOPICS)
                 with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
                     job = FeatureJob(settings)
                     query = _start(spark, settings, job)
                     while query.isActive and not _caught_up(query, log):
-                        bar.n = min(total, sum(_offsets(query).values()))
+                        bar.n = min(total, sum(position.total for position in _reached(query).values()))
                         bar.refresh()
                         time.sleep(0.2)
                     with contextlib.suppress(StreamingQueryException):  # told by _finish
@@ -317,15 +317,15 @@ def _start(spark: SparkSession, settings: Settings, job: FeatureJob) -> Streamin
     )
 
 
-def _offsets(query: StreamingQuery) -> dict[str, int]:
+def _reached(query: StreamingQuery) -> dict[str, Position]:
     """How far the query has read each topic."""
     progress = query.lastProgress
-    return json.loads(progress["sources"][0]["endOffset"]) if progress and progress["sources"] else {}
+    return reached(progress["sources"][0]["endOffset"]) if progress and progress["sources"] else {}
 
 
 def _caught_up(query: StreamingQuery, log: EventLog) -> bool:
-    offsets = _offsets(query)
-    return all(offsets.get(topic, 0) >= log.end(topic) for topic in READ_TOPICS)
+    positions = _reached(query)
+    return all(positions.get(topic, START).covers(log.end(topic)) for topic in READ_TOPICS)
 
 
 def _finish(query: StreamingQuery) -> None:

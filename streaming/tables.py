@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from features import columns
 from features.history import History, to_arrow
 from infra import topics
-from infra.log.client import EventLog
+from infra.log.client import EventLog, origin
 
 ROW_GROUP = 50_000
 """Rows that a reader can skip together: histories are written in order of time, and most readers want the end."""
 
+ORIGIN = ("topic", "partition", "offset")
 SHOP_EVENTS = "shop_events"
 IMPRESSIONS = "impressions"
 LABELS = "labels"
@@ -105,19 +106,19 @@ def history_rows(
 
 
 def dead_letter(log: EventLog, rejected: pa.Table) -> None:
-    """Keep records that cannot be used (topic, offset, value, reason), each under its origin."""
+    """Keep records that cannot be used (topic, partition, offset, value, reason), each under its origin."""
     letters = [
         (
             row["reason"],
             orjson.dumps(
                 {
-                    "event_id": f"{row['topic']}:{row['offset']}",
+                    "event_id": origin(row["topic"], row["partition"], row["offset"]),
                     "reason": row["reason"],
-                    "origin": {"topic": row["topic"], "offset": row["offset"]},
+                    "origin": {name: row[name] for name in ORIGIN},
                     "value": row["value"],
                 }
             ),
         )
-        for row in rejected.select(["topic", "offset", "value", "reason"]).to_pylist()
+        for row in rejected.select([*ORIGIN, "value", "reason"]).to_pylist()
     ]
     log.append(topics.DEAD_LETTERS, letters)

@@ -77,7 +77,6 @@ class ReasonView:
 
 @dataclass(frozen=True, slots=True)
 class AlertView:
-    alert_id: str
     transaction_id: str
     event_time: datetime
     decided_time: datetime
