@@ -18,6 +18,13 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
 
     segment_mebibytes: int = Field(64, ge=1, description="A log segment is closed at this size.")
+    kafka_bootstrap: str | None = Field(None, description="Kafka servers, host:port,...; unset: the log is on files.")
+    kafka_topic_prefix: str = Field("", description="In front of every topic and group: several logs in one cluster.")
+    kafka_partitions: int = Field(6, ge=1, description="Partitions of a topic when it is created.")
+    kafka_replication: int = Field(1, ge=1, description="Copies of a topic; a majority must have a record.")
+    kafka_retention_days: int | None = Field(None, ge=1, description="Kafka drops older records; unset: it keeps all.")
+    kafka_timeout_seconds: float = Field(3.0, gt=0, description="Longest wait for an answer of Kafka.")
+    tools_dir: Path = Field(Path(".tools"), description="Where the jars of Kafka and of Spark's Kafka source are put.")
     max_event_bytes: int = Field(16_384, ge=256, description="Largest accepted event, as JSON.")
     max_batch_events: int = Field(1_000, ge=1, description="Most events in one POST /v1/events.")
     max_future_seconds: int = Field(300, ge=0, description="Events dated further ahead are refused.")
@@ -39,6 +46,8 @@ class Settings(BaseSettings):
     candidates_per_source: int = Field(100, ge=1, description="Most candidates taken from each source.")
     alerts_kept: int = Field(10_000, ge=1, description="Latest alerts the API holds for GET /v1/alerts.")
     decisions_kept: int = Field(200_000, ge=1, description="Latest decisions the API can join a label to.")
+    scorer_share: int = Field(0, ge=0, description="Which of the scorers this one is, from 0.")
+    scorer_shares: int = Field(1, ge=1, description="Scorers that divide the partitions of the transactions.")
     log_level: str = Field("INFO", description="Level of the application log.")
 
     @cached_property
