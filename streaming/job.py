@@ -155,8 +155,7 @@ class Renewal(threading.Thread):
                         self._job.items_touched = set()
                         with _timed("tables"):
                             rebuild_tables(self._spark, self._settings)
-                    continue
-                if self._job.items_touched and time.monotonic() >= next_items:
+                elif self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
                     with _timed("item windows") as took:
                         items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
