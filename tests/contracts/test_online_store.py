@@ -1,6 +1,5 @@
 """What every online store promises, whichever adapter holds it, with Feast itself as the judge of what is stored."""
 
-
 import shutil
 import signal
 import threading
