@@ -34,15 +34,9 @@ class Said:
 def settings(tmp_path: Path) -> Settings:
     made = Settings(data_dir=tmp_path)
     log = open_log(made)
-    append_dead_letters(
-        log, [("no customer", {"item": "i", "at": 3}), ("no customer", {"item": "j", "at": 4})], origin="x"
-    )
-    bad = {
-        "event_id": "transactions:17",
-        "reason": "malformed",
-        "detail": "terminal_id: missing",
-        "value": json.dumps(PAYMENT),
-    }
+    append_dead_letters(log, [("no customer", {"item": "i"}), ("no customer", {"item": "j"})], origin="x")
+    said = {"reason": "malformed", "detail": "terminal_id: missing"}
+    bad = {"event_id": "transactions:17", **said, "value": json.dumps(PAYMENT)}
     log.append(topics.DEAD_LETTERS, [("malformed", orjson.dumps(bad))] * 2)
     return made
 
