@@ -37,9 +37,21 @@ def skip_history(log: EventLog) -> None:
 
 
 def run(log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event) -> None:
-    """Score what the log holds and gets, from the last committed offset on, until `stop` is set."""
-    offset = log.committed(GROUP, topics.TRANSACTIONS)
+    """Score what the log holds and gets, from the last committed offset on, until `stop` is set.
+
+    While the log cannot be read it tries again, from what was committed.
+    """
     threading.Thread(target=_count_behind, args=(log, stop), name="behind", daemon=True).start()
+    while not stop.is_set():
+        try:
+            _work(log, service=service, decisions=decisions, stop=stop)
+        except LogError as error:
+            logger.error("payments wait: %s", error)
+            stop.wait(RETRY_SECONDS)
+
+
+def _work(log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event) -> None:
+    offset = log.committed(GROUP, topics.TRANSACTIONS)
     for records in follow(log, topics.TRANSACTIONS, offset, stop=stop, max_records=BATCH):
         with span("score batch", records=len(records)):
             decided, refused = _score(records, service=service, decisions=decisions)
