@@ -3,6 +3,7 @@
 What Airflow, the Makefile and a person type is the same. `headrace --help` imports none of the packages.
 """
 
+import json
 import logging
 import signal
 import sys
@@ -262,6 +263,44 @@ def down() -> None:
 
     stopped = [*story.down(), *processes.stop_all(_settings())]
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@cli.group()
+def bench() -> None:
+    """Measure this machine (tests/bench): each prints one line of JSON with --json, and its limit beside the result."""
+
+
+@bench.command()
+@click.option("--rate", default=200.0, show_default=True, help="Shop events a second beside the probes.")
+@click.option("--probes", default=100, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--real", is_flag=True, help="On Kafka and Redis instead of files and SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def freshness(rate: float, probes: int, seconds: float, real: bool, as_json: bool) -> None:
+    """From POST /v1/events to a changed /v1/recommend of that user."""
+    from tests.bench import freshness as measured
+
+    _show(measured.run(rate=rate, probes=probes, seconds=seconds, real=real), as_json=as_json)
+
+
+@bench.command()
+@click.option("--rate", default=100.0, show_default=True, help="Transactions a second.")
+@click.option("--seconds", default=30.0, show_default=True)
+@click.option("--real", is_flag=True, help="On Kafka and Redis instead of files and SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def alerts(rate: float, seconds: float, real: bool, as_json: bool) -> None:
+    """From a transaction in the event log to its alert at a client of /v1/alerts/stream."""
+    from tests.bench import alerts as measured
+
+    _show(measured.run(rate=rate, seconds=seconds, real=real), as_json=as_json)
+
+
+def _show(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        click.echo(f"{name:20} {value}")
 
 
 def _pair(text: str) -> tuple[str, str]:

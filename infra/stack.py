@@ -155,6 +155,11 @@ def _nodes(settings: Settings) -> list[broker.Node]:
     return broker.plan(settings.kafka_port, brokers=settings.kafka_replication)
 
 
+def wait_for(settings: Settings, name: str) -> None:
+    """Wait until one process that was started by its name is healthy. Raises StackError."""
+    _wait(settings, next(server for server in _servers(settings, airflow=False) if server.name == name))
+
+
 def _wait(settings: Settings, server: Server) -> None:
     def settled() -> bool:
         if server.name not in processes.alive(settings):
