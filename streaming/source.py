@@ -42,6 +42,8 @@ EVENT_SCHEMA = """
 """
 """Union of the fields of the events that the jobs read (features/events.py; a test compares the two)."""
 
+RECORD_COLUMNS = ("topic", "partition", "offset", "value", "timestamp")
+
 NEEDED = (
     (("item", "view", "cart", "purchase", "return"), ("item_id",)),
     (("transaction",), ("card_id", "terminal_id", "amount")),
@@ -156,20 +158,29 @@ def parse(records: DataFrame) -> DataFrame:
 
     `value` is kept only for a record that cannot be an event of its topic: then `reason` says why.
     """
-    parsed = records.withColumn("event", F.from_json("value", EVENT_SCHEMA)).select(
-        "topic", "partition", "offset", "value", "timestamp", "event.*"
+    return (
+        records.selectExpr(*RECORD_COLUMNS, f"from_json(value, '{EVENT_SCHEMA}') AS event")
+        .selectExpr(*RECORD_COLUMNS, "event.*")
+        .selectExpr("*", f"{_reason()} AS reason")
+        .withColumns(
+            {
+                "value": F.expr("CASE WHEN reason IS NOT NULL THEN value END"),
+                "event_time": F.expr("unix_millis(event_time)"),
+                "transaction_time": F.expr("unix_millis(transaction_time)"),
+            }
+        )
     )
-    missing = F.when(F.col("event_id").isNull() | F.col("event_time").isNull(), F.lit("no event_id or event_time"))
+
+
+def _reason() -> str:
+    """Why a record cannot be used, in SQL; null where it can. As text, for the plan is made anew in every micro-batch,
+    and each call between Python and Java costs a millisecond."""
+    known = ", ".join(f"'{kind}'" for kinds, _ in NEEDED for kind in kinds)
+    cases = [
+        f"WHEN type IS NULL OR type NOT IN ({known}) THEN 'unknown type'",
+        "WHEN event_id IS NULL OR event_time IS NULL THEN 'no event_id or event_time'",
+    ]
     for kinds, needed in NEEDED:
-        for column in needed:
-            missing = missing.when(F.col("type").isin(*kinds) & F.col(column).isNull(), F.lit(f"no {column}"))
-    known = [kind for kinds, _ in NEEDED for kind in kinds]
-    reason = F.when(F.col("type").isNull() | ~F.col("type").isin(*known), F.lit("unknown type")).otherwise(missing)
-    return parsed.withColumns(
-        {
-            "reason": reason,
-            "value": F.when(reason.isNotNull(), F.col("value")),
-            "event_time": F.unix_millis("event_time"),
-            "transaction_time": F.unix_millis("transaction_time"),
-        }
-    )
+        these = ", ".join(f"'{kind}'" for kind in kinds)
+        cases += [f"WHEN type IN ({these}) AND {column} IS NULL THEN 'no {column}'" for column in needed]
+    return f"CASE {' '.join(cases)} END"
