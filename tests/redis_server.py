@@ -23,7 +23,7 @@ class RedisServer:
             self._process = subprocess.Popen(
                 [*redis.command(self.settings), *self._extra], stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while not redis.healthy(self.settings):
             assert self._process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
