@@ -3,6 +3,7 @@
 Problem                      status, title, detail: raised by any route
 RequestValidationError  422  FastAPI's own, told field by field
 LogFullError            507  the event log has no room
+LogUnreachableError     503  the servers that hold the event log do not answer
 anything else           500  logged with its request; the caller is told no internals
 """
 
@@ -14,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from infra.log.client import LogFullError
+from infra.log.client import LogFullError, LogUnreachableError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,10 @@ def install_errors(app: FastAPI) -> None:
     @app.exception_handler(LogFullError)
     async def on_full(request: Request, error: LogFullError) -> JSONResponse:
         return problem_response(507, "Event log is full", str(error))
+
+    @app.exception_handler(LogUnreachableError)
+    async def on_unreachable(request: Request, error: LogUnreachableError) -> JSONResponse:
+        return problem_response(503, "Event log is away", str(error))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:

@@ -17,7 +17,7 @@ from apps.metrics import RELEASE
 from apps.ports import Clock
 from apps.recommend.board import ItemBoard
 from apps.recommend.service import RecommendService, Serving
-from infra.log.client import open_log
+from infra.log.client import Share, open_log
 from infra.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
     services = Services(settings)
     halt = services.keep_fresh()
     try:
-        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop)
+        share = Share(settings.scorer_share, settings.scorer_shares)
+        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop, share=share)
     finally:
         halt()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from infra.kafka.jars import SPARK, jars
 from infra.settings import Settings
 
 
@@ -18,11 +19,14 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "conf"))
+    # Its source for Kafka is no part of pyspark.
+    more = ",".join(str(path) for path in jars(settings, SPARK)) if settings.kafka_bootstrap is not None else ""
     try:
         session: SparkSession = (
             SparkSession.builder.appName(app)
             .master(settings.spark_master)
             .config("spark.driver.memory", settings.spark_driver_memory)
+            .config("spark.jars", more)
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.ui.enabled", "false")

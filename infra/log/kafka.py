@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from infra import topics
@@ -37,6 +37,11 @@ T = TypeVar("T")
 
 DAY_MILLISECONDS = 86_400_000
 FULL = {KafkaError.KAFKA_STORAGE_ERROR}
+
+SETTLING = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE,
+}  # fmt: skip
+"""A group's positions are being moved between brokers, or read in after a start: ask again."""
 
 
 class _Acks:
@@ -69,7 +74,6 @@ class KafkaLog:
         self._partitions: dict[str, int] = {}
         self._lock = threading.Lock()
         self._producer: Producer | None = None
-        self._groups: dict[str, Consumer] = {}
         self._readers = Readers(self._connection)
 
     def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
@@ -78,7 +82,7 @@ class KafkaLog:
         for key, value in records:
             refuse_unusable(key, value)
         deadline = time.monotonic() + self._seconds
-        self._make(topic)
+        self.make(topic)
         producer, acks, name = self._appending(), _Acks(len(records)), self._prefix + topic
         for key, value in records:
             self._send(producer, name, key, value, acks, deadline)
@@ -171,22 +175,32 @@ class KafkaLog:
         asked = [TopicPartition(self._prefix + topic, one) for one in range(self._count(topic))]
         if not asked:
             return START
-        found = self._try(lambda: self._group(group).committed(asked, timeout=self._seconds))
+        found = self._of_group(self._admin.list_consumer_group_offsets, group, asked)
         return Position({one.partition: one.offset for one in found if one.offset >= 0})
 
     def commit(self, group: str, topic: str, position: Position) -> None:
         offsets = [TopicPartition(self._prefix + topic, one, offset) for one, offset in position.offsets.items()]
         if offsets:
-            self._try(lambda: self._group(group).commit(offsets=offsets, asynchronous=False))
+            self._of_group(self._admin.alter_consumer_group_offsets, group, offsets)
 
-    def _group(self, group: str) -> Consumer:
-        """A consumer that only keeps a group's positions; it joins nothing."""
-        with self._lock:
-            if group not in self._groups:
-                self._groups[group] = Consumer(
-                    {**self._connection, "group.id": self._prefix + group, "enable.auto.commit": False}
-                )
-            return self._groups[group]
+    def _of_group(self, ask: Callable[..., Any], group: str, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Read or write a group's positions. Nobody joins a group: who reads what is settled by shares."""
+        asked = ConsumerGroupTopicPartitions(self._prefix + group, partitions)
+        deadline = time.monotonic() + self._seconds
+        while True:
+            try:
+                (future,) = ask([asked], request_timeout=self._seconds).values()
+                found: list[TopicPartition] = future.result(self._seconds + 1).topic_partitions
+                error = next((one.error for one in found if one.error is not None), None)
+            except KafkaException as failure:
+                error = failure.args[0]
+            except TimeoutError:
+                raise self._unreachable("no answer in time") from None
+            if error is None:
+                return found
+            if error.code() not in SETTLING or time.monotonic() > deadline:
+                raise self._unreachable(error.str())
+            time.sleep(0.05)
 
     def _count(self, topic: str) -> int:
         """Partitions of a topic; 0 for one that is not there. Remembered: more of them are seen after a restart."""
@@ -198,7 +212,7 @@ class KafkaLog:
             self._partitions[topic] = len(found.partitions)
         return self._partitions[topic]
 
-    def _make(self, topic: str) -> None:
+    def make(self, topic: str) -> None:
         """Have the topic, with the partitions, copies and retention of the settings."""
         if self._count(topic):
             return
