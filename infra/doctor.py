@@ -26,16 +26,6 @@ JAVA_MINIMUM = 17
 VECTOR_MODULE = "jdk.incubator.vector"
 ROLES = {
     "serve": ("click", "confluent_kafka", "fastapi", "feast", "duckdb", "faiss", "onnxruntime", "tea_tasting"),
-        "click",
-        "confluent_kafka",
-        "fastapi",
-        "feast",
-        "duckdb",
-        "faiss",
-        "onnxruntime",
-        "tea_tasting",
-        "uvicorn",
-    ),
     "stream": ("pyspark",),
     "train": ("torch", "torchrec", "fbgemm_gpu", "onnx", "sklearn"),
 }
