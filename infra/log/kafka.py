@@ -40,8 +40,10 @@ FULL = {KafkaError.KAFKA_STORAGE_ERROR}
 
 SETTLING = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.OFFSET_NOT_AVAILABLE,
 }  # fmt: skip
-"""A group's positions are being moved between brokers, or read in after a start: ask again."""
+"""Another broker takes over, or reads in what it has: ask again."""
 
 
 class _Acks:
@@ -175,32 +177,27 @@ class KafkaLog:
         asked = [TopicPartition(self._prefix + topic, one) for one in range(self._count(topic))]
         if not asked:
             return START
-        found = self._of_group(self._admin.list_consumer_group_offsets, group, asked)
+        found = self._of_group("list_consumer_group_offsets", group, asked)
         return Position({one.partition: one.offset for one in found if one.offset >= 0})
 
     def commit(self, group: str, topic: str, position: Position) -> None:
         offsets = [TopicPartition(self._prefix + topic, one, offset) for one, offset in position.offsets.items()]
         if offsets:
-            self._of_group(self._admin.alter_consumer_group_offsets, group, offsets)
+            self._of_group("alter_consumer_group_offsets", group, offsets)
 
-    def _of_group(self, ask: Callable[..., Any], group: str, partitions: list[TopicPartition]) -> list[TopicPartition]:
+    def _of_group(self, call: str, group: str, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Read or write a group's positions. Nobody joins a group: who reads what is settled by shares."""
         asked = ConsumerGroupTopicPartitions(self._prefix + group, partitions)
-        deadline = time.monotonic() + self._seconds
-        while True:
-            try:
-                (future,) = ask([asked], request_timeout=self._seconds).values()
-                found: list[TopicPartition] = future.result(self._seconds + 1).topic_partitions
-                error = next((one.error for one in found if one.error is not None), None)
-            except KafkaException as failure:
-                error = failure.args[0]
-            except TimeoutError:
-                raise self._unreachable("no answer in time") from None
-            if error is None:
-                return found
-            if error.code() not in SETTLING or time.monotonic() > deadline:
-                raise self._unreachable(error.str())
-            time.sleep(0.05)
+
+        def answer() -> list[TopicPartition]:
+            (future,) = getattr(self._admin, call)([asked], request_timeout=self._seconds).values()
+            found: list[TopicPartition] = future.result(self._seconds + 1).topic_partitions
+            for one in found:
+                if one.error is not None:
+                    raise KafkaException(one.error)
+            return found
+
+        return self._try(answer)
 
     def _count(self, topic: str) -> int:
         """Partitions of a topic; 0 for one that is not there. Remembered: more of them are seen after a restart."""
@@ -251,19 +248,28 @@ class KafkaLog:
         asked = {TopicPartition(self._prefix + topic, one): spec for one in range(self._count(topic))}
         if not asked:
             return {}
-        futures = self._try(lambda: self._admin.list_offsets(asked, request_timeout=self._seconds))
-        return {
-            one.partition: self._try(lambda future=future: future.result(self._seconds + 1)).offset  # type: ignore[misc]
-            for one, future in futures.items()
-        }
+
+        def answer() -> dict[int, int]:
+            futures = self._admin.list_offsets(asked, request_timeout=self._seconds)
+            return {one.partition: future.result(self._seconds + 1).offset for one, future in futures.items()}
+
+        return self._try(answer)
 
     def _try(self, ask: Callable[[], T]) -> T:
-        try:
-            return ask()
-        except KafkaException as error:
-            raise self._unreachable(error.args[0].str()) from error
-        except TimeoutError as error:
-            raise self._unreachable("no answer in time") from error
+        """What Kafka answers, asked again while it settles. Raises LogUnreachableError within a few seconds."""
+        deadline = time.monotonic() + self._seconds
+        while True:
+            try:
+                return ask()
+            except KafkaException as failure:
+                error = failure.args[0]
+                if error.code() not in SETTLING or time.monotonic() > deadline:
+                    raise self._unreachable(error.str()) from failure
+            except TimeoutError as failure:
+                raise self._unreachable("no answer in time") from failure
+            time.sleep(0.1)
+            # Only a new one forgets who led a partition before.
+            self._admin = AdminClient(dict(self._connection))
 
     def _unreachable(self, reason: str) -> LogUnreachableError:
         return LogUnreachableError(
