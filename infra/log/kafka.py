@@ -12,8 +12,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra import topics
 from infra.log.client import (
@@ -28,6 +37,7 @@ from infra.log.client import (
     Share,
     refuse_unusable,
 )
+from infra.log.kafka_groups import Committer
 from infra.log.kafka_reading import Readers
 from infra.settings import Settings
 
@@ -72,7 +82,11 @@ class KafkaLog:
         self._settings = settings
         self._seconds = settings.kafka_timeout_seconds
         self._connection = connection(settings)
+        # It makes topics and no more: its questions about groups can end the whole process when a broker restarts
+        # (an assertion in librdkafka).
         self._admin = AdminClient(dict(self._connection))
+        self._asker = Consumer({**self._connection, "group.id": "headrace-asker", "enable.auto.commit": False})
+        self._groups: dict[str, Committer] = {}
         self._partitions: dict[str, int] = {}
         self._lock = threading.Lock()
         self._producer: Producer | None = None
@@ -147,14 +161,14 @@ class KafkaLog:
             self._prefix + topic,
             {partition: position.offsets.get(partition, 0) for partition in wanted},
             max_records=max_records,
-            ends=lambda: self._offsets(topic, OffsetSpec.latest()),
+            ends=lambda: self._offsets(topic, OFFSET_END),
             seconds=self._seconds,
             unreachable=self._unreachable,
             topic=topic,
         )
 
     def end(self, topic: str) -> Position:
-        return Position(self._offsets(topic, OffsetSpec.latest()))
+        return Position(self._offsets(topic, OFFSET_END))
 
     def latest(self, topic: str, count: int) -> list[Record]:
         end = self.end(topic)
@@ -170,40 +184,32 @@ class KafkaLog:
         return found[-count:] if count else []
 
     def held(self, topic: str) -> Held:
-        first, end = self._offsets(topic, OffsetSpec.earliest()), self._offsets(topic, OffsetSpec.latest())
+        first, end = self._offsets(topic, OFFSET_BEGINNING), self._offsets(topic, OFFSET_END)
         return Held(sum(end.values()) - sum(first.values()), whole=True, size_bytes=None)
 
     def committed(self, group: str, topic: str) -> Position:
         asked = [TopicPartition(self._prefix + topic, one) for one in range(self._count(topic))]
         if not asked:
             return START
-        found = self._of_group("list_consumer_group_offsets", group, asked)
+        found = self._try(lambda: _sound(self._group(group).consumer.committed(asked, timeout=self._seconds)))
         return Position({one.partition: one.offset for one in found if one.offset >= 0})
 
     def commit(self, group: str, topic: str, position: Position) -> None:
         offsets = [TopicPartition(self._prefix + topic, one, offset) for one, offset in position.offsets.items()]
         if offsets:
-            self._of_group("alter_consumer_group_offsets", group, offsets)
+            self._try(lambda: self._group(group).commit(offsets, seconds=self._seconds))
 
-    def _of_group(self, call: str, group: str, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """Read or write a group's positions. Nobody joins a group: who reads what is settled by shares."""
-        asked = ConsumerGroupTopicPartitions(self._prefix + group, partitions)
-
-        def answer() -> list[TopicPartition]:
-            (future,) = getattr(self._admin, call)([asked], request_timeout=self._seconds).values()
-            found: list[TopicPartition] = future.result(self._seconds + 1).topic_partitions
-            for one in found:
-                if one.error is not None:
-                    raise KafkaException(one.error)
-            return found
-
-        return self._try(answer)
+    def _group(self, group: str) -> Committer:
+        with self._lock:
+            if group not in self._groups:
+                self._groups[group] = Committer(self._connection, self._prefix + group)
+            return self._groups[group]
 
     def _count(self, topic: str) -> int:
         """Partitions of a topic; 0 for one that is not there. Remembered: more of them are seen after a restart."""
         if topic not in self._partitions:
             name = self._prefix + topic
-            found = self._try(lambda: self._admin.list_topics(name, timeout=self._seconds)).topics.get(name)
+            found = self._try(lambda: self._asker.list_topics(name, timeout=self._seconds)).topics.get(name)
             if found is None or found.error is not None:
                 return 0
             self._partitions[topic] = len(found.partitions)
@@ -243,17 +249,13 @@ class KafkaLog:
                 raise self._unreachable(f"the new topic {name} did not appear")
             time.sleep(0.02)
 
-    def _offsets(self, topic: str, spec: OffsetSpec) -> dict[int, int]:
-        """The first or the next offset of each partition."""
-        asked = {TopicPartition(self._prefix + topic, one): spec for one in range(self._count(topic))}
+    def _offsets(self, topic: str, moment: int) -> dict[int, int]:
+        """The first (OFFSET_BEGINNING) or the next (OFFSET_END) offset of each partition."""
+        asked = [TopicPartition(self._prefix + topic, one, moment) for one in range(self._count(topic))]
         if not asked:
             return {}
-
-        def answer() -> dict[int, int]:
-            futures = self._admin.list_offsets(asked, request_timeout=self._seconds)
-            return {one.partition: future.result(self._seconds + 1).offset for one, future in futures.items()}
-
-        return self._try(answer)
+        found = self._try(lambda: _sound(self._asker.offsets_for_times(asked, timeout=self._seconds)))
+        return {one.partition: one.offset for one in found}
 
     def _try(self, ask: Callable[[], T]) -> T:
         """What Kafka answers, asked again while it settles. Raises LogUnreachableError within a few seconds."""
@@ -267,9 +269,7 @@ class KafkaLog:
                     raise self._unreachable(error.str()) from failure
             except TimeoutError as failure:
                 raise self._unreachable("no answer in time") from failure
-            time.sleep(0.1)
-            # Only a new one forgets who led a partition before.
-            self._admin = AdminClient(dict(self._connection))
+            time.sleep(0.05)
 
     def _unreachable(self, reason: str) -> LogUnreachableError:
         return LogUnreachableError(
@@ -292,6 +292,14 @@ def connection(settings: Settings) -> dict[str, Any]:
         # What goes wrong is told by the calls that it goes wrong in.
         "log_level": 0,
     }
+
+
+def _sound(found: list[TopicPartition]) -> list[TopicPartition]:
+    """The answer, unless a partition of it is an error."""
+    for one in found:
+        if one.error is not None:
+            raise KafkaException(one.error)
+    return found
 
 
 def _poll(producer: Producer) -> None:
