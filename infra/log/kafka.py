@@ -38,7 +38,7 @@ from infra.log.client import (
     refuse_unusable,
 )
 from infra.log.kafka_groups import Committer
-from infra.log.kafka_reading import BROKER_LEFT, Readers
+from infra.log.kafka_reading import Readers
 from infra.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ SETTLING = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._WAIT_COORD, KafkaError._TRANSPORT,
-    BROKER_LEFT,
+    KafkaError._DESTROY_BROKER,
 }  # fmt: skip
 """Another broker takes over, or reads in what it has: ask again."""
 

@@ -16,13 +16,11 @@ from infra.log.client import LogError, Record
 
 IDLE_KEPT = 8
 """Idle consumers of a topic that are kept; each has a connection and asks for records in the background."""
-BROKER_LEFT = -137
-"""librdkafka's code, for which its wrapper has no name: the broker that was asked is no part of the cluster now."""
 PASSING = {
     KafkaError._PARTITION_EOF, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT,
     KafkaError._RESOLVE, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.REQUEST_TIMED_OUT, KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.UNKNOWN_LEADER_EPOCH, BROKER_LEFT,
+    KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError._DESTROY_BROKER,
 }  # fmt: skip
 """The consumer gets over these by itself."""
 GIVES_UP = "it gave none of the records that it has"
