@@ -25,7 +25,7 @@ from apps.recommend.service import RecommendService, Serving
 from features.candidates import CANDIDATE_FEATURES
 from features.velocity import FEATURES
 from infra import topics
-from infra.log.client import open_log
+from infra.log.client import Share, open_log
 from infra.log.spool import Spool, SpooledLog
 from infra.observability import traces
 from infra.settings import Settings
@@ -186,7 +186,8 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
         start_http_server(settings.scorer_metrics_port, addr="127.0.0.1")
     halt = services.keep_fresh()
     try:
-        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop)
+        share = Share(settings.scorer_share, settings.scorer_shares)
+        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop, share=share)
     finally:
         halt()
         flush()

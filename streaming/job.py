@@ -47,6 +47,11 @@ QUERY = "features"
 ONLINE_PATIENCE_SECONDS = 300.0
 """How long a micro-batch waits for an online store that does not answer before the job gives up."""
 ONLINE_RETRY_SECONDS = 0.5
+LOST = (
+    "\nKafka dropped records before the job had read them, or the topics were made anew. Keep them longer "
+    "(HEADRACE_KAFKA_RETENTION_DAYS); to build the features anew from what is there, remove the folders checkpoints, "
+    "offline and feast of HEADRACE_DATA_DIR and run `headrace features`"
+)
 
 
 class FeatureJob:
@@ -213,8 +218,8 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
                 with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
                     job = FeatureJob(settings)
                     query = _start(spark, settings, job)
-                    while query.isActive and not _caught_up(query, log):
-                        bar.n = min(total, sum(position.total for position in _reached(query).values()))
+                    while query.isActive and not _caught_up(query, log, settings):
+                        bar.n = min(total, sum(position.total for position in _reached(query, settings).values()))
                         bar.refresh()
                         time.sleep(0.2)
                     with contextlib.suppress(StreamingQueryException):  # told by _finish
@@ -320,14 +325,17 @@ def _start(spark: SparkSession, settings: Settings, job: FeatureJob) -> Streamin
     )
 
 
-def _reached(query: StreamingQuery) -> dict[str, Position]:
+def _reached(query: StreamingQuery, settings: Settings) -> dict[str, Position]:
     """How far the query has read each topic."""
     progress = query.lastProgress
-    return reached(progress["sources"][0]["endOffset"]) if progress and progress["sources"] else {}
+    ends = [source["endOffset"] for source in progress["sources"] if source["endOffset"]] if progress else []
+    return {
+        topic: position for end in ends for topic, position in reached(end, prefix=settings.kafka_topic_prefix).items()
+    }
 
 
-def _caught_up(query: StreamingQuery, log: EventLog) -> bool:
-    positions = _reached(query)
+def _caught_up(query: StreamingQuery, log: EventLog, settings: Settings) -> bool:
+    positions = _reached(query, settings)
     return all(positions.get(topic, START).covers(log.end(topic)) for topic in READ_TOPICS)
 
 
@@ -335,4 +343,4 @@ def _finish(query: StreamingQuery) -> None:
     error = query.exception()
     query.stop()
     if error is not None:
-        raise JobError(f"the feature job stopped: {error}")
+        raise JobError(f"the feature job stopped: {error}{LOST if 'data loss' in str(error).lower() else ''}")

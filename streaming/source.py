@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
 
 from infra import topics
-from infra.log.client import Position
+from infra.log.client import Position, make_topic
 from infra.log.files import PARTITION, FileLog
 
 if TYPE_CHECKING:  # Spark starts several Python workers that import this module, and need no settings
@@ -137,7 +137,9 @@ def _to_batch(rows: list[tuple[str, int, str, str, int]]) -> pa.RecordBatch:
 
 
 def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
-    """The records of READ_TOPICS as an endless DataFrame of RECORD_SCHEMA."""
+    """The records of READ_TOPICS as an endless DataFrame of RECORD_SCHEMA, from whichever log the settings name."""
+    if settings.kafka_bootstrap is not None:
+        return _read_kafka(spark, settings)
     spark.dataSource.register(LogSource)
     return (
         spark.readStream.format(FORMAT)
@@ -148,9 +150,52 @@ def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
     )
 
 
-def reached(end_offset: str) -> dict[str, Position]:
-    """How far a query has read each topic, from the end offset in its progress."""
-    return {topic: Position({PARTITION: offset}) for topic, offset in json.loads(end_offset).items()}
+def _read_kafka(spark: SparkSession, settings: Settings) -> DataFrame:
+    """Spark's own Kafka source, twice: its limit takes from all topics in proportion to what waits in them.
+
+    So labels come without a limit: each micro-batch holds every label that was there when it was planned, and no
+    payment of it or of a later one is scored without a fraud that was known by then. Labels are few.
+    """
+    for topic in READ_TOPICS:  # the source does not wait for a topic that nobody has written to
+        make_topic(settings, topic)
+    labels = _kafka_records(spark, settings, [topics.LABELS], limit=None)
+    others = [topic for topic in READ_TOPICS if topic != topics.LABELS]
+    return labels.unionByName(_kafka_records(spark, settings, others, limit=settings.stream_batch_records))
+
+
+def _kafka_records(spark: SparkSession, settings: Settings, names: list[str], *, limit: int | None) -> DataFrame:
+    source = (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
+        .option("subscribe", ",".join(settings.kafka_topic_prefix + name for name in names))
+        .option("startingOffsets", "earliest")
+        # Records that were dropped before the job read them are a hole in the features: stop and say so.
+        .option("failOnDataLoss", "true")
+    )
+    if limit is not None:
+        source = source.option("maxOffsetsPerTrigger", limit)
+    return source.load().select(
+        F.substring("topic", len(settings.kafka_topic_prefix) + 1, 249).alias("topic"),
+        "partition",
+        "offset",
+        F.col("key").cast("string"),
+        F.col("value").cast("string"),
+        F.unix_millis("timestamp").alias("timestamp"),
+    )
+
+
+def reached(end_offset: str, *, prefix: str = "") -> dict[str, Position]:
+    """How far a query has read each topic, from the end offset in its progress.
+
+    >>> reached('{"labels": 40}'), reached('{"a-labels": {"0": 3, "1": 5}}', prefix="a-")
+    ({'labels': Position(offsets={0: 40})}, {'labels': Position(offsets={0: 3, 1: 5})})
+    """
+    positions = {}
+    for topic, found in json.loads(end_offset).items():
+        # The files have one partition; Spark's Kafka source names each.
+        offsets = {int(one): offset for one, offset in found.items()} if isinstance(found, dict) else {PARTITION: found}
+        positions[topic.removeprefix(prefix)] = Position(offsets)
+    return positions
 
 
 def parse(records: DataFrame) -> DataFrame:

@@ -117,6 +117,12 @@ class Share:
     index: int
     shares: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.shares:
+            raise LogError(
+                f"HEADRACE_SCORER_SHARE={self.index} of HEADRACE_SCORER_SHARES={self.shares}: shares count from 0"
+            )
+
     def holds(self, partition: int) -> bool:
         return partition % self.shares == self.index
 
@@ -204,18 +210,30 @@ def follow(
 
     While the log cannot be reached it says so, and tries again.
     """
+    waits = False
     while not stop.is_set():
         try:
             records = log.read(topic, position, max_records=max_records, share=share)
         except LogUnreachableError as error:
-            logger.warning("waiting for the log: %s", error)
+            if not waits:
+                logger.warning("waiting for the log: %s", error)
+            waits = True
             stop.wait(1.0)
             continue
+        waits = False
         if records:
             position = position.after(records)
             yield records
         else:
             stop.wait(poll_seconds)
+
+
+def make_topic(settings: Settings, topic: str) -> None:
+    """Have a topic that a reader of another make (Spark) expects to be there; on files every topic is."""
+    if settings.kafka_bootstrap is not None:
+        from infra.log.kafka import KafkaLog
+
+        KafkaLog(settings).make(topic)
 
 
 def open_log(settings: Settings) -> EventLog:

@@ -12,8 +12,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra import topics
 from infra.log.client import (
@@ -28,6 +37,7 @@ from infra.log.client import (
     Share,
     refuse_unusable,
 )
+from infra.log.kafka_groups import Committer
 from infra.log.kafka_reading import Readers
 from infra.settings import Settings
 
@@ -37,6 +47,14 @@ T = TypeVar("T")
 
 DAY_MILLISECONDS = 86_400_000
 FULL = {KafkaError.KAFKA_STORAGE_ERROR}
+
+SETTLING = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._WAIT_COORD, KafkaError._TRANSPORT,
+    KafkaError._DESTROY_BROKER,
+}  # fmt: skip
+"""Another broker takes over, or reads in what it has: ask again."""
 
 
 class _Acks:
@@ -65,11 +83,14 @@ class KafkaLog:
         self._settings = settings
         self._seconds = settings.kafka_timeout_seconds
         self._connection = connection(settings)
+        # It makes topics and no more: its questions about groups can end the whole process when a broker restarts
+        # (an assertion in librdkafka).
         self._admin = AdminClient(dict(self._connection))
+        self._asker = Consumer({**self._connection, "group.id": "headrace-asker", "enable.auto.commit": False})
+        self._groups: dict[str, Committer] = {}
         self._partitions: dict[str, int] = {}
         self._lock = threading.Lock()
         self._producer: Producer | None = None
-        self._groups: dict[str, Consumer] = {}
         self._readers = Readers(self._connection)
 
     def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
@@ -78,7 +99,7 @@ class KafkaLog:
         for key, value in records:
             refuse_unusable(key, value)
         deadline = time.monotonic() + self._seconds
-        self._make(topic)
+        self.make(topic)
         producer, acks, name = self._appending(), _Acks(len(records)), self._prefix + topic
         for key, value in records:
             self._send(producer, name, key, value, acks, deadline)
@@ -141,14 +162,14 @@ class KafkaLog:
             self._prefix + topic,
             {partition: position.offsets.get(partition, 0) for partition in wanted},
             max_records=max_records,
-            ends=lambda: self._offsets(topic, OffsetSpec.latest()),
+            ends=lambda: self._offsets(topic, OFFSET_END),
             seconds=self._seconds,
             unreachable=self._unreachable,
             topic=topic,
         )
 
     def end(self, topic: str) -> Position:
-        return Position(self._offsets(topic, OffsetSpec.latest()))
+        return Position(self._offsets(topic, OFFSET_END))
 
     def latest(self, topic: str, count: int) -> list[Record]:
         end = self.end(topic)
@@ -164,41 +185,38 @@ class KafkaLog:
         return found[-count:] if count else []
 
     def held(self, topic: str) -> Held:
-        first, end = self._offsets(topic, OffsetSpec.earliest()), self._offsets(topic, OffsetSpec.latest())
+        first, end = self._offsets(topic, OFFSET_BEGINNING), self._offsets(topic, OFFSET_END)
         return Held(sum(end.values()) - sum(first.values()), whole=True, size_bytes=None)
 
     def committed(self, group: str, topic: str) -> Position:
         asked = [TopicPartition(self._prefix + topic, one) for one in range(self._count(topic))]
         if not asked:
             return START
-        found = self._try(lambda: self._group(group).committed(asked, timeout=self._seconds))
+        found = self._try(lambda: _sound(self._group(group).consumer.committed(asked, timeout=self._seconds)))
         return Position({one.partition: one.offset for one in found if one.offset >= 0})
 
     def commit(self, group: str, topic: str, position: Position) -> None:
         offsets = [TopicPartition(self._prefix + topic, one, offset) for one, offset in position.offsets.items()]
         if offsets:
-            self._try(lambda: self._group(group).commit(offsets=offsets, asynchronous=False))
+            self._try(lambda: self._group(group).commit(offsets, seconds=self._seconds))
 
-    def _group(self, group: str) -> Consumer:
-        """A consumer that only keeps a group's positions; it joins nothing."""
+    def _group(self, group: str) -> Committer:
         with self._lock:
             if group not in self._groups:
-                self._groups[group] = Consumer(
-                    {**self._connection, "group.id": self._prefix + group, "enable.auto.commit": False}
-                )
+                self._groups[group] = Committer(self._connection, self._prefix + group)
             return self._groups[group]
 
     def _count(self, topic: str) -> int:
         """Partitions of a topic; 0 for one that is not there. Remembered: more of them are seen after a restart."""
         if topic not in self._partitions:
             name = self._prefix + topic
-            found = self._try(lambda: self._admin.list_topics(name, timeout=self._seconds)).topics.get(name)
+            found = self._try(lambda: self._asker.list_topics(name, timeout=self._seconds)).topics.get(name)
             if found is None or found.error is not None:
                 return 0
             self._partitions[topic] = len(found.partitions)
         return self._partitions[topic]
 
-    def _make(self, topic: str) -> None:
+    def make(self, topic: str) -> None:
         """Have the topic, with the partitions, copies and retention of the settings."""
         if self._count(topic):
             return
@@ -232,24 +250,27 @@ class KafkaLog:
                 raise self._unreachable(f"the new topic {name} did not appear")
             time.sleep(0.02)
 
-    def _offsets(self, topic: str, spec: OffsetSpec) -> dict[int, int]:
-        """The first or the next offset of each partition."""
-        asked = {TopicPartition(self._prefix + topic, one): spec for one in range(self._count(topic))}
+    def _offsets(self, topic: str, moment: int) -> dict[int, int]:
+        """The first (OFFSET_BEGINNING) or the next (OFFSET_END) offset of each partition."""
+        asked = [TopicPartition(self._prefix + topic, one, moment) for one in range(self._count(topic))]
         if not asked:
             return {}
-        futures = self._try(lambda: self._admin.list_offsets(asked, request_timeout=self._seconds))
-        return {
-            one.partition: self._try(lambda future=future: future.result(self._seconds + 1)).offset  # type: ignore[misc]
-            for one, future in futures.items()
-        }
+        found = self._try(lambda: _sound(self._asker.offsets_for_times(asked, timeout=self._seconds)))
+        return {one.partition: one.offset for one in found}
 
     def _try(self, ask: Callable[[], T]) -> T:
-        try:
-            return ask()
-        except KafkaException as error:
-            raise self._unreachable(error.args[0].str()) from error
-        except TimeoutError as error:
-            raise self._unreachable("no answer in time") from error
+        """What Kafka answers, asked again while it settles. Raises LogUnreachableError within a few seconds."""
+        deadline = time.monotonic() + self._seconds
+        while True:
+            try:
+                return ask()
+            except KafkaException as failure:
+                error = failure.args[0]
+                if error.code() not in SETTLING or time.monotonic() > deadline:
+                    raise self._unreachable(error.str()) from failure
+            except TimeoutError as failure:
+                raise self._unreachable("no answer in time") from failure
+            time.sleep(0.05)
 
     def _unreachable(self, reason: str) -> LogUnreachableError:
         return LogUnreachableError(
@@ -272,6 +293,14 @@ def connection(settings: Settings) -> dict[str, Any]:
         # What goes wrong is told by the calls that it goes wrong in.
         "log_level": 0,
     }
+
+
+def _sound(found: list[TopicPartition]) -> list[TopicPartition]:
+    """The answer, unless a partition of it is an error."""
+    for one in found:
+        if one.error is not None:
+            raise KafkaException(one.error)
+    return found
 
 
 def _poll(producer: Producer) -> None:
