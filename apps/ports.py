@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import Catalogue
+from features.history import History
 from features.manifest import Manifest
 
 Clock = Callable[[], float]
@@ -21,7 +22,9 @@ class FeatureReader(Protocol):
 
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
 
-    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+    def item_histories(self, ids: Sequence[str]) -> History:
+        """Of all items of a release at once, hence as arrays: history.ITEM_COLUMNS."""
+        ...
 
     def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
 

@@ -106,11 +106,12 @@ def simulate(cards: int, terminals: int, days: int, live_days: int, seed: int) -
 
 
 @cli.command()
-def features() -> None:
+@click.option("--refill-online", is_flag=True, help="Only write the online store anew, from the offline tables.")
+def features(refill_online: bool) -> None:
     """Turn everything in the event log into features, and stop (Spark, Feast)."""
     from streaming import job
 
-    _run(job.catch_up, _settings(), say=click.echo)
+    _run(job.refill_online if refill_online else job.catch_up, _settings(), say=click.echo)
 
 
 @cli.command()
@@ -245,11 +246,21 @@ def demo(small: bool, detach: bool, data: Path | None, port: int | None) -> None
 
 
 @cli.command()
-def down() -> None:
-    """Stop what the demo left running."""
-    from infra import demo as story
+@click.option("--airflow/--no-airflow", default=True, show_default=True, help="With Airflow, or without.")
+def up(airflow: bool) -> None:
+    """Start the real servers on this machine: Kafka, Redis, feature job, scorer, API, Airflow."""
+    from infra import stack
 
-    stopped = story.down()
+    _run(stack.up, airflow=airflow, say=click.echo)
+
+
+@cli.command()
+def down() -> None:
+    """Stop what `up` or the demo left running."""
+    from infra import demo as story
+    from infra import processes
+
+    stopped = [*story.down(), *processes.stop_all(_settings())]
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 

@@ -14,19 +14,22 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from infra import processes, topics
-from infra.log.client import open_log
+from infra.log.client import START, open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]
 EXPERIMENT = "ranker"
 ANEW = ("log", "offline", "feast", "checkpoints", "status", "holdout", "live", "quality", "warehouse", "logs")
 FRESH_WITHIN_SECONDS = 5.0
+FEATURES_SECONDS = 600.0
 
 
 class DemoError(Exception):
@@ -77,13 +80,16 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
         words = ["import", "online-retail", "--hold-out-days", "30"]
         words += ["--data", str(data)] if data else []
         words += ["--customers", "700"] if small else []
-        _do(settings, *words)
-        _do(settings, "simulate", *(("--cards", "700", "--terminals", "400", "--live-days", "1") if small else ()))
+        payments = ["simulate", *(("--cards", "700", "--terminals", "400", "--live-days", "1") if small else ())]
+        with ThreadPoolExecutor() as pool:  # beside each other: their topics are apart
+            for done in [pool.submit(_do, settings, *command) for command in (words, payments)]:
+                done.result()
     with _Step(say, "2  Features: Spark turns events into histories and tables, Feast keeps them"):
-        _do(settings, "features")
+        processes.start(settings, "stream", "stream")
+        say(_wait_for_features(settings))
     _skip_scored_history(settings)
     # They start while the models train, and wait for the release.
-    for name, verb in (("stream", "stream"), ("api", "serve"), ("scorer", "score")):
+    for name, verb in (("api", "serve"), ("scorer", "score")):
         processes.start(settings, name, verb)
     with _Step(say, "3  Training, gate and release: two-tower, ranker, fraud detector beside their floors"):
         _do(settings, "train", "small" if small else "standard")
@@ -155,6 +161,26 @@ def _do(settings: Settings, *words: str) -> None:
         raise DemoError(f"`headrace {' '.join(words)}` failed; `headrace doctor` says what may be missing")
 
 
+def _wait_for_features(settings: Settings) -> str:
+    """Follow the feature job until it has caught up with the log and made its tables; returns what it made."""
+    status, tables = (settings.data_dir / "status" / name for name in ("stream.json", "tables.json"))
+    with tqdm(desc="features", unit="record", unit_scale=True, leave=False) as bar:
+
+        def done() -> bool:
+            if not processes.alive(settings):
+                raise DemoError(f"the feature job ended:\n{processes.log_tail(settings, 'stream')}")
+            if status.exists():
+                bar.n = json.loads(status.read_text())["records"]
+            bar.refresh()
+            return tables.exists()
+
+        if not processes.wait_until(done, seconds=FEATURES_SECONDS):
+            raise DemoError(f"features were not ready in time:\n{processes.log_tail(settings, 'stream')}")
+    told = json.loads(status.read_text())
+    made = json.loads(tables.read_text())["made"]
+    return f"features: {told['records']:,} records folded into histories, {told['rejected']:,} dead-lettered; {made}"
+
+
 def _skip_scored_history(settings: Settings) -> None:
     """The imported payments are history: the scorer starts behind them."""
     from apps.fraud import scorer
@@ -215,17 +241,15 @@ def _put_experiment(settings: Settings) -> None:
 
 
 def _show_freshness(settings: Settings) -> str:
-    """Post a purchase for a user, and time how long until that user's answer is another one."""
+    """Post a purchase for a user, and time how long until an answer without what was seen lacks the item bought."""
     holdout = pq.read_table(settings.data_dir / "holdout" / "shop_events.parquet")
     user = next(name for name in reversed(holdout["user_id"].to_pylist()) if name)
-    question = {"user_id": user, "surface": "freshness", "n": 20}
-    trending = [item["item_id"] for item in _get(settings, "/v1/trending?n=100")["items"]]
+    question = {"user_id": user, "surface": "freshness", "n": 20, "seen": "drop"}
 
     def answer() -> list[str]:
         return [item["item_id"] for item in _send(settings, "/v1/recommend", question)["items"]]
 
-    before = answer()
-    bought = next(item for item in trending if item not in before)
+    bought = answer()[0]
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
@@ -234,7 +258,7 @@ def _show_freshness(settings: Settings) -> str:
     processes.wait_until(lambda: time.time() - status.stat().st_mtime > 4, seconds=60)
     posted = time.monotonic()
     _send(settings, "/v1/events", event)
-    changed = processes.wait_until(lambda: answer() != before, seconds=30, pause=0.05)
+    changed = processes.wait_until(lambda: bought not in answer(), seconds=30, pause=0.05)
     took = time.monotonic() - posted
     if not changed:
         raise DemoError("an event did not change its user's answer within 30 s; see logs/stream.log")
@@ -246,7 +270,7 @@ def _wait_for_scorer(settings: Settings) -> None:
     log = open_log(settings)
 
     def done() -> bool:
-        return log.committed("scorer", topics.TRANSACTIONS) >= log.end(topics.TRANSACTIONS)
+        return log.committed("scorer", topics.TRANSACTIONS).covers(log.end(topics.TRANSACTIONS))
 
     if not processes.wait_until(done, seconds=60):
         raise DemoError(f"the scorer did not keep up:\n{processes.log_tail(settings, 'scorer')}")
@@ -267,9 +291,9 @@ def _wait_for_outcomes(settings: Settings) -> None:
 
 
 def _count(settings: Settings, topic: str) -> int:
-    log, offset, count = open_log(settings), 0, 0
-    while records := log.read(topic, offset, max_records=50_000):
-        count, offset = count + len(records), records[-1].next_offset
+    log, position, count = open_log(settings), START, 0
+    while records := log.read(topic, position, max_records=50_000):
+        count, position = count + len(records), position.after(records)
     return count
 
 
@@ -279,13 +303,13 @@ def _alert_quality(settings: Settings) -> str:
     frauds = {
         name for name, fraud in zip(truth["event_id"].to_pylist(), truth["fraud"].to_pylist(), strict=True) if fraud
     }
-    log, offset = open_log(settings), 0
+    log, position = open_log(settings), START
     outcomes: dict[str, str] = {}
-    while records := log.read(topics.DECISIONS, offset, max_records=50_000):
+    while records := log.read(topics.DECISIONS, position, max_records=50_000):
         for record in records:
             decision = json.loads(record.value)
             outcomes.setdefault(decision["event_id"], decision["outcome"])
-        offset = records[-1].next_offset
+        position = position.after(records)
     alerts = {name for name, outcome in outcomes.items() if outcome != "approve"}
     found = len(alerts & frauds)
     return (

@@ -1,11 +1,15 @@
 """The event log as a Spark streaming source, and the schema of what stands in it.
 
-The columns are those of Spark's Kafka source (topic, offset, key, value, timestamp), so that the jobs do not know
-which log they read. Offsets are kept by Spark's checkpoint.
+The columns are those of Spark's Kafka source (topic, partition, offset, key, value, timestamp), so that the jobs do
+not know which log they read. Offsets are kept by Spark's checkpoint.
 """
 
+from __future__ import annotations
+
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -13,13 +17,16 @@ from pyspark.sql import functions as F
 from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
 
 from infra import topics
-from infra.log.files import FileLog
-from infra.settings import Settings
+from infra.log.client import Position
+from infra.log.files import PARTITION, FileLog
+
+if TYPE_CHECKING:  # Spark starts several Python workers that import this module, and need no settings
+    from infra.settings import Settings
 
 FORMAT = "headrace_log"
 READ_TOPICS = (topics.LABELS, topics.TRANSACTIONS, topics.SHOP, topics.IMPRESSIONS)
 """Labels first: a payment is scored with the frauds that were known by then, and catching up must not change that."""
-RECORD_SCHEMA = "topic string, offset bigint, key string, value string, timestamp bigint"
+RECORD_SCHEMA = "topic string, partition int, offset bigint, key string, value string, timestamp bigint"
 BATCH_ROWS = 20_000
 PARTITION_BYTES = 8 * 2**20
 BYTES_PER_RECORD = 300
@@ -68,7 +75,7 @@ class LogReader(DataSourceStreamReader):
         room = self._max_bytes
         latest = {}
         for topic in self._topics:
-            begin, end = start.get(topic, 0), log.end(topic)
+            begin, end = start.get(topic, 0), log.end_offset(topic)
             if end - begin > room:
                 end = log.align(topic, begin + room) if room else begin
             latest[topic] = max(begin, end)
@@ -119,10 +126,11 @@ def _to_batch(rows: list[tuple[str, int, str, str, int]]) -> pa.RecordBatch:
     topic, offset, key, value, timestamp = zip(*rows, strict=True)
     return pa.RecordBatch.from_arrays(
         [
-            pa.array(topic, pa.string()), pa.array(offset, pa.int64()), pa.array(key, pa.string()),
+            pa.array(topic, pa.string()), pa.array([PARTITION] * len(rows), pa.int32()),
+            pa.array(offset, pa.int64()), pa.array(key, pa.string()),
             pa.array(value, pa.string()), pa.array(timestamp, pa.int64()),
         ],
-        names=["topic", "offset", "key", "value", "timestamp"],
+        names=["topic", "partition", "offset", "key", "value", "timestamp"],
     )  # fmt: skip
 
 
@@ -138,13 +146,18 @@ def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
     )
 
 
+def reached(end_offset: str) -> dict[str, Position]:
+    """How far a query has read each topic, from the end offset in its progress."""
+    return {topic: Position({PARTITION: offset}) for topic, offset in json.loads(end_offset).items()}
+
+
 def parse(records: DataFrame) -> DataFrame:
-    """RECORD_SCHEMA to (topic, offset, value, timestamp, event fields..., times in int64 ms).
+    """RECORD_SCHEMA to (topic, partition, offset, value, timestamp, event fields..., times in int64 ms).
 
     `value` is kept only for a record that cannot be an event of its topic: then `reason` says why.
     """
     parsed = records.withColumn("event", F.from_json("value", EVENT_SCHEMA)).select(
-        "topic", "offset", "value", "timestamp", "event.*"
+        "topic", "partition", "offset", "value", "timestamp", "event.*"
     )
     missing = F.when(F.col("event_id").isNull() | F.col("event_time").isNull(), F.lit("no event_id or event_time"))
     for kinds, needed in NEEDED:

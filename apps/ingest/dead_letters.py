@@ -15,7 +15,7 @@ import orjson
 
 from apps.ingest.service import IngestService
 from infra import topics
-from infra.log.client import EventLog, open_log
+from infra.log.client import START, EventLog, open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]
@@ -42,9 +42,9 @@ class Letter(NamedTuple):
 def letters(log: EventLog) -> Iterator[Letter]:
     """Every dead letter once, oldest first: a crash may have written one twice."""
     seen: set[str] = set()
-    offset = 0
-    while records := log.read(topics.DEAD_LETTERS, offset, max_records=READ):
-        offset = records[-1].next_offset
+    position = START
+    while records := log.read(topics.DEAD_LETTERS, position, max_records=READ):
+        position = position.after(records)
         for record in records:
             try:
                 told = orjson.loads(record.value)

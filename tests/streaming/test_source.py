@@ -21,6 +21,7 @@ from pyspark.sql.types import (
 
 from features import events
 from infra import topics
+from infra.log.client import START
 from infra.log.files import FileLog
 from infra.settings import Settings
 from streaming import source
@@ -112,17 +113,17 @@ def test_batches_and_partitions_cut_the_log_without_loss_or_double(
             break
         seen += read_all(one, position, end)
         position = end
-    assert seen == [(topic, record.offset) for topic in ("a", "b") for record in log.read(topic, 0)]
-    assert position == {"a": log.end("a"), "b": log.end("b"), "empty": 0}
+    assert seen == [(topic, record.offset) for topic in ("a", "b") for record in log.read(topic, START)]
+    assert position == {"a": log.end_offset("a"), "b": log.end_offset("b"), "empty": 0}
     fill(log, "a", start=10, count=1)
-    assert one.latestOffset({"a": log.end("a")}, None)["a"] == log.end("a")
+    assert one.latestOffset({"a": log.end_offset("a")}, None)["a"] == log.end_offset("a")
 
 
 def test_damage_is_passed_over_and_a_lost_end_does_not_hang(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = FileLog(tmp_path)
     fill(log, "a", count=3)
-    first, second, third = log.read("a", 0)
-    planned = {"a": log.end("a")}
+    first, second, third = log.read("a", START)
+    planned = {"a": log.end_offset("a")}
     (segment,) = (tmp_path / "a").glob("*.log")
     with segment.open("r+b") as file:
         file.seek(second.offset)
@@ -171,7 +172,7 @@ def test_a_query_that_starts_again_goes_on_where_it_was(
     fill(log, topics.SHOP, start=10, count=5)
     run()
     read = [pair for batch in sorted(seen) for pair in seen[batch]]
-    expected = [(topic, record.offset) for topic in (topics.LABELS, topics.SHOP) for record in log.read(topic, 0)]
+    expected = [(topic, record.offset) for topic in (topics.LABELS, topics.SHOP) for record in log.read(topic, START)]
     assert sorted(read) == sorted(expected)
     assert len(seen) > 3
 
@@ -198,7 +199,7 @@ RECORDS: dict[str, tuple[Any, str | None]] = {
 def test_records_are_told_from_events_with_a_reason(spark: SparkSession) -> None:
     common = {"event_id": "e", "event_time": TIME}
     values = [value if isinstance(value, str) else json.dumps({**common, **value}) for value, _ in RECORDS.values()]
-    rows = [("t", offset, "k", value, 0) for offset, value in enumerate(values)]
+    rows = [("t", 0, offset, "k", value, 0) for offset, value in enumerate(values)]
     parsed = parse(spark.createDataFrame(rows, RECORD_SCHEMA)).collect()
     assert {name: row.reason for name, row in zip(RECORDS, parsed, strict=True)} == {
         name: reason for name, (_, reason) in RECORDS.items()

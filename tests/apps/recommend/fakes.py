@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from features import columns
 from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.history import ITEM_COLUMNS, History, from_lists
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
 from infra import topics
@@ -103,12 +104,12 @@ class FakeReader:
             raise ConnectionError("the store is away")
         return [self.users.get(name, {}) for name in ids]
 
-    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def item_histories(self, ids: Sequence[str]) -> History:
         if self.down:
             raise ConnectionError("the store is away")
         today = NOW - NOW % DAY
         sold = {"rug": 9.0}
-        return [
+        rows = [
             {
                 columns.TIMES: [today - DAY],
                 columns.ORDERS: [sold.get(name, 1.0)],
@@ -118,6 +119,7 @@ class FakeReader:
             }
             for name in ids
         ]
+        return from_lists(rows, ITEM_COLUMNS)
 
     def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         return [{} for _ in ids]

@@ -15,7 +15,7 @@ from apps.recommend.board import ItemBoard
 from apps.recommend.schemas import RecommendRequest, SimilarRequest
 from apps.recommend.service import RecommendService, Serving
 from infra import topics
-from infra.log.client import LogError, Record
+from infra.log.client import START, LogError, Record
 from infra.log.files import FileLog
 from infra.observability.logs import REQUEST_ID
 from tests.apps.recommend.fakes import IDS, NOW, FakeImpressions, FakeReader, FakeRecommender
@@ -48,7 +48,7 @@ class Shop:
         return [item.item_id for item in self.ask(**body).items]
 
     def impressions(self) -> list[dict[str, Any]]:
-        return [orjson.loads(record.value) for record in self.log.read(topics.IMPRESSIONS, 0)]
+        return [orjson.loads(record.value) for record in self.log.read(topics.IMPRESSIONS, START)]
 
 
 @pytest.fixture
