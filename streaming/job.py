@@ -100,8 +100,12 @@ class FeatureJob:
                 if self._guard.check():
                     self._touch_all_items()
                 created = datetime.now(UTC)
-                self._histories.fold_users(shop, batch=batch, created=created)
-                self._histories.fold_payments(payments, labels, batch=batch, created=created)
+                # They share nothing, and most of either is spent outside Python's lock.
+                with ThreadPoolExecutor(2) as pool:
+                    users = pool.submit(self._histories.fold_users, shop, batch=batch, created=created)
+                    cards = pool.submit(self._histories.fold_payments, payments, labels, batch=batch, created=created)
+                users.result()
+                cards.result()
                 self._guard.confirm(batch)
                 return
             except OnlineStoreError as error:
@@ -155,8 +159,7 @@ class Renewal(threading.Thread):
                         self._job.items_touched = set()
                         with _timed("tables"):
                             rebuild_tables(self._spark, self._settings)
-                    continue
-                if self._job.items_touched and time.monotonic() >= next_items:
+                elif self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
                     with _timed("item windows") as took:
                         items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)

@@ -14,7 +14,7 @@ from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
 from features.events import Decision, Transaction, key_of, to_json
 from infra import topics
-from infra.log.client import START, LogFullError, LogUnreachableError
+from infra.log.client import START, LogError, LogFullError, LogUnreachableError
 from infra.log.files import FileLog
 
 
@@ -62,6 +62,24 @@ def test_payments_that_the_api_scored_are_not_scored_again_but_count(
 def test_a_decision_names_the_call_that_brought_the_payment(log: FileLog, scored: Any, new_payment: Any) -> None:
     put(log, new_payment(1, http_request_id="call-1"), new_payment(2))
     assert [decision.http_request_id for decision in scored()] == ["call-1", None]
+
+
+def test_a_log_that_cannot_be_read_for_a_while_delays_decisions(
+    log: FileLog, scored: Any, new_payment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(log, new_payment(1))
+    read, failures = log.read, [None] * 3
+
+    def away_at_first(topic: str, offset: int, **more: Any) -> Any:
+        if topic == topics.TRANSACTIONS and failures:
+            failures.pop()
+            raise LogError("the log is away")
+        return read(topic, offset, **more)
+
+    monkeypatch.setattr(scorer, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(log, "read", away_at_first)
+    assert len(scored()) == 1
+    assert failures == []
 
 
 def test_it_goes_on_where_it_committed(log: FileLog, scored: Any, new_payment: Any) -> None:
