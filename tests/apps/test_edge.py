@@ -24,7 +24,7 @@ from apps.errors import install_errors
 from apps.ingest.service import IngestService
 from apps.main import create_app
 from infra import topics
-from infra.log.client import LogError
+from infra.log.client import START, LogUnreachableError
 from infra.log.files import FileLog
 from infra.observability import traces
 from infra.observability.logs import REQUEST_ID, JsonLines, pseudonym
@@ -130,7 +130,7 @@ def test_the_request_id_of_a_score_is_in_its_decision_alert_and_log(
     assert score.json()["outcome"] == "review"
     log = FileLog(tmp_path / "log")
     for topic in (topics.DECISIONS, topics.TRANSACTIONS, topics.IMPRESSIONS):
-        (record,) = log.read(topic, 0)
+        (record,) = log.read(topic, START)
         assert json.loads(record.value)["http_request_id"] == "call-3"
     assert alerts.json()["alerts"][0]["http_request_id"] == "call-3"
     (line,) = [record for record in caplog.records if record.message == "alert"]
@@ -144,8 +144,8 @@ def test_the_request_id_of_a_score_is_in_its_decision_alert_and_log(
 
 def test_events_are_not_acknowledged_while_the_log_is_away(tmp_path: Path) -> None:
     class Away(FileLog):
-        def append(self, topic: str, records: object) -> list[int]:
-            raise LogError("no broker answers")
+        def append(self, topic: str, records: object) -> None:
+            raise LogUnreachableError("no broker answers")
 
     event = {"type": "view", "event_id": "v", "event_time": "2026-11-22T10:00:00Z", "item_id": "i", "user_id": "u"}
     app = create_app(Settings(data_dir=tmp_path))

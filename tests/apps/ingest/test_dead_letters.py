@@ -14,7 +14,7 @@ from apps.ingest.bulk import append_dead_letters
 from apps.ingest.dead_letters import LettersError, export, letters, replay, show
 from features.events import Transaction
 from infra import topics
-from infra.log.client import Record, open_log
+from infra.log.client import START, Record, open_log
 from infra.settings import Settings
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> Settings:
     log = open_log(made)
     append_dead_letters(log, [("no customer", {"item": "i"}), ("no customer", {"item": "j"})], origin="x")
     said = {"reason": "malformed", "detail": "terminal_id: missing"}
-    bad = {"event_id": "transactions:17", **said, "value": json.dumps(PAYMENT)}
+    bad = {"event_id": "transactions:0:17", **said, "value": json.dumps(PAYMENT)}
     log.append(topics.DEAD_LETTERS, [("malformed", orjson.dumps(bad))] * 2)
     return made
 
@@ -71,12 +71,12 @@ def test_mended_letters_go_to_their_topics_however_old_and_once(settings: Settin
     assert said.lines[0].startswith("line 2: price: ")
     assert said.lines[-1] == "2 put back, 0 were back already, 1 still wrong"
     log = open_log(settings)
-    assert [json.loads(record.value)["event_id"] for record in log.read(topics.SHOP, 0)] == ["p-1"]
-    assert [record.key for record in log.read(topics.TRANSACTIONS, 0)] == ["c"]
+    assert [json.loads(record.value)["event_id"] for record in log.read(topics.SHOP, START)] == ["p-1"]
+    assert [record.key for record in log.read(topics.TRANSACTIONS, START)] == ["c"]
 
     assert replay(settings, target, now=NOW, say=said) == 1
     assert said.lines[-1] == "0 put back, 2 were back already, 1 still wrong"
-    assert len(log.read(topics.SHOP, 0)) == 1
+    assert len(log.read(topics.SHOP, START)) == 1
     assert [line["reason"] for line in exported(settings, tmp_path)[1]] == ["no customer"]
     show(settings, reason=None, samples=0, say=said)
     assert said.lines[-1] == "1 dead letters wait, 2 were put back"
@@ -92,7 +92,7 @@ def test_what_came_neither_mended_nor_as_a_letter_is_told(settings: Settings, tm
     target.write_text('{"value": {}}\n')
     with pytest.raises(LettersError, match="line 1 is not a letter"):
         replay(settings, target, now=NOW, say=said)
-    assert open_log(settings).end(topics.SHOP) == 0
+    assert open_log(settings).end(topics.SHOP) == START
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_whatever_stands_in_a_topic_becomes_a_letter_that_can_be_read_and_export
 ) -> None:
     with pytest.raises(ValidationError):
         Transaction.model_validate_json(value)
-    record = Record(topics.TRANSACTIONS, 5, 6, 0, "c", value)
+    record = Record(topics.TRANSACTIONS, 0, 5, 6, 0, "c", value)
     key, letter = scorer._dead_letter(record, reason="malformed", detail="said why")
     open_log(settings).append(topics.DEAD_LETTERS, [(key, letter)])
     found = list(letters(open_log(settings)))[-1]
-    assert (found.id, found.reason) == ("transactions:5", "malformed")
+    assert (found.id, found.reason) == ("transactions:0:5", "malformed")
     assert exported(settings, tmp_path)[1][-1]["origin"]["offset"] == 5
