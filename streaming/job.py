@@ -166,13 +166,21 @@ class Renewal(threading.Thread):
                             rebuild_tables(self._spark, self._settings)
                 elif self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
-                    with _timed("item windows") as took:
-                        items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
+                    try:
+                        with _timed("item windows") as took:
+                            items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
+                    except Exception:
+                        self._job.items_touched |= touched
+                        raise
                     next_items = _next(self._settings.population_refresh_seconds, took=took())
                 if self._job.impressions_seen and time.monotonic() >= next_exposures:
                     self._job.impressions_seen = False
-                    with _timed("experiment outcomes") as took:
-                        exposures.run(self._spark, self._settings)
+                    try:
+                        with _timed("experiment outcomes") as took:
+                            exposures.run(self._spark, self._settings)
+                    except Exception:
+                        self._job.impressions_seen = True
+                        raise
                     next_exposures = _next(self._settings.exposures_refresh_seconds, took=took())
             except Exception:
                 if not self._halt.is_set():
@@ -195,7 +203,7 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
         query = _start(spark, settings, job)
         job.write_status()  # it is up, also where there is nothing to read yet
         log = open_log(settings)
-        renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log), stop=stop)
+        renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
         renewal.start()
         while query.isActive and not stop.wait(0.2):
             pass
