@@ -83,8 +83,7 @@ class KafkaLog:
         self._settings = settings
         self._seconds = settings.kafka_timeout_seconds
         self._connection = connection(settings)
-        # It makes topics and no more: its questions about groups can end the whole process when a broker restarts
-        # (an assertion in librdkafka).
+        # It makes topics and no more: see docs/decisions/0008 for what its questions about groups may do.
         self._admin = AdminClient(dict(self._connection))
         self._asker = Consumer({**self._connection, "group.id": "headrace-asker", "enable.auto.commit": False})
         self._groups: dict[str, Committer] = {}
