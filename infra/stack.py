@@ -51,6 +51,8 @@ def stack_settings(base: Settings) -> Settings:
     """`base`, and where it says nothing, what makes everything talk to the servers of the stack."""
     own = {
         "kafka_bootstrap": broker.bootstrap(_nodes(base)),
+        # A micro-batch has a task for each partition of each topic, and this machine's cores are few.
+        "kafka_partitions": 2,
         "redis_url": redis.url(base),
         "scorer_metrics_port": SCORER_METRICS_PORT,
         "stream_metrics_port": STREAM_METRICS_PORT,
@@ -234,7 +236,7 @@ def _airflow_healthy(settings: Settings) -> bool:
 def _write_variables(settings: Settings) -> Path:
     """A file to source, for other commands to use the same servers."""
     path = settings.data_dir / "stack.env"
-    wanted = ("data_dir", "kafka_bootstrap", "kafka_replication", "redis_url")
+    wanted = ("data_dir", "kafka_bootstrap", "kafka_partitions", "kafka_replication", "redis_url")
     lines = [f"export HEADRACE_{name.upper()}='{getattr(settings, name)}'\n" for name in wanted]
     path.write_text("".join(lines))
     return path
