@@ -16,6 +16,7 @@ import pytest
 
 from features.manifest import current_version
 from infra import topics
+from infra.log.client import START
 from infra.log.files import FileLog
 from tests.apps.releases import publish_release
 from tests.apps.servers import ASK, ROOT, Answers, Client, Server, closed_loop, open_loop, serving, wait_until
@@ -45,7 +46,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def shown(server: Server) -> list[str]:
     """request_ids of the impressions in the log, in its order."""
     log = FileLog(server.settings.log_dir)
-    return [json.loads(record.value)["event_id"] for record in log.read(topics.IMPRESSIONS, 0, max_records=100_000)]
+    return [json.loads(record.value)["event_id"] for record in log.read(topics.IMPRESSIONS, START, max_records=100_000)]
 
 
 def metric(server: Server, name: str) -> float:
