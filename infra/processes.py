@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,8 @@ from pydantic import SecretStr
 from infra.settings import Settings
 
 STOP_SECONDS = 20.0
+_children: list[subprocess.Popen[bytes]] = []
+"""Kept, because Python complains of a child that runs on after its object is gone."""
 
 
 def command(*words: str) -> list[str]:
@@ -33,18 +35,24 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def start(settings: Settings, name: str, *words: str, extra: Mapping[str, str] | None = None) -> int:
     """Run `headrace <words>` in the background; returns its process id."""
+    return launch(settings, name, command(*words), extra=extra)
+
+
+def launch(settings: Settings, name: str, argv: Sequence[str], *, extra: Mapping[str, str] | None = None) -> int:
+    """Run any program in the background, under the same care as the headrace processes; returns its process id."""
     logs, pids = settings.data_dir / "logs", settings.data_dir / "run"
     logs.mkdir(parents=True, exist_ok=True)
     pids.mkdir(parents=True, exist_ok=True)
     with (logs / f"{name}.log").open("ab") as output:
         process = subprocess.Popen(
-            command(*words),
+            argv,
             env={**environment(settings), **(extra or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
+    _children.append(process)
     born = psutil.Process(process.pid).create_time()
     (pids / f"{name}.json").write_text(json.dumps({"pid": process.pid, "born": born}))
     return process.pid
@@ -76,6 +84,7 @@ def stop_all(settings: Settings) -> list[str]:
         process.kill()
     for path in (settings.data_dir / "run").glob("*.json"):
         path.unlink()
+    _children[:] = [child for child in _children if child.poll() is None]
     return list(running)
 
 

@@ -23,6 +23,13 @@ class Settings(BaseSettings):
     queue_milliseconds: int = Field(100, ge=1, description="Longest wait of a request for its turn, before a 503.")
 
     segment_mebibytes: int = Field(64, ge=1, description="A log segment is closed at this size.")
+    kafka_bootstrap: str | None = Field(None, description="Kafka servers, host:port,...; unset: the log is on files.")
+    kafka_topic_prefix: str = Field("", description="In front of every topic and group: several logs in one cluster.")
+    kafka_partitions: int = Field(6, ge=1, description="Partitions of a topic when it is created.")
+    kafka_replication: int = Field(1, ge=1, description="Copies of a topic; a majority must have a record.")
+    kafka_retention_days: int | None = Field(None, ge=1, description="Kafka drops older records; unset: it keeps all.")
+    kafka_timeout_seconds: float = Field(3.0, gt=0, description="Longest wait for an answer of Kafka.")
+    tools_dir: Path = Field(Path(".tools"), description="Where the jars of Kafka and of Spark's Kafka source are put.")
     max_event_bytes: int = Field(16_384, ge=256, description="Largest accepted event, as JSON.")
     max_batch_events: int = Field(1_000, ge=1, description="Most events in one POST /v1/events.")
     max_future_seconds: int = Field(300, ge=0, description="Events dated further ahead are refused.")
@@ -64,6 +71,8 @@ class Settings(BaseSettings):
     drift_sample_requests: int = Field(50, ge=1, description="One request in so many is held against training.")
     drift_window_seconds: int = Field(3_600, ge=1, description="How far back the drift of model inputs looks.")
 
+    scorer_share: int = Field(0, ge=0, description="Which of the scorers this one is, from 0.")
+    scorer_shares: int = Field(1, ge=1, description="Scorers that divide the partitions of the transactions.")
     log_level: str = Field("INFO", description="Level of the application log.")
     log_format: Literal["text", "json"] = Field("text", description="Lines of the application log: text, or JSON.")
     log_requests: bool = Field(False, description="One log line for every request, not for failures alone.")

@@ -131,7 +131,18 @@ class Held:
     records: int
     whole: bool
     """False while older records are still being counted: there are at least this many."""
-    size_bytes: int
+    size_bytes: int | None
+    """None where the log does not tell."""
+
+
+def refuse_unusable(key: str, value: bytes) -> None:
+    """Raise LogError for a record that not every log can keep: one record is one line."""
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise LogError(f"a record's key is Unicode text: {error}") from error
+    if "\t" in key or "\n" in key or b"\n" in value:
+        raise LogError("a record's key may hold no tab, and neither key nor value a line feed")
 
 
 class EventLog(Protocol):
@@ -209,6 +220,10 @@ def follow(
 
 def open_log(settings: Settings) -> EventLog:
     """The log that the settings name."""
+    if settings.kafka_bootstrap is not None:
+        from infra.log.kafka import KafkaLog
+
+        return KafkaLog(settings)
     from infra.log.files import FileLog
 
     return FileLog(settings.log_dir, segment_bytes=settings.segment_mebibytes * 2**20)
