@@ -11,14 +11,15 @@ BIN := .venv/bin
 on = $(filter-out 0 no false,$(1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dags check test demo down lock clean
+.PHONY: help setup setup-dags check test demo up down lock clean
 
 help:
 	@echo 'make setup   everything that the other targets need (they call it themselves)'
 	@echo 'make check   lint, format, types, import rules, house rules'
 	@echo 'make test    every test that this machine can run'
 	@echo 'make demo    the whole flow on a real shop, then serve: [SMALL=1] [DETACH=1] [DATA=path] [PORT=n]'
-	@echo 'make down    stop what `make demo DETACH=1` left running'
+	@echo 'make up      the real servers on this machine: Kafka, Redis, Spark, scorer, API, Airflow [AIRFLOW=0]'
+	@echo 'make down    stop what `make up` or `make demo DETACH=1` left running'
 	@echo 'make lock    pin the requirements anew'
 	@echo 'make clean   remove the environments and caches, and keep the data in var/'
 
@@ -66,6 +67,9 @@ test: setup setup-dags
 demo: setup
 	@$(BIN)/headrace demo $(if $(call on,$(SMALL)),--small) $(if $(call on,$(DETACH)),--detach) \
 		$(if $(DATA),--data '$(DATA)') $(if $(PORT),--port $(PORT))
+
+up: setup $(if $(filter 0 no false,$(AIRFLOW)),,setup-dags)
+	@$(BIN)/headrace up $(if $(filter 0 no false,$(AIRFLOW)),--no-airflow)
 
 down:
 	@$(BIN)/headrace down

@@ -246,11 +246,21 @@ def demo(small: bool, detach: bool, data: Path | None, port: int | None) -> None
 
 
 @cli.command()
-def down() -> None:
-    """Stop what the demo left running."""
-    from infra import demo as story
+@click.option("--airflow/--no-airflow", default=True, show_default=True, help="With Airflow, or without.")
+def up(airflow: bool) -> None:
+    """Start the real servers on this machine: Kafka, Redis, feature job, scorer, API, Airflow."""
+    from infra import stack
 
-    stopped = story.down()
+    _run(stack.up, airflow=airflow, say=click.echo)
+
+
+@cli.command()
+def down() -> None:
+    """Stop what `up` or the demo left running."""
+    from infra import demo as story
+    from infra import processes
+
+    stopped = [*story.down(), *processes.stop_all(_settings())]
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from pydantic import SecretStr
 from infra.settings import Settings
 
 STOP_SECONDS = 20.0
+SERVERS = ("kafka", "redis")
+"""How the names of processes begin that the others talk to."""
 _children: list[subprocess.Popen[bytes]] = []
 """Kept, because Python complains of a child that runs on after its object is gone."""
 
@@ -28,7 +31,7 @@ def environment(settings: Settings) -> dict[str, str]:
     own = {
         f"HEADRACE_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
         for name, value in settings.model_dump().items()
-        if name in settings.model_fields_set and not isinstance(value, SecretStr)  # those it inherits
+        if name in settings.model_fields_set and value is not None and not isinstance(value, SecretStr)
     }
     return {**os.environ, **own, "HEADRACE_DATA_DIR": str(settings.data_dir.absolute())}
 
@@ -74,17 +77,19 @@ def alive(settings: Settings) -> dict[str, psutil.Process]:
 
 
 def stop_all(settings: Settings) -> list[str]:
-    """Stop them, kindly first; returns their names."""
+    """Stop them, kindly first, and the servers that others talk to last; returns their names."""
     running = alive(settings)
-    family = [child for process in running.values() for child in process.children(recursive=True)]
-    for process in running.values():
-        process.terminate()
-    _, stubborn = psutil.wait_procs([*running.values(), *family], timeout=STOP_SECONDS)
-    for process in stubborn:
-        process.kill()
+    servers = {name: process for name, process in running.items() if name.startswith(SERVERS)}
+    for wave in ({name: process for name, process in running.items() if name not in servers}, servers):
+        family = [child for process in wave.values() for child in process.children(recursive=True)]
+        for name, process in wave.items():
+            # Airflow takes its own processes down with it only when it is interrupted.
+            process.send_signal(signal.SIGINT if name == "airflow" else signal.SIGTERM)
+        _, stubborn = psutil.wait_procs([*wave.values(), *family], timeout=STOP_SECONDS)
+        for process in stubborn:
+            process.kill()
     for path in (settings.data_dir / "run").glob("*.json"):
         path.unlink()
-    _children[:] = [child for child in _children if child.poll() is None]
     return list(running)
 
 

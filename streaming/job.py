@@ -90,7 +90,7 @@ class FeatureJob:
         self.records += events.num_rows
         seconds = time.monotonic() - started
         metrics.tell_batch(events, seconds=seconds, now=time.time())
-        self._write_status(seconds)
+        self.write_status(seconds)
 
     def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
         """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
@@ -117,7 +117,7 @@ class FeatureJob:
             self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
             self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
-    def _write_status(self, seconds: float) -> None:
+    def write_status(self, seconds: float = 0.0) -> None:
         status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
         _write_status(self._settings, STATUS_FILE, status)
 
@@ -146,18 +146,16 @@ class Renewal(threading.Thread):
         self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "renewal")
         store = open_store(self._settings)
         next_items = next_exposures = 0.0
-        tables_looked_at = False
+        tables_stand = False
         while not self._halt.wait(0.5):
             try:
-                if not tables_looked_at:
-                    if not self._caught_up():
-                        continue
-                    if not _tables_stand(self._settings):
+                if not tables_stand:
+                    tables_stand = _tables_stand(self._settings)
+                    if not tables_stand and self._job.items_touched and self._caught_up():
+                        self._job.items_touched = set()
                         with _timed("tables"):
                             rebuild_tables(self._spark, self._settings)
-                        self._job.items_touched = set()
-                    tables_looked_at = True
-                if self._job.items_touched and time.monotonic() >= next_items:
+                elif self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
                     with _timed("item windows") as took:
                         items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
@@ -186,6 +184,7 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
+        job.write_status()  # it is up, also where there is nothing to read yet
         log = open_log(settings)
         renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log), stop=stop)
         renewal.start()
