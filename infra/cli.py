@@ -251,7 +251,7 @@ def up(airflow: bool) -> None:
     """Start the real servers on this machine: Kafka, Redis, feature job, scorer, API, Airflow."""
     from infra import stack
 
-    _run(stack.up, airflow=airflow, say=click.echo)
+    _run(stack.up, _settings(), airflow=airflow, say=click.echo)
 
 
 @cli.command()

@@ -47,9 +47,8 @@ class Server:
     ports: Sequence[int] = ()
 
 
-def settings_of_stack(base: Settings | None = None) -> Settings:
-    """The settings under which everything talks to the real servers; what the environment sets stays as it is."""
-    base = base or Settings()
+def stack_settings(base: Settings) -> Settings:
+    """`base`, and where it says nothing, what makes everything talk to the servers of the stack."""
     own = {
         "kafka_bootstrap": broker.bootstrap(_nodes(base)),
         "redis_url": redis.url(base),
@@ -61,9 +60,9 @@ def settings_of_stack(base: Settings | None = None) -> Settings:
     return Settings(**{**own, **chosen})
 
 
-def up(*, airflow: bool, say: Say) -> None:
+def up(base: Settings, *, airflow: bool, say: Say) -> None:
     """Start what is not running, wait until each is healthy, and say where everything is. Raises StackError."""
-    settings = settings_of_stack()
+    settings = stack_settings(base)
     servers = _servers(settings, airflow=airflow)
     running = processes.alive(settings)
     for server in servers:

@@ -100,8 +100,12 @@ class FeatureJob:
                 if self._guard.check():
                     self._touch_all_items()
                 created = datetime.now(UTC)
-                self._histories.fold_users(shop, batch=batch, created=created)
-                self._histories.fold_payments(payments, labels, batch=batch, created=created)
+                # They share nothing, and most of either is spent outside Python's lock.
+                with ThreadPoolExecutor(2) as pool:
+                    users = pool.submit(self._histories.fold_users, shop, batch=batch, created=created)
+                    cards = pool.submit(self._histories.fold_payments, payments, labels, batch=batch, created=created)
+                users.result()
+                cards.result()
                 self._guard.confirm(batch)
                 return
             except OnlineStoreError as error:

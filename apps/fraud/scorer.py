@@ -21,6 +21,7 @@ from infra import topics
 from infra.log.client import (
     WHOLE,
     EventLog,
+    LogError,
     LogFullError,
     LogUnreachableError,
     Record,
@@ -55,10 +56,22 @@ def run(
 ) -> None:
     """Score what the log holds and gets, from the last committed position on, until `stop` is set.
 
-    Several scorers divide the topic by `share`: a card's payments lie in one partition, so one scorer sees them all.
+    While the log cannot be read it tries again, from what was committed. Several scorers divide the topic by `share`:
+    a card's payments lie in one partition, so one scorer sees them all.
     """
-    position = log.committed(GROUP, topics.TRANSACTIONS).of(share)
     threading.Thread(target=_count_behind, args=(log, share, stop), name="behind", daemon=True).start()
+    while not stop.is_set():
+        try:
+            _work(log, service=service, decisions=decisions, stop=stop, share=share)
+        except LogError as error:
+            logger.error("payments wait: %s", error)
+            stop.wait(RETRY_SECONDS)
+
+
+def _work(
+    log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event, share: Share
+) -> None:
+    position = log.committed(GROUP, topics.TRANSACTIONS).of(share)
     for records in follow(log, topics.TRANSACTIONS, position, stop=stop, max_records=BATCH, share=share):
         position = position.after(records)
         if not _insist(decisions.refresh, stop=stop):

@@ -40,7 +40,7 @@ PAYMENT_SHARE = 0.1
 KINDS = np.array(["view", "cart", "purchase", "return"])
 KIND_SHARES = (0.75, 0.12, 0.12, 0.01)
 START = 1_790_000_000_000
-WARM_EVENTS = 2_000
+WARM_EVENTS = 50_000
 CHUNK = 20_000
 
 
@@ -243,7 +243,9 @@ def bench(count: int, *, redis: str, spark: bool, batch: int) -> None:
         print(f"  {named:7.2f} s {named / took:5.0%}  in all; what is missing is between micro-batches")
         if spark:
             raw, parse_only = limit(settings, parsed=False), limit(settings, parsed=True)
-            print(f"  limit: Spark reads the log alone {count / raw:,.0f}/s, reads and parses {count / parse_only:,.0f}/s")
+            print(
+                f"  limit: Spark reads the log alone {count / raw:,.0f}/s, reads and parses {count / parse_only:,.0f}/s"
+            )
         size = sum(path.stat().st_size for path in Path(folder, "offline").rglob("*.parquet"))
         print(f"  offline tables: {size / count:,.0f} bytes an event")
 
@@ -257,6 +259,4 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=250_000, help="records in a micro-batch, at most")
     arguments = parser.parse_args()
     for scale in arguments.scales:
-        bench(
-            arguments.events * scale, redis=arguments.redis, spark=not arguments.no_spark, batch=arguments.batch
-        )
+        bench(arguments.events * scale, redis=arguments.redis, spark=not arguments.no_spark, batch=arguments.batch)
