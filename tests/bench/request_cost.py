@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -34,7 +35,7 @@ from tests.apps.servers import ROOT, Server, free_port, ready, wait_until
 
 WARM = 100
 BATCH = 100
-"""Events in one POST."""
+"""Events in one large POST."""
 
 
 def main(data: Path, *, redis: str, requests: int) -> None:
@@ -50,7 +51,9 @@ def main(data: Path, *, redis: str, requests: int) -> None:
                 server, "recommend", requests, lambda n: ("/v1/recommend", {"user_id": users[n % len(users)], "n": 20})
             )
             cost(server, "score a payment", requests, lambda n: ("/v1/transactions/score", payment(n)))
-            cost(server, f"{BATCH} events", requests // 10, lambda n: ("/v1/events", shop_events(n, users, items)))
+            for size in (1, BATCH):
+                ask = partial(shop_events, size=size, users=users, items=items)
+                cost(server, f"{size} events", max(50, requests // size), lambda n, ask=ask: ("/v1/events", ask(n)))  # type: ignore[misc]
             now = psutil.Process(server.process.pid).memory_info().rss
             print(f"memory of the process: {at_start / 2**20:,.0f} MiB at its start, {now / 2**20:,.0f} MiB now")
         for topic in (topics.SHOP, topics.IMPRESSIONS, topics.DECISIONS, topics.TRANSACTIONS):
@@ -92,13 +95,13 @@ def payment(number: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def shop_events(number: int, users: list[str], items: list[str]) -> dict[str, object]:
+def shop_events(number: int, *, size: int, users: list[str], items: list[str]) -> dict[str, object]:
     now = datetime.now(UTC).isoformat()
     return {
         "events": [
             {"type": "view", "event_id": uuid.uuid4().hex, "event_time": now, "user_id": users[one % len(users)],
              "item_id": items[one % len(items)]}
-            for one in range(number * BATCH, (number + 1) * BATCH)
+            for one in range(number * size, (number + 1) * size)
         ]
     }  # fmt: skip
 
