@@ -33,15 +33,15 @@ class Measured:
 
     recommend_cpu_ms: float = measured(8.1, unit="ms of CPU a request", how=REQUEST_COST)
     payment_cpu_ms: float = measured(5.2, unit="ms of CPU a scored payment", how=REQUEST_COST)
-    event_cpu_ms: float = measured(3.0, unit="ms of CPU an event, sent alone", how=REQUEST_COST)
+    event_cpu_ms: float = measured(3.8, unit="ms of CPU an event, sent alone", how=REQUEST_COST)
     event_batched_cpu_ms: float = measured(0.083, unit="ms of CPU an event, 100 in a POST", how=REQUEST_COST)
     api_memory_mib: float = measured(303, unit="MiB an API process", how=REQUEST_COST)
     shop_event_bytes: float = measured(175, unit="bytes in the log", how=REQUEST_COST)
     impression_bytes: float = measured(2_061, unit="bytes in the log, 20 items shown", how=REQUEST_COST)
     payment_bytes: float = measured(616, unit="bytes in the log, payment and decision", how=REQUEST_COST)
     stream_cpu_ms: float = measured(0.156, unit="ms of CPU an event, driver and executors", how=EVENT_PATH)
-    driver_cpu_ms: float = measured(0.05, unit="ms of CPU an event, in the one driver", how=BEHIND_SPARK)
-    online_row_bytes: float = measured(1_000, unit="bytes of Redis a row of 20 events", how=BEHIND_SPARK)
+    driver_cpu_ms: float = measured(0.022, unit="ms of CPU an event, in the one driver", how=BEHIND_SPARK)
+    online_row_bytes: float = measured(963, unit="bytes of Redis a row of 20 events", how=BEHIND_SPARK)
     rebuild_core_ms: float = measured(0.39, unit="core-ms an event of the whole history", how=DEMO + ", step 2")
     train_core_ms: float = measured(0.41, unit="core-ms an event of the window", how=DEMO + ", step 3")
 
