@@ -183,7 +183,7 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
     flush = traces.start(settings, "headrace-scorer")
     services = Services(settings)
     if settings.scorer_metrics_port:
-        start_http_server(settings.scorer_metrics_port, addr="127.0.0.1")
+        start_http_server(settings.scorer_metrics_port, addr=settings.metrics_host)
     halt = services.keep_fresh()
     try:
         share = Share(settings.scorer_share, settings.scorer_shares)

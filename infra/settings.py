@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     pseudonym_key: SecretStr | None = Field(None, description="Secret that ids are hashed with in the log; or random.")
     otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector (HTTP) that gets traces.")
     scorer_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace score` serves /metrics there; 0: not.")
+    metrics_host: str = Field("127.0.0.1", description="Address that the scorer's and the stream's /metrics listen on.")
     stream_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace stream` serves /metrics there; 0: not.")
 
     @cached_property

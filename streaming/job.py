@@ -196,7 +196,7 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     os.nice(settings.stream_nice)  # Spark's own processes inherit it
     with (
         _sole_job(settings),
-        metrics.served(settings.stream_metrics_port),
+        metrics.served(settings.stream_metrics_port, host=settings.metrics_host),
         _session(settings, "headrace-stream") as spark,
     ):
         job = FeatureJob(settings)
