@@ -247,18 +247,31 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True,
-              help="A text file of `user item item ...` lines, or a CSV or Parquet table.")
-@click.option("--protocol", type=click.Choice(["leave-one-out", "time-split"]), default="leave-one-out", show_default=True)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A text file of `user item item ...` lines, or a CSV or Parquet table.",
+)
+@click.option(
+    "--protocol", type=click.Choice(["leave-one-out", "time-split"]), default="leave-one-out", show_default=True
+)
 @click.option("--split-at", help="time-split: the moment, for example 2011-11-09 (UTC).")
 @click.option("--max-length", type=click.IntRange(min=1), help="Latest items that sequence models read.")
-@click.option("--model", "models", default="sequence", show_default=True,
-              help="NAME[,NAME...]: sequence, sequence_encoder; peers als, bpr, rectools_sasrec, lightgbm.")
+@click.option(
+    "--model",
+    "models",
+    default="sequence",
+    show_default=True,
+    help="NAME[,NAME...]: sequence, sequence_encoder; peers als, bpr, rectools_sasrec, lightgbm.",
+)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(1,), show_default=True, help="Once for each seed.")
 @click.option("--map", "mapping", multiple=True, metavar="FIELD=COLUMN", help="Which column is the user, item or time.")
 @click.option("--positive", multiple=True, metavar="COLUMN", help="Only rows where this column is above 0.")
 @click.option("--header/--no-header", default=True, help="CSV: whether the first line names the columns, else 1, 2, 3.")
-@click.option("--tune", "tune_seconds", default=0.0, show_default=True, help="Seconds that each model may try settings.")
+@click.option(
+    "--tune", "tune_seconds", default=0.0, show_default=True, help="Seconds that each model may try settings."
+)
 @click.option("--fit-seconds", default=600.0, show_default=True, help="A peer's fit stops after this long.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table.")
 def quality(

@@ -1,4 +1,4 @@
-"""A training run that can be killed: everything it needs to go on, in one safetensors file, written whole or not at all.
+"""A training run that can be killed: all it needs to go on, in one safetensors file, written whole or not at all.
 
 Knows nothing of models: tensors by name, and facts as JSON. No pickle is involved, so a checkpoint is only data.
 """
@@ -23,7 +23,9 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Replace the checkpoint at `path`; a kill in the middle leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".half")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, half, {FACTS: json.dumps(facts)})
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, half, {FACTS: json.dumps(facts)}
+    )
     half.replace(path)
 
 

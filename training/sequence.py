@@ -29,19 +29,19 @@ class SequenceConfig:
     heads: int = 1
     length: int = 50
     """Latest items that the encoder reads."""
-    dropout: float = 0.5
+    dropout: float = 0.3
     temperature: float = 0.07
     """Logits are cosines over this."""
     negatives: int = 1024
-    """Items that a batch's targets are told from, shared by the batch; all of them while the catalogue is not larger."""
+    """Items that a batch's targets are told from, shared by the batch; all while the catalogue is not larger."""
     horizon: int = 1
     """A position learns one of the next so many items, drawn anew each time: 1 is the very next."""
     batch: int = 128
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     weight_decay: float = 0.0
-    epochs: int = 60
-    judge_every: int = 2
-    patience: int = 4
+    epochs: int = 24
+    judge_every: int = 3
+    patience: int = 3
     """Judgements without a better one before training stops."""
 
 
@@ -85,7 +85,7 @@ class _Windows:
 
 
 def windows_of(learn: Sequences, length: int) -> _Windows:
-    """Histories cut so that every entry but a row's first is learnt once, with half a window before it where there is."""
+    """Histories cut so that every entry but a row's first is learnt once, after half a window where there is one."""
     pieces = []
     stride = max(1, length // 2)
     for start, end in zip(learn.offsets[:-1], learn.offsets[1:], strict=True):
@@ -151,7 +151,9 @@ class Negatives:
         return items, self._log_expected[items]
 
 
-def loss_of(model: nn.Module, batch: Batch, drawn: tuple[Tensor, Tensor], *, temperature: float, all_items: bool) -> Tensor:
+def loss_of(
+    model: nn.Module, batch: Batch, drawn: tuple[Tensor, Tensor], *, temperature: float, all_items: bool
+) -> Tensor:
     """Cross entropy of each target among all items, or among itself and the drawn ones with the logQ correction.
 
     Bengio and Senecal, IEEE Transactions on Neural Networks 2008; Yi et al., RecSys 2019.
@@ -312,9 +314,7 @@ class _State:
             )
 
         def part(name: str) -> dict[str, Tensor]:
-            return {
-                key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")
-            }
+            return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
 
         model.load_state_dict(part("model"))
         checkpoints.restore_optimizer(model, optimizer, part("optimizer"))

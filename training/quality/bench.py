@@ -99,7 +99,9 @@ def _split(request: Request) -> Split:
     try:
         moment = datetime.fromisoformat(request.split_at)
     except ValueError as error:
-        raise QualityError(f"--split-at {request.split_at}: write a time such as 2011-11-09 or 2011-11-09T12:00") from error
+        raise QualityError(
+            f"--split-at {request.split_at}: write a time such as 2011-11-09 or 2011-11-09T12:00"
+        ) from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return time_split(data, split_at=int(moment.timestamp() * 1000))
 
@@ -154,7 +156,9 @@ def _row(name: str, split: Split, fitted: Fitted, *, seed: int) -> dict[str, Any
         asking, fresh = new_only(split.test)
         new = measured(fitted.new_lists[asking], fresh)
         row["new_items"] = {metric: round(value, 5) for metric, value in new.values.items()} | {"users": len(fresh)}
-        row["new_items"]["intervals"] = {metric: [round(end, 5) for end in ends] for metric, ends in new.intervals.items()}
+        row["new_items"]["intervals"] = {
+            metric: [round(end, 5) for end in ends] for metric, ends in new.intervals.items()
+        }
     if fitted.epoch_seconds is not None:
         row["epoch_s"] = round(fitted.epoch_seconds, 3)
     return row
@@ -184,4 +188,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
         new = f"{row['new_items']['ndcg@10']:.4f}" if "new_items" in row else ""
         lines.append([row["model"], str(row["seed"]), f"{low:.4f} to {high:.4f}", *cells, new])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

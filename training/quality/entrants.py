@@ -19,8 +19,8 @@ from training.sequence import FittedSequence, SequenceConfig, fit_sequence
 from training.shard import choose_device
 
 SCORED_AT_ONCE = 1024
-JUDGED_CASES = 25_000
-"""Most validation cases that decide a setting, the first ones."""
+JUDGED_CASES = 6_000
+"""Validation cases that stop a training and weigh its memory, drawn by the seed where there are more."""
 
 Settings = dict[str, int | float | str]
 """What a model can be told, by name; empty is as it comes."""
@@ -61,7 +61,7 @@ class Entrant(Protocol):
 
 
 def lists_of(scorer: Scorer, cases: Cases, *, mask_history: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lists by the rule of masking, and with history masked in any case; all items ranked, a chunk of users at a time."""
+    """Lists by the rule of masking, and with history masked in any case; all items ranked, users in chunks."""
     plain, new = [], []
     for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
         inputs = cases.inputs.rows(rows)
@@ -171,7 +171,8 @@ class SequenceEntrant:
 
     def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
         config = self.config(split, settings)
-        some = split.validation.rows(np.arange(min(JUDGED_CASES, len(split.validation))))
+        drawn = np.random.default_rng(seed).permutation(len(split.validation))[:JUDGED_CASES]
+        some = split.validation.rows(np.sort(drawn))
 
         def judge(fitted: FittedSequence) -> float:
             return ndcg(lists_of(fitted, some, mask_history=split.mask_history)[0], some, items=split.items)
@@ -197,11 +198,17 @@ class SequenceEntrant:
         return result
 
     def _memory_weight(self, fitted: FittedSequence, memory: ItemKnn, cases: Cases, split: Split) -> float:
-        def value(weight: float) -> float:
-            lists = lists_of(_Blend(fitted, memory, weight), cases, mask_history=split.mask_history)[0]
-            return ndcg(lists, cases, items=split.items)
-
-        return max(MEMORY_WEIGHTS, key=value)
+        values = np.zeros(len(MEMORY_WEIGHTS))
+        for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
+            part = cases.rows(rows)
+            cosines, found = fitted.scores(part.inputs), memory.scores(part.inputs)
+            found[np.isneginf(found)] = 0
+            for place, weight in enumerate(MEMORY_WEIGHTS):
+                scores = cosines + np.float32(weight) * found
+                if split.mask_history:
+                    mask(scores, part.inputs)
+                values[place] += len(rows) * ndcg(top_lists(scores, depth=10), part, items=split.items)
+        return MEMORY_WEIGHTS[int(values.argmax())]
 
 
 OWN: dict[str, Callable[[], Entrant]] = {

@@ -96,7 +96,9 @@ def read_interactions(
         return _from_table(_read_table(path, header), path, mapping or {}, positive)
     if path.suffix.lower() in SEQUENCE_FILES:
         if mapping or positive:
-            raise DataError(f"{path.name} is a text file of `user item item ...` lines: --map and --positive are for tables")
+            raise DataError(
+                f"{path.name} is a text file of `user item item ...` lines: --map and --positive are for tables"
+            )
         return _from_lines(path)
     raise DataError(f"{path.name}: write {', '.join(SEQUENCE_FILES)} (one user a line) or {', '.join(TABLE_FILES)}")
 

@@ -22,7 +22,9 @@ class Measured:
     """95 % bootstrap over users, for the metrics that are means over them."""
 
 
-def per_case(lists: NDArray[np.int64], cases: Cases, *, ks: tuple[int, ...], items: int) -> dict[str, NDArray[np.float64]]:
+def per_case(
+    lists: NDArray[np.int64], cases: Cases, *, ks: tuple[int, ...], items: int
+) -> dict[str, NDArray[np.float64]]:
     """Of each case: hr@k (any target found), recall@k (share of min(k, targets) found), ndcg@k and mrr.
 
     lists: int64 [cases, DEPTH], best first, NOBODY where a list is shorter. ndcg@k has binary gains, the discount
@@ -45,9 +47,7 @@ def per_case(lists: NDArray[np.int64], cases: Cases, *, ks: tuple[int, ...], ite
     return result
 
 
-def whole_list(
-    lists: NDArray[np.int64], cases: Cases, *, learnt: Sequences, items: int, k: int
-) -> dict[str, float]:
+def whole_list(lists: NDArray[np.int64], cases: Cases, *, learnt: Sequences, items: int, k: int) -> dict[str, float]:
     """What the first k places hold as a whole.
 
     coverage@k: share of the catalogue that is in any list. novelty@k: mean of -log2(share of the learning users who

@@ -51,6 +51,10 @@ class Task:
     def part(self, name: str) -> Ragged:
         return Ragged(*(np.load(self._folder / f"{name}_{field}.npy", allow_pickle=False) for field in Ragged._fields))
 
+    def users(self, cases: str) -> np.ndarray:
+        """The learning part's row of each case."""
+        return np.load(self._folder / f"{cases}_users.npy", allow_pickle=False)
+
     def lists(self, scores_of: Any, inputs: Ragged) -> tuple[np.ndarray, np.ndarray]:
         """(by the rule of masking, always masked); scores_of(first, last) gives float32 [rows, items]."""
         taken = inputs.matrix(self.items)
@@ -86,24 +90,29 @@ def ndcg(lists: np.ndarray, targets: Ragged, items: int) -> float:
     return float((hits @ discounts / best).mean())
 
 
-def factor_model(task: Task, request: dict[str, Any], learn: Ragged, inputs: Ragged) -> tuple[Any, dict[str, Any], None]:
-    """implicit's ALS or BPR. ALS folds every asker's input in; BPR asks with the mean of its items' vectors when new."""
+def factor_model(
+    task: Task, request: dict[str, Any], learn: Ragged, inputs: Ragged
+) -> tuple[Any, dict[str, Any], None]:
+    """implicit's ALS, which folds each asker's whole input in, or BPR, with the vectors of its users."""
     from implicit.als import AlternatingLeastSquares
     from implicit.bpr import BayesianPersonalizedRanking
 
-    settings, seed = request["settings"], request["seed"]
-    known = {"factors": int(settings.get("factors", 64)), "iterations": int(settings.get("iterations", 15 if request["model"] == "als" else 100)),
-             "regularization": float(settings.get("regularization", 0.01)), "random_state": seed, "num_threads": 0}  # fmt: skip
+    settings, seed, als = request["settings"], request["seed"], request["model"] == "als"
+    iterations = int(settings.get("iterations", 15 if als else 100))
+    regularization = float(settings.get("regularization", 0.01))
+    factors, alpha = int(settings.get("factors", 64)), float(settings.get("alpha", 1.0))
     matrix = learn.matrix(task.items)
-    asking = inputs.matrix(task.items)
-    if request["model"] == "als":
-        model = AlternatingLeastSquares(**known, alpha=float(settings.get("alpha", 1.0)))
+    if als:
+        model = AlternatingLeastSquares(factors=factors, iterations=iterations, regularization=regularization,
+                                        alpha=alpha, random_state=seed)  # fmt: skip
         model.fit(matrix, show_progress=False)
-        users = model.recalculate_user(np.arange(asking.shape[0]), (asking * float(settings.get("alpha", 1.0))).tocsr())
+        asking = inputs.matrix(task.items)
+        users = model.recalculate_user(np.arange(asking.shape[0]), (asking * alpha).tocsr())
     else:
-        model = BayesianPersonalizedRanking(**known, learning_rate=float(settings.get("rate", 0.01)))
+        model = BayesianPersonalizedRanking(factors=factors, iterations=iterations, regularization=regularization,
+                                            learning_rate=float(settings.get("rate", 0.01)), random_state=seed)
         model.fit(matrix, show_progress=False)
-        users = np.asarray(sp.diags(1 / np.maximum(np.asarray(asking.sum(axis=1)).ravel(), 1)) @ asking @ model.item_factors)
+        users = model.user_factors[task.users("test" if request["judged"] else "validation")]
     return (lambda first, last: users[first:last] @ model.item_factors.T), {}, None
 
 
@@ -116,9 +125,7 @@ def table(part: Ragged) -> Any:
                          "datetime": pd.Timestamp("2000-01-01") + pd.to_timedelta(order, unit="s")})  # fmt: skip
 
 
-def sasrec(
-    task: Task, request: dict[str, Any], learn: Ragged, inputs: Ragged
-) -> tuple[Any, dict[str, Any], float]:
+def sasrec(task: Task, request: dict[str, Any], learn: Ragged, inputs: Ragged) -> tuple[Any, dict[str, Any], float]:
     """RecTools' SASRec with sampled softmax, by epochs until the validation stops growing or the time is up."""
     from pytorch_lightning import Callback, Trainer, seed_everything
     from rectools.dataset import Dataset
@@ -219,7 +226,8 @@ def ranked_trees(
     labels = (wanted[np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)] == keys).astype(int)
     model = lightgbm.train(
         {"objective": "lambdarank", "num_leaves": int(settings.get("leaves", 31)), "verbosity": -1,
-         "learning_rate": float(settings.get("rate", 0.05)), "seed": request["seed"], "lambdarank_truncation_level": 15},
+         "learning_rate": float(settings.get("rate", 0.05)), "seed": request["seed"],
+         "lambdarank_truncation_level": 15},
         lightgbm.Dataset(features, labels, group=sizes), num_boost_round=int(settings.get("trees", 150)),
     )  # fmt: skip
 
@@ -232,7 +240,9 @@ def ranked_trees(
     return scores, {}, None
 
 
-def candidates(learn: Ragged, inputs: Ragged, task: Task, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def candidates(
+    learn: Ragged, inputs: Ragged, task: Task, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(items, features [candidates, F], candidates of each row)."""
     takers = learn.matrix(task.items)
     takers.data[:] = 1
@@ -249,11 +259,22 @@ def candidates(learn: Ragged, inputs: Ragged, task: Task, rows: np.ndarray) -> t
         history = inputs.items[inputs.offsets[row] : inputs.offsets[row + 1]]
         age = np.arange(len(history))[::-1]
         near = sp.csr_matrix((0.8 ** age[-10:], (np.zeros(len(age[-10:]), int), history[-10:])), shape=(1, task.items))
-        wide = sp.csr_matrix((0.98 ** age[-200:], (np.zeros(len(age[-200:]), int), history[-200:])), shape=(1, task.items))
+        wide = sp.csr_matrix(
+            (0.98 ** age[-200:], (np.zeros(len(age[-200:]), int), history[-200:])), shape=(1, task.items)
+        )
         near_score, wide_score = (np.asarray((weights @ likeness).todense()).ravel() for weights in (near, wide))
         own = np.bincount(history, minlength=task.items)
         own_decayed = np.bincount(history, weights=0.98**age, minlength=task.items)
-        chosen = np.unique(np.concatenate((np.argpartition(-near_score, 100)[:100], np.argpartition(-wide_score, 100)[:100], history[-100:], popular)))
+        chosen = np.unique(
+            np.concatenate(
+                (
+                    np.argpartition(-near_score, 100)[:100],
+                    np.argpartition(-wide_score, 100)[:100],
+                    history[-100:],
+                    popular,
+                )
+            )
+        )
         columns = (near_score, wide_score, own, own_decayed, count, recent)
         items.append(chosen)
         features.append(np.column_stack([column[chosen] for column in columns] + [np.full(len(chosen), len(history))]))

@@ -82,7 +82,9 @@ class Peer:
         if self._process is not None and self._folder is not None:
             return Path(self._folder.name)
         if not self._python.exists():
-            raise PeerError(f"{self.name} runs in {self._python.parents[1]}, which is not there: run `make setup-peers`")
+            raise PeerError(
+                f"{self.name} runs in {self._python.parents[1]}, which is not there: run `make setup-peers`"
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-peer-")
         folder = Path(self._folder.name)
         write_split(split, folder)
@@ -96,7 +98,10 @@ class Peer:
         return folder
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process and self._process.stdin and self._process.stdout and self._folder
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._folder is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -123,6 +128,8 @@ def write_split(split: Split, folder: Path) -> None:
         np.save(folder / f"{name}_offsets.npy", part.offsets)
         np.save(folder / f"{name}_items.npy", part.items)
         np.save(folder / f"{name}_times.npy", part.times)
+    np.save(folder / "validation_users.npy", split.validation.users)
+    np.save(folder / "test_users.npy", split.test.users)
     facts = {"items": split.items, "mask_history": split.mask_history, "refits": split.refits, "depth": DEPTH}
     (folder / "facts.json").write_text(json.dumps(facts))
 

@@ -22,12 +22,14 @@ class Cases:
     """What the user took before, oldest first; never empty."""
     targets: Sequences
     """What they took then, each item once; never empty."""
+    users: NDArray[np.int64]
+    """Who asks: the row of the split's `learn` and `final` that is theirs."""
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def rows(self, rows: NDArray[np.int64]) -> "Cases":
-        return Cases(self.inputs.rows(rows), self.targets.rows(rows))
+        return Cases(self.inputs.rows(rows), self.targets.rows(rows), self.users[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def leave_one_out(data: Interactions) -> Split:
 
     def cases(place: int) -> Cases:
         inputs, targets = sequences.keep(from_end > place), sequences.keep(from_end == place)
-        return Cases(inputs.rows(asking), targets.rows(asking))
+        return Cases(inputs.rows(asking), targets.rows(asking), asking)
 
     return Split(LEAVE_ONE_OUT, len(data.items), learn, cases(1), learn, cases(0), mask_history=True)
 
@@ -94,11 +96,12 @@ def time_split(data: Interactions, *, split_at: int) -> Split:
 
 
 def _cut(sequences: Sequences, moment: int, *, until: int) -> tuple[Sequences, Cases]:
-    before, after = sequences.keep(sequences.times < moment), _once(
-        sequences.keep((sequences.times >= moment) & (sequences.times < until))
+    before, after = (
+        sequences.keep(sequences.times < moment),
+        _once(sequences.keep((sequences.times >= moment) & (sequences.times < until))),
     )
     asking = np.flatnonzero((before.lengths > 0) & (after.lengths > 0))
-    return before, Cases(before.rows(asking), after.rows(asking))
+    return before, Cases(before.rows(asking), after.rows(asking), asking)
 
 
 def _once(sequences: Sequences) -> Sequences:
@@ -110,10 +113,10 @@ def _once(sequences: Sequences) -> Sequences:
 
 
 def new_only(cases: Cases) -> tuple[NDArray[np.int64], Cases]:
-    """The cases with only those targets that the user had not taken before: which cases have one, and they themselves."""
+    """Which cases have targets that the user had not taken before, and those cases with only these targets."""
     span = max(cases.inputs.items.max(initial=0), cases.targets.items.max(initial=0)) + 1
     taken = np.unique(cases.inputs.row_of_entry * span + cases.inputs.items)
     fresh = ~np.isin(cases.targets.row_of_entry * span + cases.targets.items, taken)
     targets = cases.targets.keep(fresh)
     rows = np.flatnonzero(targets.lengths > 0)
-    return rows, Cases(cases.inputs.rows(rows), targets.rows(rows))
+    return rows, Cases(cases.inputs.rows(rows), targets.rows(rows), cases.users[rows])
