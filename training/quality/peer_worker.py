@@ -107,7 +107,7 @@ def factor_model(
                                         alpha=alpha, random_state=seed)  # fmt: skip
         model.fit(matrix, show_progress=False)
         asking = inputs.matrix(task.items)
-        users = model.recalculate_user(np.arange(asking.shape[0]), (asking * alpha).tocsr())
+        users = model.recalculate_user(np.arange(asking.shape[0]), asking)
     else:
         model = BayesianPersonalizedRanking(factors=factors, iterations=iterations, regularization=regularization,
                                             learning_rate=float(settings.get("rate", 0.01)), random_state=seed)
