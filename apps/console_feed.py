@@ -39,7 +39,7 @@ class ConsoleFeed:
         self, services: Services, *, feature_age_seconds: Callable[[], float | None], clock: Clock = time.time
     ) -> None:
         self._services = services
-        self._meter = LogMeter(services.settings.log_dir)
+        self._meter = LogMeter(services.log)
         self._stations = Stations(services, self._meter, feature_age_seconds=feature_age_seconds, clock=clock)
         self._clock = clock
         self._reports: dict[str, tuple[object, Report]] = {}
@@ -233,7 +233,6 @@ def _thresholds(manifest: Manifest | None) -> tuple[float, float] | None:
 def _alert(alert: Alert) -> views.AlertView:
     decision = alert.decision
     return views.AlertView(
-        alert_id=str(alert.resume_offset),
         transaction_id=decision.event_id,
         event_time=decision.event_time,
         decided_time=decision.decided_time,

@@ -3,10 +3,12 @@
 Problem                      status, title, detail: raised by any route
 RequestValidationError  422  FastAPI's own, told field by field
 LogFullError            507  the event log has no room
+LogError                503  the event log cannot be reached: nothing was stored, it can be sent again
 anything else           500  logged with its request; the caller is told no internals
 """
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -14,9 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from infra.log.client import LogFullError
+from infra.log.client import LogError, LogFullError
 
 logger = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 5
+"""Of a call that needs the event log while that cannot be reached."""
 
 
 class Problem(Exception):
@@ -29,9 +34,15 @@ class Problem(Exception):
         self.detail = detail
 
 
-def problem_response(status: int, title: str, detail: str, **more: object) -> JSONResponse:
-    body = {"type": "about:blank", "status": status, "title": title, "detail": detail, **more}
-    return JSONResponse(body, status_code=status, media_type="application/problem+json")
+def problem_body(status: int, title: str, detail: str, **more: object) -> dict[str, object]:
+    return {"type": "about:blank", "status": status, "title": title, "detail": detail, **more}
+
+
+def problem_response(
+    status: int, title: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: object
+) -> JSONResponse:
+    body = problem_body(status, title, detail, **more)
+    return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
 
 
 def install_errors(app: FastAPI) -> None:
@@ -52,6 +63,13 @@ def install_errors(app: FastAPI) -> None:
     @app.exception_handler(LogFullError)
     async def on_full(request: Request, error: LogFullError) -> JSONResponse:
         return problem_response(507, "Event log is full", str(error))
+
+    @app.exception_handler(LogError)
+    async def on_no_log(request: Request, error: LogError) -> JSONResponse:
+        logger.error("%s %s: the event log failed: %s", request.method, request.url.path, error)
+        detail = "nothing of this call is acknowledged; send it again as it is, what was stored counts once"
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return problem_response(503, "Event log unavailable", detail, headers=headers)
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:

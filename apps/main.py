@@ -1,25 +1,29 @@
 """The API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
 
 import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from apps import metrics
 from apps.console import routes as console
 from apps.console_feed import ConsoleFeed
+from apps.edge import Edge
 from apps.errors import install_errors
 from apps.experiments import routes as experiments
 from apps.fraud import routes as fraud
 from apps.ingest import routes as ingest
+from apps.overload import Overload, Places
 from apps.recommend import routes as recommend
 from apps.wiring import Services
+from infra import topics
+from infra.observability import logs, traces
 from infra.settings import Settings
 
 TITLE = "Headrace"
@@ -31,12 +35,17 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        flush = traces.start(settings, "headrace-api")
         stop = services.keep_fresh()
         yield
         services.decisions.closing.set()
         stop()
+        flush()
 
-    app = FastAPI(title=TITLE, version="0.1.0", lifespan=lifespan, description="Events in, three answers out.")
+    # The pages of /docs without the network: FastAPI's own fetch their scripts from elsewhere.
+    app = FastAPIOffline(
+        title=TITLE, version="0.1.0", lifespan=lifespan, description="Events in, three answers out.", redoc_url=None
+    )
     app.state.settings = settings
     app.state.services = services
     app.state.ingest = services.ingest
@@ -49,14 +58,29 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (ingest.router, recommend.router, fraud.router, experiments.router, console.router):
         app.include_router(router)
     _add_health(app, services)
-    _add_timing(app)
+    # The last one added is the outermost.
+    app.add_middleware(
+        Overload,
+        places=Places(settings.concurrent_requests, queue_seconds=settings.queue_milliseconds / 1000),
+        most_bytes=settings.max_batch_events * settings.max_event_bytes,
+    )
+    app.add_middleware(Edge, log_requests=settings.log_requests)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
+def served() -> FastAPI:
+    """The app of one of several worker processes: its settings are those of the environment that `serve` gave it."""
+    settings = Settings()
+    logs.set_up(settings)
+    return create_app(settings)
+
+
 def _add_health(app: FastAPI, services: Services) -> None:
+    settings = services.settings
+
     @app.get("/healthz", tags=["operations"], summary="Is the process alive")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["operations"], summary="Can it answer, and what is missing")
@@ -67,9 +91,14 @@ def _add_health(app: FastAPI, services: Services) -> None:
 
     @app.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
     def prometheus() -> Response:
-        age = stream_age_seconds(services.settings)
+        age = stream_age_seconds(settings)
         metrics.FEATURE_AGE_SECONDS.set(-1 if age is None else age)
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        for topic in topics.ALL:
+            # Kafka tells its own size to whoever watches Kafka.
+            if (folder := settings.log_dir / topic).is_dir():
+                metrics.LOG_BYTES.labels(topic).set(sum(path.stat().st_size for path in folder.glob("*.log")))
+        processes = settings.metrics_dir if settings.api_workers > 1 else None
+        return Response(metrics.exposition(processes), media_type=CONTENT_TYPE_LATEST)
 
 
 def stream_age_seconds(settings: Settings) -> float | None:
@@ -95,18 +124,6 @@ def readiness(services: Services) -> dict[str, str]:
         "online_store": store,
         "feature_job": "never ran" if age is None else f"last batch {age:.0f} s ago",
     }
-
-
-def _add_timing(app: FastAPI) -> None:
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        metrics.REQUEST_SECONDS.labels(
-            request.method, getattr(route, "path", "unknown"), str(response.status_code)
-        ).observe(time.perf_counter() - started)
-        return response
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import Catalogue
+from features.history import History
 from features.manifest import Manifest
 
 Clock = Callable[[], float]
@@ -21,7 +22,9 @@ class FeatureReader(Protocol):
 
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
 
-    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+    def item_histories(self, ids: Sequence[str]) -> History:
+        """Of all items of a release at once, hence as arrays: history.ITEM_COLUMNS."""
+        ...
 
     def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
 
@@ -52,4 +55,12 @@ class Recommender(Protocol):
 
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """The ranker's score of each candidate, shape [C]."""
+        ...
+
+
+class Impressions(Protocol):
+    """Where what was shown is written down; infra.log.spool.SpooledLog is one."""
+
+    def append(self, key: str, value: bytes) -> bool:
+        """Keep an impression, whatever fails; False when the event log does not hold it yet, or never will."""
         ...

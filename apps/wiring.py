@@ -5,26 +5,39 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import start_http_server
+
+from apps import metrics
 from apps.adapters.feast_reader import FeastReader
 from apps.adapters.release_files import Releases
+from apps.drift import DriftWatch
 from apps.experiments.definitions import Experiments
 from apps.experiments.report import load_units, report
 from apps.fraud import scorer
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
 from apps.ingest.service import IngestService
-from apps.metrics import RELEASE
 from apps.ports import Clock
 from apps.recommend.board import ItemBoard
 from apps.recommend.service import RecommendService, Serving
-from infra.log.client import open_log
+from features.candidates import CANDIDATE_FEATURES
+from features.velocity import FEATURES
+from infra import topics
+from infra.log.client import Share, open_log
+from infra.log.spool import Spool, SpooledLog
+from infra.observability import traces
 from infra.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+FOLLOW_SECONDS = 0.25
+"""How often a process reads what others decided and defined."""
+
 
 class Services:
-    """Everything one process serves with, and the thread that keeps it up to date."""
+    """Everything one process serves with, and the threads that keep it up to date."""
 
     def __init__(self, settings: Settings, clock: Clock = time.time) -> None:
         self.settings = settings
@@ -35,8 +48,22 @@ class Services:
         self.decisions = DecisionBook(
             self.log, decisions_kept=settings.decisions_kept, alerts_kept=settings.alerts_kept
         )
+        self.impressions = SpooledLog(
+            self.log,
+            topics.IMPRESSIONS,
+            Spool(settings.spool_dir, most_bytes=settings.spool_mebibytes * 2**20 // settings.api_workers),
+            wait_seconds=settings.log_append_milliseconds / 1000,
+            clock=clock,
+            on_lost=metrics.IMPRESSIONS_LOST.inc,
+            on_change=_show_spool,
+        )
         self.fraud = FraudService(
-            lambda: self.releases.fraud, reader=self.reader, log=self.log, decisions=self.decisions, clock=clock
+            lambda: self.releases.fraud,
+            reader=self.reader,
+            log=self.log,
+            decisions=self.decisions,
+            clock=clock,
+            watch=lambda matrix: self._see("fraud", matrix),
         )
         self.ingest = IngestService(
             self.log,
@@ -49,35 +76,72 @@ class Services:
         self.recommend = RecommendService(
             lambda: self._serving,
             self.reader,
-            self.log,
+            self.impressions,
             self.experiments,
             clock,
             per_source=settings.candidates_per_source,
             max_future_seconds=settings.max_future_seconds,
+            watch=lambda features: self._see("ranker", features),
         )
         self._serving: Serving | None = None
+        self._drift: dict[str, DriftWatch] = {}
         self._halt = threading.Event()
 
     def poll_release(self) -> None:
         """Serve the newest whole release; its item board is read before the first request meets it."""
+        before = self.releases.version
         if not self.releases.poll():
             return
         if self.releases.recommender is not None:
             serving = Serving(self.releases.recommender, ItemBoard(self.releases.recommender))
             serving.board.refresh(self.reader)
             self._serving = serving
-        RELEASE.clear()
-        RELEASE.labels(str(self.releases.version)).set(1)
+        self._drift = self._watches()
+        if before is not None:
+            metrics.RELEASE.labels(before).set(0)
+        metrics.RELEASE.labels(str(self.releases.version)).set(1)
+
+    def _watches(self) -> dict[str, DriftWatch]:
+        """What the models of the release learned from, to hold against what they are given."""
+        recommender, fraud = self.releases.recommender, self.releases.fraud
+        card = recommender.manifest.recommend if recommender else None
+        learned = {}
+        if card is not None:
+            learned["ranker"] = (card.references, CANDIDATE_FEATURES)
+        if fraud is not None:
+            learned["fraud"] = (fraud.card.references, FEATURES)
+        return {
+            model: DriftWatch(
+                references,
+                names,
+                one_in=self.settings.drift_sample_requests,
+                window_seconds=self.settings.drift_window_seconds,
+                clock=time.monotonic,
+            )
+            for model, (references, names) in learned.items()
+        }
+
+    def _see(self, model: str, inputs: NDArray[np.float32]) -> None:
+        watch = self._drift.get(model)
+        if watch is not None:
+            watch.see(inputs)
 
     def keep_fresh(self) -> Callable[[], None]:
-        """Start looking for releases and renewing the item board; returns what stops it."""
+        """Start looking for releases, renewing the item board, following the log; returns what stops it."""
         self.poll_release()
-        thread = threading.Thread(target=self._renew, name="renew", daemon=True)
-        thread.start()
+        self.impressions.start()
+        threads = [
+            threading.Thread(target=self._renew, name="renew", daemon=True),
+            threading.Thread(target=self._follow, name="follow", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
 
         def stop() -> None:
             self._halt.set()
-            thread.join(timeout=5)
+            self.impressions.stop()
+            for thread in threads:
+                thread.join(timeout=5)
 
         return stop
 
@@ -86,21 +150,47 @@ class Services:
         while not self._halt.wait(self.settings.release_poll_seconds):
             try:
                 self.poll_release()
+                for model, watch in self._drift.items():
+                    for feature, index in watch.indices().items():
+                        metrics.DRIFT.labels(model, feature).set(index)
                 if self._serving is not None and time.monotonic() >= next_board:
                     self._serving.board.refresh(self.reader)
                     next_board = time.monotonic() + self.settings.population_refresh_seconds
             except Exception:
                 logger.exception("looking for a new release failed; trying again")
 
+    def _follow(self) -> None:
+        """Know what other processes decided and defined, without a request having to wait for the log."""
+        failing = False
+        while not self._halt.wait(FOLLOW_SECONDS):
+            try:
+                self.experiments.renew()
+                self.decisions.refresh()
+                failing = False
+            except Exception as error:  # whatever the log's client raises
+                if not failing:
+                    logger.warning("following the event log failed; trying again: %s", error)
+                failing = True
+
+
+def _show_spool(records: int, size: int) -> None:
+    metrics.SPOOL_RECORDS.set(records)
+    metrics.SPOOL_BYTES.set(size)
+
 
 def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
     """Score the transactions that arrive in the log until `stop` is set."""
+    flush = traces.start(settings, "headrace-scorer")
     services = Services(settings)
+    if settings.scorer_metrics_port:
+        start_http_server(settings.scorer_metrics_port, addr="127.0.0.1")
     halt = services.keep_fresh()
     try:
-        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop)
+        share = Share(settings.scorer_share, settings.scorer_shares)
+        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop, share=share)
     finally:
         halt()
+        flush()
 
 
 def print_report(settings: Settings, key: str, *, say: Callable[[str], None]) -> None:

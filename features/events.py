@@ -85,6 +85,7 @@ class Transaction(Event):
     amount: float = Field(ge=0, le=1e9, description="In the account's currency.")
     channel: Literal["chip", "contactless", "online"] = "chip"
     scored: bool = Field(False, description="Written by the API: a decision for it is in the log already.")
+    http_request_id: Id | None = Field(None, description="Written by the API: X-Request-ID of the call it came with.")
 
 
 class Label(Event):
@@ -118,6 +119,8 @@ class Impression(_OfVisitor):
     variation: Code | None = None
     bucket: int | None = Field(None, ge=0, lt=10_000)
     degraded: bool = False
+    http_request_id: Id | None = None
+    """X-Request-ID of the call that this answered; unlike event_id, the caller may have chosen it."""
     items: tuple[ShownItem, ...]
 
 
@@ -142,6 +145,8 @@ class Decision(Event):
     model: Code
     degraded: bool = False
     decided_time: AwareDatetime
+    http_request_id: Id | None = None
+    """X-Request-ID of the call that brought the transaction."""
 
 
 class ExperimentDefined(Event):

@@ -36,8 +36,11 @@ with _light():
     from feast.data_format import ParquetFormat
     from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
     from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
     from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
     from feast.on_demand_feature_view import OnDemandFeatureView
+    from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
+    from feast.protos.feast.types.Value_pb2 import ValueType as WireType
     from feast.repo_config import RegistryConfig
     from feast.types import Array, FeastType, Float64, Int64, String
 
@@ -54,13 +57,18 @@ __all__ = [
     "FileSource",
     "Float64",
     "Int64",
+    "Int64List",
     "OnDemandFeatureView",
     "ParquetFormat",
+    "RedisOnlineStoreConfig",
     "RegistryConfig",
     "RepoConfig",
     "RetrievalJob",
     "RetrievalMetadata",
     "SqliteOnlineStoreConfig",
     "String",
+    "StringList",
+    "Value",
     "ValueType",
+    "WireType",
 ]

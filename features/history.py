@@ -149,12 +149,22 @@ def from_arrow(table: pa.Table, dtypes: Mapping[str, Any], *, names: Mapping[str
     return History(offsets, entries)
 
 
-def to_arrow(history: History, *, names: Mapping[str, str] | None = None) -> dict[str, pa.Array]:
-    """The history's columns as Arrow list arrays, by stored name."""
+def to_arrow(
+    history: History,
+    *,
+    names: Mapping[str, str] | None = None,
+    vocabularies: Mapping[str, pa.Array] | None = None,
+) -> dict[str, pa.Array]:
+    """The history's columns as Arrow list arrays, by stored name. A column that has a vocabulary holds places in it,
+    and becomes strings (as an Arrow dictionary)."""
     types = {np.dtype(np.int64): pa.int64(), np.dtype(np.float64): pa.float64(), np.dtype(object): pa.string()}
-    return {
-        (names or {}).get(name, name): pa.ListArray.from_arrays(
-            pa.array(history.offsets, type=pa.int32()), pa.array(column, type=types[column.dtype])
-        )
-        for name, column in history.entries.items()
-    }
+    offsets = pa.array(history.offsets, type=pa.int32())
+    lists = {}
+    for name, column in history.entries.items():
+        vocabulary = (vocabularies or {}).get(name)
+        if vocabulary is None:
+            values = pa.array(column, type=types[column.dtype])
+        else:
+            values = pa.DictionaryArray.from_arrays(pa.array(column.astype(np.int32)), vocabulary)
+        lists[(names or {}).get(name, name)] = pa.ListArray.from_arrays(offsets, values)
+    return lists

@@ -26,6 +26,15 @@ class _Card(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Reference(_Card):
+    """How one model input was spread in training: the bins that its drift is measured with (features/drift.py)."""
+
+    edges: tuple[float, ...]
+    """Upper ends of all bins but the last, ascending; a value equal to an edge belongs below it."""
+    shares: tuple[float, ...]
+    """Share of the training values in each bin, one more than there are edges."""
+
+
 class GateResult(_Card):
     """One model beside its floors on the held-out time, by one metric."""
 
@@ -48,6 +57,8 @@ class RecommendCard(_Card):
     """Share of the exact top 100 that the index returns."""
     candidate_features: tuple[str, ...]
     catalogue_items: int
+    references: dict[str, Reference] = {}
+    """By candidate feature; empty in releases from before drift was watched."""
 
 
 class FraudCard(_Card):
@@ -60,6 +71,8 @@ class FraudCard(_Card):
     """Scores from here on are reviewed; chosen from the alert budget."""
     decline_threshold: float
     alert_budget_per_day: float
+    references: dict[str, Reference] = {}
+    """By feature; empty in releases from before drift was watched."""
 
 
 class Manifest(_Card):

@@ -3,6 +3,7 @@
 What Airflow, the Makefile and a person type is the same. `headrace --help` imports none of the packages.
 """
 
+import json
 import logging
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from infra.observability import logs
 from infra.settings import Settings
 
 
@@ -47,15 +49,11 @@ def cli() -> None:
                        headrace features, train, serve, stream
     Settings come from HEADRACE_... variables (docs/settings.md).
     """
-    for library in ("feast", "faiss", "py4j"):
-        logging.getLogger(library).setLevel(logging.WARNING)
     if not sys.warnoptions:
         # Deprecations inside the libraries are for us, in the tests, and not for whoever runs a command.
         logging.captureWarnings(capture=True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    logging.basicConfig(
-        level=_settings().log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logs.set_up(_settings())
 
 
 @cli.command()
@@ -109,11 +107,12 @@ def simulate(cards: int, terminals: int, days: int, live_days: int, seed: int) -
 
 
 @cli.command()
-def features() -> None:
+@click.option("--refill-online", is_flag=True, help="Only write the online store anew, from the offline tables.")
+def features(refill_online: bool) -> None:
     """Turn everything in the event log into features, and stop (Spark, Feast)."""
     from streaming import job
 
-    _run(job.catch_up, _settings(), say=click.echo)
+    _run(job.refill_online if refill_online else job.catch_up, _settings(), say=click.echo)
 
 
 @cli.command()
@@ -156,21 +155,10 @@ def rollback() -> None:
 
 @cli.command()
 def serve() -> None:
-    """Run the API and the console."""
-    import uvicorn
+    """Run the API and the console, in HEADRACE_API_WORKERS processes."""
+    from apps import serve as api
 
-    from apps.main import create_app
-
-    settings = _settings()
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        # Open alert streams must not hold up a stop.
-        timeout_graceful_shutdown=2,
-    )
+    _run(api.run, _settings())
 
 
 @cli.command()
@@ -182,14 +170,40 @@ def score() -> None:
 
 
 @cli.command()
-@click.option("--seconds", default=60.0, show_default=True, help="How long the replay takes.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long it takes.")
 @click.option("--orders", type=int, help="At most that many orders, spread evenly.")
 @click.option("--surface", default="home", show_default=True)
-def replay(seconds: float, orders: int | None, surface: str) -> None:
+def traffic(seconds: float, orders: int | None, surface: str) -> None:
     """Send what was held back as live traffic through the public API."""
-    from apps.simulate import traffic
+    from apps.simulate import traffic as held_out
 
-    _run(traffic.run, _settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
+    _run(held_out.run, _settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
+
+
+@cli.command("dead-letters")
+@click.option(
+    "--export", "target", type=click.Path(path_type=Path), help="Write them to this JSONL file, to be mended."
+)
+@click.option("--reason", help="Only letters with this reason.")
+@click.option("--samples", default=1, show_default=True, help="How many of each reason to show.")
+def dead_letters(target: Path | None, reason: str | None, samples: int) -> None:
+    """Show what could not be used, by reason, or export it to be mended and replayed."""
+    from apps.ingest import dead_letters as letters
+
+    if target is None:
+        _run(letters.show, _settings(), reason=reason, samples=samples, say=click.echo)
+    else:
+        _run(letters.export, _settings(), target, reason=reason, say=click.echo)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def replay(file: Path) -> None:
+    """Put mended dead letters back: FILE is what `dead-letters --export` wrote, with its values corrected."""
+    from apps.ingest import dead_letters as letters
+
+    if _run(letters.replay, _settings(), file, now=datetime.now(UTC), say=click.echo):
+        sys.exit(1)
 
 
 @cli.command()
@@ -233,17 +247,60 @@ def demo(small: bool, detach: bool, data: Path | None, port: int | None) -> None
 
 
 @cli.command()
-def down() -> None:
-    """Stop what the demo left running."""
-    from infra import demo as story
+@click.option("--airflow/--no-airflow", default=True, show_default=True, help="With Airflow, or without.")
+def up(airflow: bool) -> None:
+    """Start the real servers on this machine: Kafka, Redis, feature job, scorer, API, Airflow."""
+    from infra import stack
 
-    stopped = story.down()
+    _run(stack.up, _settings(), airflow=airflow, say=click.echo)
+
+
+@cli.command()
+def down() -> None:
+    """Stop what `up` or the demo left running."""
+    from infra import demo as story
+    from infra import processes
+
+    stopped = [*story.down(), *processes.stop_all(_settings())]
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 @cli.group()
 def bench() -> None:
-    """Measure this installation by published protocols, beside its peers."""
+    """Measure: each prints one line of JSON with --json."""
+
+
+@bench.command()
+@click.option("--rate", default=200.0, show_default=True, help="Shop events a second beside the probes.")
+@click.option("--probes", default=100, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--real", is_flag=True, help="On Kafka and Redis instead of files and SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def freshness(rate: float, probes: int, seconds: float, real: bool, as_json: bool) -> None:
+    """From POST /v1/events to a changed /v1/recommend of that user."""
+    from tests.bench import freshness as measured
+
+    _show(measured.run(rate=rate, probes=probes, seconds=seconds, real=real), as_json=as_json)
+
+
+@bench.command()
+@click.option("--rate", default=100.0, show_default=True, help="Transactions a second.")
+@click.option("--seconds", default=30.0, show_default=True)
+@click.option("--real", is_flag=True, help="On Kafka and Redis instead of files and SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def alerts(rate: float, seconds: float, real: bool, as_json: bool) -> None:
+    """From a transaction in the event log to its alert at a client of /v1/alerts/stream."""
+    from tests.bench import alerts as measured
+
+    _show(measured.run(rate=rate, seconds=seconds, real=real), as_json=as_json)
+
+
+def _show(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        click.echo(f"{name:20} {value}")
 
 
 @bench.command()

@@ -14,19 +14,22 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from infra import processes, topics
-from infra.log.client import open_log
+from infra.log.client import START, open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]
 EXPERIMENT = "ranker"
 ANEW = ("log", "offline", "feast", "checkpoints", "status", "holdout", "live", "quality", "warehouse", "logs")
 FRESH_WITHIN_SECONDS = 5.0
+FEATURES_SECONDS = 600.0
 
 
 class DemoError(Exception):
@@ -77,13 +80,16 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
         words = ["import", "online-retail", "--hold-out-days", "30"]
         words += ["--data", str(data)] if data else []
         words += ["--customers", "700"] if small else []
-        _do(settings, *words)
-        _do(settings, "simulate", *(("--cards", "700", "--terminals", "400", "--live-days", "1") if small else ()))
+        payments = ["simulate", *(("--cards", "700", "--terminals", "400", "--live-days", "1") if small else ())]
+        with ThreadPoolExecutor() as pool:  # beside each other: their topics are apart
+            for done in [pool.submit(_do, settings, *command) for command in (words, payments)]:
+                done.result()
     with _Step(say, "2  Features: Spark turns events into histories and tables, Feast keeps them"):
-        _do(settings, "features")
+        processes.start(settings, "stream", "stream")
+        say(_wait_for_features(settings))
     _skip_scored_history(settings)
     # They start while the models train, and wait for the release.
-    for name, verb in (("stream", "stream"), ("api", "serve"), ("scorer", "score")):
+    for name, verb in (("api", "serve"), ("scorer", "score")):
         processes.start(settings, name, verb)
     with _Step(say, "3  Training, gate and release: two-tower, ranker, fraud detector beside their floors"):
         _do(settings, "train", "small" if small else "standard")
@@ -95,8 +101,8 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
             raise DemoError(f"the API did not become ready:\n{processes.log_tail(settings, 'api')}")
         _put_experiment(settings)
         say(f"serving release {_get(settings, '/readyz')['release']} on {_address(settings)}")
-    with _Step(say, "5  Replay: the held-out month as live traffic, model against its best floor"):
-        _do(settings, "replay", "--seconds", "12" if small else "80")
+    with _Step(say, "5  Traffic: the held-out month, live, model against its best floor"):
+        _do(settings, "traffic", "--seconds", "12" if small else "80")
     with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)
@@ -113,15 +119,15 @@ def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
             f"{name:10} {gate['metric']}: {', '.join(f'{who} {score:.3f}' for who, score in scores)}; "
             f"served: {gate['served']}"
         )
-    replay = json.loads((settings.data_dir / "status" / "replay.json").read_text())
+    traffic = json.loads((settings.data_dir / "status" / "traffic.json").read_text())
     say(
-        f"latency    recommend p50 {replay['recommend_ms']['p50']} ms, p99 {replay['recommend_ms']['p99']} ms; "
-        f"score p50 {replay['score_ms']['p50']} ms, p99 {replay['score_ms']['p99']} ms (from the intended send time)"
+        f"latency    recommend p50 {traffic['recommend_ms']['p50']} ms, p99 {traffic['recommend_ms']['p99']} ms; "
+        f"score p50 {traffic['score_ms']['p50']} ms, p99 {traffic['score_ms']['p99']} ms (from the intended send time)"
     )
     quality = json.loads((settings.data_dir / "quality" / "import.json").read_text())
     letters = _count(settings, topics.DEAD_LETTERS)
     say(
-        f"events     {quality['accepted']:,} imported, {replay['events']['accepted']:,} accepted live, "
+        f"events     {quality['accepted']:,} imported, {traffic['events']['accepted']:,} accepted live, "
         f"{letters:,} dead-lettered"
     )
     say(f"alerts     {_alert_quality(settings)}")
@@ -153,6 +159,26 @@ def _do(settings: Settings, *words: str) -> None:
     done = subprocess.run(processes.command(*words), env=environment, check=False)
     if done.returncode:
         raise DemoError(f"`headrace {' '.join(words)}` failed; `headrace doctor` says what may be missing")
+
+
+def _wait_for_features(settings: Settings) -> str:
+    """Follow the feature job until it has caught up with the log and made its tables; returns what it made."""
+    status, tables = (settings.data_dir / "status" / name for name in ("stream.json", "tables.json"))
+    with tqdm(desc="features", unit="record", unit_scale=True, leave=False) as bar:
+
+        def done() -> bool:
+            if not processes.alive(settings):
+                raise DemoError(f"the feature job ended:\n{processes.log_tail(settings, 'stream')}")
+            if status.exists():
+                bar.n = json.loads(status.read_text())["records"]
+            bar.refresh()
+            return tables.exists()
+
+        if not processes.wait_until(done, seconds=FEATURES_SECONDS):
+            raise DemoError(f"features were not ready in time:\n{processes.log_tail(settings, 'stream')}")
+    told = json.loads(status.read_text())
+    made = json.loads(tables.read_text())["made"]
+    return f"features: {told['records']:,} records folded into histories, {told['rejected']:,} dead-lettered; {made}"
 
 
 def _skip_scored_history(settings: Settings) -> None:
@@ -215,26 +241,24 @@ def _put_experiment(settings: Settings) -> None:
 
 
 def _show_freshness(settings: Settings) -> str:
-    """Post a purchase for a user, and time how long until that user's answer is another one."""
+    """Post a purchase for a user, and time how long until an answer without what was seen lacks the item bought."""
     holdout = pq.read_table(settings.data_dir / "holdout" / "shop_events.parquet")
     user = next(name for name in reversed(holdout["user_id"].to_pylist()) if name)
-    question = {"user_id": user, "surface": "freshness", "n": 20}
-    trending = [item["item_id"] for item in _get(settings, "/v1/trending?n=100")["items"]]
+    question = {"user_id": user, "surface": "freshness", "n": 20, "seen": "drop"}
 
     def answer() -> list[str]:
         return [item["item_id"] for item in _send(settings, "/v1/recommend", question)["items"]]
 
-    before = answer()
-    bought = next(item for item in trending if item not in before)
+    bought = answer()[0]
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
-    # Not while the job still works off the replay: what is shown is the way of one event.
+    # Not while the job still works off the traffic: what is shown is the way of one event.
     status = settings.data_dir / "status" / "stream.json"
     processes.wait_until(lambda: time.time() - status.stat().st_mtime > 4, seconds=60)
     posted = time.monotonic()
     _send(settings, "/v1/events", event)
-    changed = processes.wait_until(lambda: answer() != before, seconds=30, pause=0.05)
+    changed = processes.wait_until(lambda: bought not in answer(), seconds=30, pause=0.05)
     took = time.monotonic() - posted
     if not changed:
         raise DemoError("an event did not change its user's answer within 30 s; see logs/stream.log")
@@ -246,16 +270,16 @@ def _wait_for_scorer(settings: Settings) -> None:
     log = open_log(settings)
 
     def done() -> bool:
-        return log.committed("scorer", topics.TRANSACTIONS) >= log.end(topics.TRANSACTIONS)
+        return log.committed("scorer", topics.TRANSACTIONS).covers(log.end(topics.TRANSACTIONS))
 
     if not processes.wait_until(done, seconds=60):
         raise DemoError(f"the scorer did not keep up:\n{processes.log_tail(settings, 'scorer')}")
 
 
 def _wait_for_outcomes(settings: Settings) -> None:
-    """The feature job joins outcomes every few seconds: wait until the report knows every answer of the replay."""
-    replay = json.loads((settings.data_dir / "status" / "replay.json").read_text())
-    answered = replay["statuses"].get("recommend 200", 0)
+    """The feature job joins outcomes every few seconds: wait until the report knows every answer of the traffic."""
+    traffic = json.loads((settings.data_dir / "status" / "traffic.json").read_text())
+    answered = traffic["statuses"].get("recommend 200", 0)
 
     def done() -> bool:
         report = _get(settings, f"/v1/experiments/{EXPERIMENT}/report")
@@ -267,25 +291,25 @@ def _wait_for_outcomes(settings: Settings) -> None:
 
 
 def _count(settings: Settings, topic: str) -> int:
-    log, offset, count = open_log(settings), 0, 0
-    while records := log.read(topic, offset, max_records=50_000):
-        count, offset = count + len(records), records[-1].next_offset
+    log, position, count = open_log(settings), START, 0
+    while records := log.read(topic, position, max_records=50_000):
+        count, position = count + len(records), position.after(records)
     return count
 
 
 def _alert_quality(settings: Settings) -> str:
-    """Alerts of the replay beside the simulator's truth."""
+    """Alerts of the traffic beside the simulator's truth."""
     truth = pq.read_table(settings.data_dir / "live" / "live_transactions.parquet")
     frauds = {
         name for name, fraud in zip(truth["event_id"].to_pylist(), truth["fraud"].to_pylist(), strict=True) if fraud
     }
-    log, offset = open_log(settings), 0
+    log, position = open_log(settings), START
     outcomes: dict[str, str] = {}
-    while records := log.read(topics.DECISIONS, offset, max_records=50_000):
+    while records := log.read(topics.DECISIONS, position, max_records=50_000):
         for record in records:
             decision = json.loads(record.value)
             outcomes.setdefault(decision["event_id"], decision["outcome"])
-        offset = records[-1].next_offset
+        position = position.after(records)
     alerts = {name for name, outcome in outcomes.items() if outcome != "approve"}
     found = len(alerts & frauds)
     return (

@@ -5,8 +5,9 @@ Each field is read from `HEADRACE_<FIELD>`; docs/settings.md lists them all (a t
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -17,19 +18,49 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
 
+    api_workers: int = Field(1, ge=1, le=64, description="Processes that `headrace serve` answers with.")
+    concurrent_requests: int = Field(4, ge=1, le=32, description="Requests that one API process works on at a time.")
+    queue_milliseconds: int = Field(100, ge=1, description="Longest wait of a request for its turn, before a 503.")
+
     segment_mebibytes: int = Field(64, ge=1, description="A log segment is closed at this size.")
+    kafka_bootstrap: str | None = Field(None, description="Kafka servers, host:port,...; unset: the log is on files.")
+    kafka_port: int = Field(9092, ge=1, le=65000, description="First port of the brokers that `make up` starts.")
+    kafka_topic_prefix: str = Field("", description="In front of every topic and group: several logs in one cluster.")
+    kafka_partitions: int = Field(6, ge=1, description="Partitions of a topic when it is created.")
+    kafka_replication: int = Field(1, ge=1, description="Copies of a topic; a majority must have a record.")
+    kafka_retention_days: int | None = Field(None, ge=1, description="Kafka drops older records; unset: it keeps all.")
+    kafka_timeout_seconds: float = Field(3.0, gt=0, description="Longest wait for an answer of Kafka.")
+    tools_dir: Path = Field(Path(".tools"), description="Where the jars of Kafka and of Spark's Kafka source are put.")
     max_event_bytes: int = Field(16_384, ge=256, description="Largest accepted event, as JSON.")
     max_batch_events: int = Field(1_000, ge=1, description="Most events in one POST /v1/events.")
     max_future_seconds: int = Field(300, ge=0, description="Events dated further ahead are refused.")
     max_event_age_days: int = Field(400, ge=1, description="Older events are refused; `headrace import` takes history.")
     recent_event_ids: int = Field(1_000_000, ge=1, description="Event ids remembered to recognise a repeated POST.")
 
+    log_append_milliseconds: int = Field(1_000, ge=1, description="An impression waits this long for the log.")
+    spool_mebibytes: int = Field(256, ge=1, description="Most impressions that wait on disk for a log that is down.")
+
     spark_master: str = Field("local[2]", description="Where Spark runs.")
     spark_driver_memory: str = Field("3g", description="Heap of the Spark driver.")
+    spark_java_options: str = Field(
+        "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        description="Options of the driver's Java: these favour an early start; for a large cluster, leave them empty.",
+    )
+    spark_conf: dict[str, str] = Field(
+        {}, description="More of Spark's own configuration, as a JSON object; it wins over what Headrace sets."
+    )
     stream_batch_records: int = Field(250_000, ge=1, description="Most records in one Spark micro-batch.")
     stream_trigger_milliseconds: int = Field(500, ge=0, description="Shortest time between micro-batches.")
+    stream_nice: int = Field(
+        5, ge=0, le=19, description="Niceness of `headrace stream`: where they share a machine, serving goes first."
+    )
     population_refresh_seconds: int = Field(15, ge=1, description="How often item windows and trending are renewed.")
-    exposures_refresh_seconds: int = Field(20, ge=1, description="How often impressions are joined to outcomes.")
+    exposures_refresh_seconds: int = Field(10, ge=1, description="How often impressions are joined to outcomes.")
+
+    redis_url: str = Field("", repr=False, description="Online store in Redis; unset it is SQLite.")
+    redis_port: int = Field(6379, ge=1, le=65535, description="Port of the Redis that `make up` starts.")
+    airflow_port: int = Field(8080, ge=1, le=65535, description="Port of the Airflow that `make up` starts.")
+    redis_timeout_milliseconds: int = Field(200, ge=1, description="Longest wait of a request for Redis.")
 
     online_retail_url: str = Field(
         "https://archive.ics.uci.edu/static/public/352/online+retail.zip",
@@ -39,11 +70,31 @@ class Settings(BaseSettings):
     candidates_per_source: int = Field(100, ge=1, description="Most candidates taken from each source.")
     alerts_kept: int = Field(10_000, ge=1, description="Latest alerts the API holds for GET /v1/alerts.")
     decisions_kept: int = Field(200_000, ge=1, description="Latest decisions the API can join a label to.")
+    drift_sample_requests: int = Field(50, ge=1, description="One request in so many is held against training.")
+    drift_window_seconds: int = Field(3_600, ge=1, description="How far back the drift of model inputs looks.")
+    scorer_share: int = Field(0, ge=0, description="Which of the scorers this one is, from 0.")
+    scorer_shares: int = Field(1, ge=1, description="Scorers that divide the partitions of the transactions.")
     log_level: str = Field("INFO", description="Level of the application log.")
+    log_format: Literal["text", "json"] = Field("text", description="Lines of the application log: text, or JSON.")
+    log_requests: bool = Field(False, description="One log line for every request, not for failures alone.")
+    pseudonym_key: SecretStr | None = Field(None, description="Secret that ids are hashed with in the log; or random.")
+    otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector (HTTP) that gets traces.")
+    scorer_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace score` serves /metrics there; 0: not.")
+    stream_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace stream` serves /metrics there; 0: not.")
 
     @cached_property
     def log_dir(self) -> Path:
         return self.data_dir / "log"
+
+    @cached_property
+    def spool_dir(self) -> Path:
+        """Impressions that wait for the event log."""
+        return self.data_dir / "spool"
+
+    @cached_property
+    def metrics_dir(self) -> Path:
+        """Where the API's worker processes keep the numbers that they add up to."""
+        return self.data_dir / "run" / "metrics"
 
     @cached_property
     def offline_dir(self) -> Path:

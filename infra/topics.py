@@ -1,4 +1,4 @@
-"""The topics of the event log, spelled once."""
+"""The topics of the event log, spelled once, and how a log of several partitions keeps them."""
 
 SHOP = "shop_events"  # item, view, cart, purchase, return; key: user or session (catalogue: item)
 TRANSACTIONS = "transactions"  # card payments; key: card
@@ -9,3 +9,8 @@ EXPERIMENTS = "experiments"  # experiment definitions, the last one of a key hol
 DEAD_LETTERS = "dead_letters"  # what could not be an event, with reason and origin; key: reason
 
 ALL = (SHOP, TRANSACTIONS, LABELS, IMPRESSIONS, DECISIONS, EXPERIMENTS, DEAD_LETTERS)
+
+IN_ONE_ORDER = (EXPERIMENTS, DEAD_LETTERS)
+"""Few records, read as one sequence: one partition, however many the others have."""
+KEPT_FOR_EVER = (EXPERIMENTS,)
+"""Never thinned out nor compacted: that an experiment has run once, and how, is read from its earlier definitions."""

@@ -62,7 +62,8 @@ def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Tab
     scale = np.int64(2**42)
     starts = np.searchsorted(key * scale + days, key[ends - 1] * scale + days[ends - 1] - history.ITEM_HORIZON, "right")
     rows = History(np.array([0, len(days)]), entries).slices(starts, ends)
-    return history_rows(columns.ITEM, items[key[ends - 1]], days[ends - 1] + DAY, rows, created=created)
+    names = pa.array(items[key[ends - 1]], pa.string())
+    return history_rows(columns.ITEM, names, days[ends - 1] + DAY, rows, created=created)
 
 
 def rebuild(spark: SparkSession, store: FeatureStore, settings: Settings) -> int:

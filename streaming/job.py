@@ -3,7 +3,8 @@
 
 One micro-batch: Spark reads the new records, parses and checks them; what cannot be used is dead-lettered; the rest
 goes to the tables and is folded into the histories. Everything a micro-batch does may be done again after a crash
-without counting twice. Item windows and experiment outcomes are renewed beside it, every few seconds.
+without counting twice. Beside it, item windows and experiment outcomes are renewed every few seconds, and the tables
+over all items are made where they are missing; `headrace features`, once a day, makes them anew.
 """
 
 import contextlib
@@ -13,30 +14,44 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 from tqdm import tqdm
 
+from features import views
+from features.online import OnlineStoreError
+from features.online_recovery import OnlineGuard, refill
 from features.store import open_store
 from features.timeline import NoDataError, read_timeline
-from infra.log.client import EventLog, open_log
+from infra.log.client import START, EventLog, Position, open_log
 from infra.settings import Settings
-from streaming import co_purchase, exposures, items
+from streaming import co_purchase, exposures, items, metrics
 from streaming.histories import Histories
 from streaming.session import JobError, open_session
-from streaming.source import READ_TOPICS, parse, read_stream
+from streaming.source import READ_TOPICS, parse, reached, read_stream
 from streaming.tables import IMPRESSIONS, LABELS, SHOP_EVENTS, as_schema, dead_letter, write_table
 
 logger = logging.getLogger(__name__)
 
 STATUS_FILE = "stream.json"
+TABLES_FILE = "tables.json"
 QUERY = "features"
+ONLINE_PATIENCE_SECONDS = 300.0
+"""How long a micro-batch waits for an online store that does not answer before the job gives up."""
+ONLINE_RETRY_SECONDS = 0.5
+LOST = (
+    "\nKafka dropped records before the job had read them, or the topics were made anew. Keep them longer "
+    "(HEADRACE_KAFKA_RETENTION_DAYS); to build the features anew from what is there, remove the folders checkpoints, "
+    "offline and feast of HEADRACE_DATA_DIR and run `headrace features`"
+)
 
 
 class FeatureJob:
@@ -45,7 +60,9 @@ class FeatureJob:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = open_log(settings)
-        self._histories = Histories(open_store(settings), settings)
+        store = open_store(settings)
+        self._guard = OnlineGuard(store, settings)
+        self._histories = Histories(store, settings, before_writing=self._guard.unchanged)
         self.items_touched: set[str] = set()
         self.impressions_seen = False
         self.latest = 0
@@ -57,7 +74,6 @@ class FeatureJob:
         started = time.monotonic()
         events = parse(records).toArrow()
         name = f"batch-{batch_id:012d}"
-        created = datetime.now(UTC)
         valid = events.filter(pc.is_null(events["reason"]))
         if valid.num_rows < events.num_rows:
             dead_letter(self._log, events.filter(pc.is_valid(events["reason"])))
@@ -71,54 +87,104 @@ class FeatureJob:
         for table, rows in ((SHOP_EVENTS, shop), (IMPRESSIONS, impressions), (LABELS, labels)):
             if rows.num_rows:
                 write_table(self._settings.offline_dir / table, name, as_schema(rows, table))
-        self._histories.fold_users(shop, batch=name, created=created)
-        self._histories.fold_payments(payments, labels, batch=name, created=created)
+        self._fold(shop, payments, labels, batch=name)
 
         self.items_touched.update(pc.unique(shop["item_id"]).to_pylist())
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
-        self._write_status(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        metrics.tell_batch(events, seconds=seconds, now=time.time())
+        self.write_status(seconds)
 
-    def _write_status(self, seconds: float) -> None:
-        folder = self._settings.data_dir / "status"
-        folder.mkdir(parents=True, exist_ok=True)
-        status = {
-            "updated": datetime.now(UTC).isoformat(),
-            "records": self.records,
-            "rejected": self.rejected,
-            "batch_seconds": round(seconds, 3),
-        }
-        hidden = folder / f".{STATUS_FILE}.new"
-        hidden.write_text(json.dumps(status))
-        os.replace(hidden, folder / STATUS_FILE)
+    def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
+        """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
+        given_up = time.monotonic() + ONLINE_PATIENCE_SECONDS
+        while True:
+            try:
+                if self._guard.check():
+                    self._touch_all_items()
+                created = datetime.now(UTC)
+                # They share nothing, and most of either is spent outside Python's lock.
+                with ThreadPoolExecutor(2) as pool:
+                    users = pool.submit(self._histories.fold_users, shop, batch=batch, created=created)
+                    cards = pool.submit(self._histories.fold_payments, payments, labels, batch=batch, created=created)
+                users.result()
+                cards.result()
+                self._guard.confirm(batch)
+                return
+            except OnlineStoreError as error:
+                if time.monotonic() > given_up:
+                    raise
+                logger.warning("%s: trying again (%s)", batch, error)
+                time.sleep(ONLINE_RETRY_SECONDS)
+
+    def _touch_all_items(self) -> None:
+        """Have the row of every item renewed."""
+        for path in (self._settings.offline_dir / SHOP_EVENTS).glob("*.parquet"):
+            events = pq.read_table(path, columns=["item_id", "event_time"])
+            self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
+            self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
+
+    def write_status(self, seconds: float = 0.0) -> None:
+        status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
+        _write_status(self._settings, STATUS_FILE, status)
 
 
 class Renewal(threading.Thread):
-    """Renews item windows and experiment outcomes while the stream goes on."""
+    """Renews the tables, item windows and experiment outcomes while the stream goes on."""
 
-    def __init__(self, spark: SparkSession, settings: Settings, job: FeatureJob, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        spark: SparkSession,
+        settings: Settings,
+        job: FeatureJob,
+        *,
+        caught_up: Callable[[], bool],
+        stop: threading.Event,
+    ) -> None:
         super().__init__(name="renewal", daemon=True)
         self._spark = spark
         self._settings = settings
         self._job = job
+        self._caught_up = caught_up
         self._halt = stop
 
     def run(self) -> None:
+        # A pool of their own, so that the tasks of a micro-batch do not queue behind theirs.
+        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "renewal")
         store = open_store(self._settings)
         next_items = next_exposures = 0.0
+        tables_stand = False
         while not self._halt.wait(0.5):
             try:
-                if self._job.items_touched and time.monotonic() >= next_items:
+                if not tables_stand:
+                    tables_stand = _tables_stand(self._settings)
+                    if not tables_stand and self._job.items_touched and self._caught_up():
+                        self._job.items_touched = set()
+                        with _timed("tables"):
+                            rebuild_tables(self._spark, self._settings)
+                elif self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
-                    items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
-                    next_items = time.monotonic() + self._settings.population_refresh_seconds
+                    try:
+                        with _timed("item windows") as took:
+                            items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
+                    except Exception:
+                        self._job.items_touched |= touched
+                        raise
+                    next_items = _next(self._settings.population_refresh_seconds, took=took())
                 if self._job.impressions_seen and time.monotonic() >= next_exposures:
                     self._job.impressions_seen = False
-                    exposures.run(self._spark, self._settings)
-                    next_exposures = time.monotonic() + self._settings.exposures_refresh_seconds
+                    try:
+                        with _timed("experiment outcomes") as took:
+                            exposures.run(self._spark, self._settings)
+                    except Exception:
+                        self._job.impressions_seen = True
+                        raise
+                    next_exposures = _next(self._settings.exposures_refresh_seconds, took=took())
             except Exception:
                 if not self._halt.is_set():
+                    metrics.RENEWALS_FAILED.inc()
                     logger.exception("renewing item windows or experiment outcomes failed; trying again")
 
 
@@ -127,10 +193,17 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
 
     Raises JobError when Spark does not start, another job has this data directory, or a micro-batch fails for good.
     """
-    with _sole_job(settings), _session(settings, "headrace-stream") as spark:
+    os.nice(settings.stream_nice)  # Spark's own processes inherit it
+    with (
+        _sole_job(settings),
+        metrics.served(settings.stream_metrics_port),
+        _session(settings, "headrace-stream") as spark,
+    ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
-        renewal = Renewal(spark, settings, job, stop)
+        job.write_status()  # it is up, also where there is nothing to read yet
+        log = open_log(settings)
+        renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
         renewal.start()
         while query.isActive and not stop.wait(0.2):
             pass
@@ -149,12 +222,12 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
     with _session(settings, "headrace-features") as spark:
         try:
             with _sole_job(settings):
-                total = sum(log.end(topic) for topic in READ_TOPICS)
+                total = sum(log.end(topic).total for topic in READ_TOPICS)
                 with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
                     job = FeatureJob(settings)
                     query = _start(spark, settings, job)
-                    while query.isActive and not _caught_up(query, log):
-                        bar.n = min(total, sum(_offsets(query).values()))
+                    while query.isActive and not _caught_up(query, log, settings):
+                        bar.n = min(total, sum(position.total for position in _reached(query, settings).values()))
                         bar.refresh()
                         time.sleep(0.2)
                     with contextlib.suppress(StreamingQueryException):  # told by _finish
@@ -163,14 +236,59 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
                 say(f"features: {job.records:,} records folded into histories, {job.rejected:,} dead-lettered")
         except JobRunningError:
             say("features: `headrace stream` is running and keeps the histories; renewing the item tables only")
-        try:
-            timeline = read_timeline(settings)
-        except NoDataError as error:
-            say(f"features: {error}")
-            return
-        days = items.rebuild(spark, open_store(settings), settings)
-        related = co_purchase.run(spark, settings, moments=[timeline.ranker_start, timeline.split])
-        say(f"features: {days:,} item days, {related:,} items with others bought beside them")
+        say(f"features: {rebuild_tables(spark, settings)}")
+
+
+def rebuild_tables(spark: SparkSession, settings: Settings) -> str:
+    """Make the tables over all items anew: item days, and neighbours as of the moments that training looks from.
+
+    Returns one line that says what was made, or what is missing for it.
+    """
+    try:
+        timeline = read_timeline(settings)
+    except NoDataError as error:
+        return str(error)
+    with ThreadPoolExecutor(max_workers=2) as pool:  # Spark plans a job in one thread: two jobs fill two cores
+        days = pool.submit(items.rebuild, spark, open_store(settings), settings)
+        related = pool.submit(co_purchase.run, spark, settings, moments=[timeline.ranker_start, timeline.split])
+    made = f"{days.result():,} item days, {related.result():,} items with others bought beside them"
+    _write_status(settings, TABLES_FILE, {"made": made})
+    return made
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[Callable[[], float]]:
+    started = time.monotonic()
+    with metrics.RENEWAL_SECONDS.labels(what).time():
+        yield lambda: time.monotonic() - started
+    logger.info("renewed %s in %.1f s", what, time.monotonic() - started)
+
+
+def _next(seconds: float, *, took: float) -> float:
+    """When to renew again: renewing never takes more than a quarter of the time."""
+    return time.monotonic() + max(seconds, 3 * took)
+
+
+def _tables_stand(settings: Settings) -> bool:
+    tables = (settings.offline_dir / name for name in (views.ITEM_HISTORY, views.ITEM_NEIGHBOURS))
+    return all(any(folder.glob("*.parquet")) for folder in tables)
+
+
+def _write_status(settings: Settings, name: str, status: Mapping[str, object]) -> None:
+    folder = settings.data_dir / "status"
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = folder / f".{name}.new"
+    hidden.write_text(json.dumps({"updated": datetime.now(UTC).isoformat(), **status}))
+    os.replace(hidden, folder / name)
+
+
+def refill_online(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Write the newest row of every user, card, terminal and item from the offline tables into the online store.
+
+    Raises JobRunningError where a feature job runs, which does this by itself when it is needed.
+    """
+    with _sole_job(settings):
+        refill(open_store(settings), say=say)
 
 
 def join_exposures(settings: Settings) -> int:
@@ -215,19 +333,22 @@ def _start(spark: SparkSession, settings: Settings, job: FeatureJob) -> Streamin
     )
 
 
-def _offsets(query: StreamingQuery) -> dict[str, int]:
+def _reached(query: StreamingQuery, settings: Settings) -> dict[str, Position]:
     """How far the query has read each topic."""
     progress = query.lastProgress
-    return json.loads(progress["sources"][0]["endOffset"]) if progress and progress["sources"] else {}
+    ends = [source["endOffset"] for source in progress["sources"] if source["endOffset"]] if progress else []
+    return {
+        topic: position for end in ends for topic, position in reached(end, prefix=settings.kafka_topic_prefix).items()
+    }
 
 
-def _caught_up(query: StreamingQuery, log: EventLog) -> bool:
-    offsets = _offsets(query)
-    return all(offsets.get(topic, 0) >= log.end(topic) for topic in READ_TOPICS)
+def _caught_up(query: StreamingQuery, log: EventLog, settings: Settings) -> bool:
+    positions = _reached(query, settings)
+    return all(positions.get(topic, START).covers(log.end(topic)) for topic in READ_TOPICS)
 
 
 def _finish(query: StreamingQuery) -> None:
     error = query.exception()
     query.stop()
     if error is not None:
-        raise JobError(f"the feature job stopped: {error}")
+        raise JobError(f"the feature job stopped: {error}{LOST if 'data loss' in str(error).lower() else ''}")

@@ -1,4 +1,8 @@
-"""The Spark session of every job: where it runs, in UTC, quiet, with this interpreter for its Python workers."""
+"""The Spark session of every job: where it runs, in UTC, quiet, with this interpreter for its Python workers.
+
+A young JVM spends most of its first half minute on reading and compiling classes. Two things shorten that: the options
+of settings.spark_java_options, and the archive of classes that `make setup` writes (streaming/archive.py).
+"""
 
 import os
 import sys
@@ -6,7 +10,12 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from infra.kafka.jars import SPARK, jars
 from infra.settings import Settings
+
+CLASS_ARCHIVE = Path(sys.prefix) / "spark-classes.jsa"
+NO_CONF = Path(sys.prefix) / "no-spark-conf"
+"""Java reads no archive of classes when a folder with files is on the class path, and Spark puts its own there."""
 
 
 class JobError(Exception):
@@ -17,12 +26,16 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
     """A session named `app` on settings.spark_master. Raises JobError when Java is missing or too old."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "conf"))
+    os.environ.setdefault("SPARK_CONF_DIR", str(NO_CONF))
+    # Its source for Kafka is no part of pyspark.
+    more = ",".join(str(path) for path in jars(settings, SPARK)) if settings.kafka_bootstrap is not None else ""
     try:
-        session: SparkSession = (
+        builder = (
             SparkSession.builder.appName(app)
             .master(settings.spark_master)
             .config("spark.driver.memory", settings.spark_driver_memory)
+            .config("spark.driver.extraJavaOptions", _java_options(settings))
+            .config("spark.jars", more)
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.ui.enabled", "false")
@@ -38,8 +51,15 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
             .config("spark.sql.streaming.metricsEnabled", "false")
             .config("spark.sql.streaming.pollingDelay", "20ms")
             .config("spark.sql.streaming.minBatchesToRetain", "10")
-            .getOrCreate()
         )
+        session: SparkSession = builder.config(map=settings.spark_conf).getOrCreate()
     except Exception as error:
         raise JobError(f"Spark did not start ({error}); `headrace doctor` says what is missing") from error
     return session
+
+
+def _java_options(settings: Settings) -> str:
+    options = [settings.spark_java_options, f"-Dlog4j2.configurationFile={Path(__file__).parent / 'log4j2.properties'}"]
+    if CLASS_ARCHIVE.exists():  # one of another Java is passed over, silently
+        options += [f"-XX:SharedArchiveFile={CLASS_ARCHIVE}", "-Xlog:cds=off"]
+    return " ".join(options)

@@ -4,6 +4,7 @@ A file is named after the micro-batch that wrote it, so that a micro-batch that 
 """
 
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from features import columns
 from features.history import History, to_arrow
 from infra import topics
-from infra.log.client import EventLog
+from infra.log.client import EventLog, origin
 
 ROW_GROUP = 50_000
 """Rows that a reader can skip together: histories are written in order of time, and most readers want the end."""
 
+ORIGIN = ("topic", "partition", "offset")
 SHOP_EVENTS = "shop_events"
 IMPRESSIONS = "impressions"
 LABELS = "labels"
@@ -76,40 +78,47 @@ def as_schema(table: pa.Table, name: str) -> pa.Table:
 
 
 def feature_rows(
-    key: str, ids: NDArray[np.object_], times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
+    key: str, ids: pa.Array, times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
 ) -> pa.Table:
-    """Rows of a history view: `ids` and `times` (ms) of shape [rows], `lists` by stored column name."""
+    """Rows of a history view: `ids` (strings) and `times` (ms) of shape [rows], `lists` by stored column name."""
     stamp = pa.timestamp("us", tz="UTC")
     return pa.table(
         {
-            key: pa.array(ids, pa.string()),
+            key: ids,
             **lists,
             columns.EVENT_TIMESTAMP: pa.array(times * 1000, pa.int64()).cast(stamp),
-            columns.CREATED_TIMESTAMP: pa.array([created] * len(ids), stamp),
+            columns.CREATED_TIMESTAMP: pa.repeat(pa.scalar(created, stamp), len(ids)),
         }
     )
 
 
 def history_rows(
-    key: str, ids: NDArray[np.object_], times: NDArray[np.int64], rows: History, *, created: datetime
+    key: str,
+    ids: pa.Array,
+    times: NDArray[np.int64],
+    rows: History,
+    *,
+    created: datetime,
+    vocabularies: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
-    return feature_rows(key, ids, times, to_arrow(rows), created=created)
+    """Rows of a history view; `vocabularies` as in features.history.to_arrow."""
+    return feature_rows(key, ids, times, to_arrow(rows, vocabularies=vocabularies), created=created)
 
 
 def dead_letter(log: EventLog, rejected: pa.Table) -> None:
-    """Keep records that cannot be used (topic, offset, value, reason), each under its origin."""
+    """Keep records that cannot be used (topic, partition, offset, value, reason), each under its origin."""
     letters = [
         (
             row["reason"],
             orjson.dumps(
                 {
-                    "event_id": f"{row['topic']}:{row['offset']}",
+                    "event_id": origin(row["topic"], row["partition"], row["offset"]),
                     "reason": row["reason"],
-                    "origin": {"topic": row["topic"], "offset": row["offset"]},
+                    "origin": {name: row[name] for name in ORIGIN},
                     "value": row["value"],
                 }
             ),
         )
-        for row in rejected.select(["topic", "offset", "value", "reason"]).to_pylist()
+        for row in rejected.select([*ORIGIN, "value", "reason"]).to_pylist()
     ]
     log.append(topics.DEAD_LETTERS, letters)

@@ -21,6 +21,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from features import columns
+from features.drift import references
 from features.manifest import FRAUD, FraudCard, GateResult
 from features.velocity import FEATURES, SKEWED
 from features.windows import DAY
@@ -171,6 +172,7 @@ def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int
         review_threshold=review,
         decline_threshold=decline,
         alert_budget_per_day=budget,
+        references=references(features[parts.train], FEATURES),
     )
 
 

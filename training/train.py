@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from features import views
 from features.candidates import CANDIDATE_FEATURES, RECENT_ITEMS, Candidates
 from features.catalogue import Catalogue
+from features.drift import references
 from features.events import from_milliseconds
 from features.feast_import import FeatureStore
 from features.manifest import (
@@ -147,6 +148,7 @@ def train_recommend(
         index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
         catalogue_items=len(catalogue.ids),
+        references=references(np.concatenate([one.candidates.features for one in learn_drawn]), CANDIDATE_FEATURES),
     )
 
 

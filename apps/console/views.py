@@ -30,7 +30,8 @@ class TopicReading:
     records: int
     whole: bool
     """False while older records are still being counted: there are at least this many."""
-    size_bytes: int
+    size_bytes: int | None
+    """None where the log does not tell."""
     last_append: datetime | None
 
 
@@ -77,7 +78,6 @@ class ReasonView:
 
 @dataclass(frozen=True, slots=True)
 class AlertView:
-    alert_id: str
     transaction_id: str
     event_time: datetime
     decided_time: datetime

@@ -15,11 +15,13 @@ from pydantic import ValidationError
 from apps.experiments.schemas import ExperimentDefinition
 from features.events import ExperimentDefined, key_of, to_json
 from infra import topics
-from infra.log.client import EventLog
+from infra.log.client import START, EventLog
 
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
+UNREADABLE_SECONDS = 5.0
+"""How much longer to go on with what is known when the log cannot be read: requests must not wait for it."""
 
 
 class DefinitionRefusedError(Exception):
@@ -33,7 +35,7 @@ class Experiments:
         self._log = log
         self._clock = clock
         self._lock = threading.Lock()
-        self._offset = 0
+        self._position = START
         self._refreshed = float("-inf")
         self._definitions: dict[str, ExperimentDefinition] = {}
         self._have_run: set[str] = set()
@@ -91,27 +93,35 @@ class Experiments:
 
     def _refresh(self) -> None:
         """Read what is new, at most once a second; whoever meets another thread doing so uses what is known."""
-        if self._clock() - self._refreshed < REFRESH_SECONDS or not self._lock.acquire(blocking=False):
+        if self._clock() - self._refreshed >= REFRESH_SECONDS:
+            self.renew()
+
+    def renew(self) -> None:
+        """Read what is new; a log that cannot be read leaves what is known in force."""
+        if not self._lock.acquire(blocking=False):
             return
         try:
             self._read_topic()
+        except Exception as error:  # whatever the log's client raises
+            self._refreshed = self._clock() + UNREADABLE_SECONDS
+            logger.warning("experiments stay as they were read last: %s", error)
         finally:
             self._lock.release()
 
     def _read_topic(self) -> None:
         definitions = dict(self._definitions)
-        while records := self._log.read(topics.EXPERIMENTS, self._offset):
+        while records := self._log.read(topics.EXPERIMENTS, self._position):
             for record in records:
                 try:
                     event = ExperimentDefined.model_validate_json(record.value)
                     definition = ExperimentDefinition.model_validate(event.definition)
                 except ValidationError as error:
-                    logger.warning("skipped an unreadable experiment at offset %d: %s", record.offset, error)
+                    logger.warning("skipped an unreadable experiment, %s: %s", record.origin, error)
                     continue
                 definitions[definition.key] = definition
                 if definition.status == "running":
                     self._have_run.add(definition.key)
-            self._offset = records[-1].next_offset
+            self._position = self._position.after(records)
         # Replaced whole: readers need no lock.
         self._definitions = definitions
         self._refreshed = self._clock()

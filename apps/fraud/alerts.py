@@ -7,6 +7,7 @@ what makes scoring idempotent. Knows nothing of models.
 import logging
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from features.events import Decision
 from infra import topics
-from infra.log.client import EventLog, Record
+from infra.log.client import START, EventLog, Position, Record
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ APPROVE = "approve"
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    resume_offset: int
+    resume: Position
     """Where a reader that has seen this alert goes on in DECISIONS."""
     decision: Decision
 
@@ -34,31 +35,37 @@ class DecisionBook:
     def __init__(self, log: EventLog, *, decisions_kept: int, alerts_kept: int) -> None:
         self._log = log
         self._decisions_kept = decisions_kept
-        self._first: OrderedDict[str, tuple[int, Decision]] = OrderedDict()
+        self._first: OrderedDict[str, tuple[str, Decision]] = OrderedDict()
         self._alerts: deque[Alert] = deque(maxlen=alerts_kept)
-        self._offset = 0
+        self._position = START
         self._lock = threading.Lock()
+        self.on_decisions: Callable[[Sequence[Decision]], None] = lambda decisions: None
+        """Told of every first decision on a transaction, once, whichever process took it."""
         self.closing = threading.Event()
         """Set when the process ends: streams of alerts finish."""
 
     def refresh(self) -> None:
         """Read what the log got since the last call."""
         with self._lock:
-            while records := self._log.read(topics.DECISIONS, self._offset):
+            while records := self._log.read(topics.DECISIONS, self._position):
+                entered = []
                 for record in records:
+                    self._position = self._position.after([record])
                     decision = _decision(record)
-                    if decision is not None:
-                        self._enter(record, decision)
-                self._offset = records[-1].next_offset
+                    if decision is not None and self._enter(record, decision):
+                        entered.append(decision)
+                self.on_decisions(entered)
 
-    def _enter(self, record: Record, decision: Decision) -> None:
+    def _enter(self, record: Record, decision: Decision) -> bool:
+        """Keep a decision; False where an earlier one on the transaction holds."""
         if decision.event_id in self._first:
-            return
-        self._first[decision.event_id] = (record.offset, decision)
+            return False
+        self._first[decision.event_id] = (record.origin, decision)
         if len(self._first) > self._decisions_kept:
             self._first.popitem(last=False)
         if decision.outcome != APPROVE:
-            self._alerts.append(Alert(record.next_offset, decision))
+            self._alerts.append(Alert(self._position, decision))
+        return True
 
     def get(self, transaction_id: str) -> Decision | None:
         """The first decision on a transaction; None when none is known any more, or yet."""
@@ -92,34 +99,34 @@ class DecisionBook:
                     break
         return found
 
-    def end(self) -> int:
+    def end(self) -> Position:
         """Where a stream starts that wants only what comes from now on."""
         return self._log.end(topics.DECISIONS)
 
-    def alerts_after(self, offset: int) -> tuple[list[Alert], int]:
-        """The next alerts at or behind a resume offset, oldest first, and the offset to go on from.
+    def alerts_after(self, position: Position) -> tuple[list[Alert], Position]:
+        """The next alerts behind a position, oldest first by card, and the position to go on from.
 
-        Reads the log itself, so that an alert is never lost, however old, whichever process is asked. An offset behind
-        the log's end (the log was replaced) starts again from its beginning.
+        Reads the log itself, so that an alert is never lost, however old, whichever process is asked. A position
+        behind the log's end (the log was replaced) starts again from its beginning.
         """
         self.refresh()
-        if offset > self.end():
-            offset = 0
-        records = self._log.read(topics.DECISIONS, offset)
+        if not self.end().covers(position):
+            position = START
         alerts = []
-        for record in records:
+        for record in self._log.read(topics.DECISIONS, position):
+            position = position.after([record])
             decision = _decision(record)
             if decision is None or decision.outcome == APPROVE:
                 continue
             first = self._first.get(decision.event_id)
-            if first is None or first[0] == record.offset:
-                alerts.append(Alert(record.next_offset, decision))
-        return alerts, records[-1].next_offset if records else offset
+            if first is None or first[0] == record.origin:
+                alerts.append(Alert(position, decision))
+        return alerts, position
 
 
 def _decision(record: Record) -> Decision | None:
     try:
         return Decision.model_validate_json(record.value)
     except ValidationError as error:
-        logger.warning("skipped an unreadable decision at offset %d: %s", record.offset, error.errors()[0]["msg"])
+        logger.warning("skipped an unreadable decision, %s: %s", record.origin, error.errors()[0]["msg"])
         return None

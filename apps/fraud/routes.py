@@ -30,10 +30,12 @@ from apps.fraud.schemas import (
 )
 from apps.fraud.service import FraudService
 from features.events import Transaction
+from infra.log.client import Position
+from infra.observability.logs import REQUEST_ID
 
 router = APIRouter(prefix="/v1", tags=["fraud"])
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 HEARTBEAT_SECONDS = 15.0
 RETRY_MILLISECONDS = 2_000
 
@@ -87,6 +89,7 @@ def score_transaction(
             terminal_id=payment.terminal_id,
             amount=payment.amount,
             channel=payment.channel,
+            http_request_id=REQUEST_ID.get(),
         )
     )
     return ScoreResponse(
@@ -131,7 +134,7 @@ def list_alerts(
     """The newest alerts that pass every filter, newest first."""
     book: DecisionBook = request.app.state.decisions
     found = book.alerts(outcome=outcome, card_id=card_id, min_score=min_score, since=since, limit=limit)
-    return AlertsResponse(alerts=[alert_out(alert.resume_offset, alert.decision) for alert in found])
+    return AlertsResponse(alerts=[alert_out(alert.resume, alert.decision) for alert in found])
 
 
 @router.get(
@@ -141,41 +144,43 @@ def list_alerts(
 )
 async def stream_alerts(
     request: Request,
-    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", examples=["18874"])] = None,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", examples=["0:18874"])] = None,
     after: Annotated[str | None, Query(description="As Last-Event-ID, for a first connection.")] = None,
 ) -> StreamingResponse:
     """Alerts as they happen, as server-sent events; with Last-Event-ID from there on, with nothing lost."""
     book: DecisionBook = request.app.state.decisions
     resume = last_event_id or after
     if resume is None:
-        offset = await run_in_threadpool(book.end)
-    elif resume.isascii() and resume.isdigit():
-        offset = int(resume)
+        position = await run_in_threadpool(book.end)
     else:
-        raise Problem(400, "Unknown event id", f"Last-Event-ID {resume!r} was not given by this stream; leave it out")
+        try:
+            position = Position.parse(resume)
+        except ValueError as error:
+            detail = f"Last-Event-ID {resume!r} was not given by this stream; leave it out"
+            raise Problem(400, "Unknown event id", detail) from error
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(alert_events(book, offset), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(alert_events(book, position), media_type="text/event-stream", headers=headers)
 
 
-async def alert_events(book: DecisionBook, offset: int) -> AsyncIterator[str]:
-    """Server-sent events from a resume offset on, until the book closes.
+async def alert_events(book: DecisionBook, position: Position) -> AsyncIterator[str]:
+    """Server-sent events from a position on, until the book closes.
 
     A heartbeat carries the position too: after a long quiet time a client need not read all of it again.
     """
-    yield f"retry: {RETRY_MILLISECONDS}\nid: {offset}\n\n"
+    yield f"retry: {RETRY_MILLISECONDS}\nid: {position}\n\n"
     quiet_since = time.monotonic()
     while True:
         closing = book.closing.is_set()
-        alerts, reached = await run_in_threadpool(book.alerts_after, offset)
+        alerts, reached = await run_in_threadpool(book.alerts_after, position)
         for alert in alerts:
-            out = alert_out(alert.resume_offset, alert.decision)
+            out = alert_out(alert.resume, alert.decision)
             yield f"id: {out.alert_id}\nevent: alert\ndata: {out.model_dump_json()}\n\n"
             quiet_since = time.monotonic()
         if time.monotonic() - quiet_since >= HEARTBEAT_SECONDS:
             yield f": alive\nid: {reached}\n\n"
             quiet_since = time.monotonic()
-        if reached != offset:
-            offset = reached
+        if reached != position:
+            position = reached
         elif closing:
             return
         else:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from features.events import Decision, Id, Reason
+from infra.log.client import Position
 
 MOST_LABELS = 1_000
 
@@ -19,7 +20,7 @@ EXAMPLE_DECISION = {
     "degraded": False,
 }
 EXAMPLE_ALERT = {
-    "alert_id": "18874",
+    "alert_id": "0:18874",
     "transaction_id": "tx_5f0c8a41d2e79b36",
     "event_time": "2026-11-22T10:20:00Z",
     "decided_time": "2026-11-22T10:20:00.004Z",
@@ -93,12 +94,13 @@ class AlertOut(BaseModel):
     reasons: tuple[Reason, ...]
     model: str
     degraded: bool
+    http_request_id: str | None = Field(None, description="X-Request-ID of the call that brought the payment.")
 
 
 class AlertsResponse(BaseModel):
     alerts: list[AlertOut]
 
 
-def alert_out(resume_offset: int, decision: Decision) -> AlertOut:
+def alert_out(resume: Position, decision: Decision) -> AlertOut:
     fields = decision.model_dump(exclude={"event_id", "schema_version", "type"})
-    return AlertOut(alert_id=str(resume_offset), transaction_id=decision.event_id, **fields)
+    return AlertOut(alert_id=str(resume), transaction_id=decision.event_id, **fields)

@@ -1,27 +1,42 @@
 """Scores payments that arrive in the log: one consumer, at least once, never stuck on a bad record.
 
-Decisions are written before the offset is committed, so a crash scores a few payments again; readers keep the first
+Decisions are written before the position is committed, so a crash scores a few payments again; readers keep the first
 decision. Knows nothing of how a score comes about.
 """
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import orjson
 from pydantic import ValidationError
 
+from apps import metrics
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
 from features.events import Decision, Transaction, key_of, to_json
 from infra import topics
-from infra.log.client import EventLog, LogFullError, Record, follow
+from infra.log.client import (
+    WHOLE,
+    EventLog,
+    LogError,
+    LogFullError,
+    LogUnreachableError,
+    Record,
+    Share,
+    follow,
+)
+from infra.observability.traces import span
 
 logger = logging.getLogger(__name__)
 
 GROUP = "scorer"
 BATCH = 500
 RETRY_SECONDS = 1.0
+BEHIND_SECONDS = 5.0
+MOST_COUNTED = 10_000
 
 Pairs = list[tuple[str, bytes]]
 
@@ -31,29 +46,82 @@ def skip_history(log: EventLog) -> None:
     log.commit(GROUP, topics.TRANSACTIONS, log.end(topics.TRANSACTIONS))
 
 
-def run(log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event) -> None:
-    """Score what the log holds and gets, from the last committed offset on, until `stop` is set."""
-    offset = log.committed(GROUP, topics.TRANSACTIONS)
-    for records in follow(log, topics.TRANSACTIONS, offset, stop=stop, max_records=BATCH):
-        decided, refused = _score(records, service=service, decisions=decisions)
-        while not stop.is_set():
-            try:
-                log.append(topics.DEAD_LETTERS, refused)
-                refused = []
-                log.append(topics.DECISIONS, [(key_of(decision), to_json(decision)) for decision in decided])
-            except LogFullError as error:
-                logger.error("decisions wait: %s", error)
-                stop.wait(RETRY_SECONDS)
-            else:
-                log.commit(GROUP, topics.TRANSACTIONS, records[-1].next_offset)
-                break
+def run(
+    log: EventLog,
+    *,
+    service: FraudService,
+    decisions: DecisionBook,
+    stop: threading.Event,
+    share: Share = WHOLE,
+) -> None:
+    """Score what the log holds and gets, from the last committed position on, until `stop` is set.
+
+    While the log cannot be read it tries again, from what was committed. Several scorers divide the topic by `share`:
+    a card's payments lie in one partition, so one scorer sees them all.
+    """
+    threading.Thread(target=_count_behind, args=(log, share, stop), name="behind", daemon=True).start()
+    while not stop.is_set():
+        try:
+            _work(log, service=service, decisions=decisions, stop=stop, share=share)
+        except LogError as error:
+            logger.error("payments wait: %s", error)
+            stop.wait(RETRY_SECONDS)
+
+
+def _work(
+    log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event, share: Share
+) -> None:
+    position = log.committed(GROUP, topics.TRANSACTIONS).of(share)
+    for records in follow(log, topics.TRANSACTIONS, position, stop=stop, max_records=BATCH, share=share):
+        position = position.after(records)
+        if not _insist(decisions.refresh, stop=stop):
+            return
+        with span("score batch", records=len(records)):
+            decided, refused = _score(records, service=service, decisions=decisions)
+        for reason, _ in refused:
+            metrics.SCORER_REFUSED.labels(reason).inc()
+        pairs = [(key_of(decision), to_json(decision)) for decision in decided]
+        for step in (
+            partial(log.append, topics.DEAD_LETTERS, refused),
+            partial(log.append, topics.DECISIONS, pairs),
+            partial(log.commit, GROUP, topics.TRANSACTIONS, position),
+        ):
+            if not _insist(step, stop=stop):
+                return
+        now = time.time() * 1000
+        for record in records:
+            metrics.DECISION_LAG_SECONDS.observe(max(0.0, now - record.timestamp_ms) / 1000)
+
+
+def _insist(step: Callable[[], None], *, stop: threading.Event) -> bool:
+    """Take a step until the log lets it; False when `stop` was set first."""
+    while not stop.is_set():
+        try:
+            step()
+        except (LogFullError, LogUnreachableError) as error:
+            logger.error("decisions wait: %s", error)
+            stop.wait(RETRY_SECONDS)
+        else:
+            return True
+    return False
+
+
+def _count_behind(log: EventLog, share: Share, stop: threading.Event) -> None:
+    """Show how many payments wait, by looking: what offsets are is the log's business."""
+    while not stop.is_set():
+        try:
+            position = log.committed(GROUP, topics.TRANSACTIONS)
+            waiting = log.read(topics.TRANSACTIONS, position, max_records=MOST_COUNTED, share=share)
+            metrics.SCORER_BEHIND.set(len(waiting))
+        except Exception as error:  # whatever the log's client raises
+            logger.warning("cannot count the payments that wait: %s", error)
+        stop.wait(BEHIND_SECONDS)
 
 
 def _score(
     records: Sequence[Record], *, service: FraudService, decisions: DecisionBook
 ) -> tuple[list[Decision], Pairs]:
     """Decisions on the payments that need one, and dead letters of the records that are none."""
-    decisions.refresh()
     fresh: dict[str, tuple[Record, Transaction]] = {}
     elsewhere: list[Transaction] = []
     refused: Pairs = []
@@ -85,10 +153,10 @@ def _score(
 
 def _dead_letter(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:
     letter = {
-        "event_id": f"{record.topic}:{record.offset}",
+        "event_id": record.origin,
         "reason": reason,
         "detail": detail,
-        "origin": {"topic": record.topic, "offset": record.offset},
+        "origin": {"topic": record.topic, "partition": record.partition, "offset": record.offset},
         "value": record.value.decode(errors="replace"),
     }
     return reason, orjson.dumps(letter)

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter, Histogram
 
+from apps import metrics
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.labels import Labels
 from apps.fraud.model import FraudModel, explain
@@ -25,6 +25,8 @@ from features.events import Decision, Reason, Transaction, key_of, milliseconds,
 from features.history import History, from_lists, hash_ids
 from infra import topics
 from infra.log.client import EventLog
+from infra.observability.logs import pseudonym
+from infra.observability.traces import span
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +41,10 @@ EXPLAINED_FROM = 0.5
 """Share of the review threshold from which an approved payment gets reasons too."""
 LOCKS = 64
 STORED_KEPT = 100_000
+RECENT_SECONDS = 600.0
+"""How long a payment is remembered that the stored histories may lack."""
 
 _AMOUNT, _AMOUNT_RATIO, _BURST = (velocity.FEATURES.index(name) for name in ("amount", "amount_ratio", "card_count_1h"))
-SECONDS = Histogram(
-    "headrace_fraud_seconds",
-    "Time to score one call's payments.",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
-)
-DECISIONS = Counter("headrace_fraud_decisions", "Scored payments.", ["outcome", "degraded"])
 
 
 class CardReader(Protocol):
@@ -70,17 +68,22 @@ class FraudService:
         log: EventLog,
         decisions: DecisionBook,
         clock: Callable[[], float] = time.time,
+        watch: Callable[[NDArray[np.float32]], None] = lambda matrix: None,
     ) -> None:
-        """model: what to score with now, so that a new release is picked up; clock: seconds since the epoch."""
+        """model: what to score with now, so that a new release is picked up; clock: seconds since the epoch; watch:
+        sees the features of every call, float32 [N, len(FEATURES)]."""
         self._model = model
         self._reader = reader
         self._log = log
         self._decisions = decisions
         self._clock = clock
-        self._recent = RecentPayments(clock=clock)
+        self._watch = watch
+        self._recent = RecentPayments(clock=clock, seconds=RECENT_SECONDS)
+        decisions.on_decisions = self._met_elsewhere
         self.labels = Labels(log, decisions=decisions)
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._stored: OrderedDict[str, None] = OrderedDict()
+        self._met_here: OrderedDict[str, None] = OrderedDict()
 
     def score(self, payment: Transaction) -> Decision:
         """Score and record one payment; a transaction that was decided before gets that decision back.
@@ -92,7 +95,8 @@ class FraudService:
             decision = self._decisions.get(payment.event_id)
             if decision is None:
                 (decision,) = self.score_many([payment])
-                self._log.append(topics.DECISIONS, [(key_of(decision), to_json(decision))])
+                with span("log append", topic=topics.DECISIONS):
+                    self._log.append(topics.DECISIONS, [(key_of(decision), to_json(decision))])
                 # Another process may have been faster: the log's order says whose decision holds.
                 self._decisions.refresh()
                 decision = self._decisions.get(payment.event_id) or decision
@@ -113,14 +117,35 @@ class FraudService:
         """Count payments that were decided elsewhere in the windows of those to come."""
         self._recent.add(payments, hash_ids([payment.event_id for payment in payments]).tolist())
 
-    @SECONDS.time()
+    def _met_elsewhere(self, decisions: Sequence[Decision]) -> None:
+        """Payments that other processes decided count in this one's windows too."""
+        since = self._clock() - RECENT_SECONDS
+        self.observe(
+            [
+                Transaction(
+                    type="transaction",
+                    event_id=decision.event_id,
+                    event_time=decision.event_time,
+                    card_id=decision.card_id,
+                    terminal_id=decision.terminal_id,
+                    amount=decision.amount,
+                )
+                for decision in decisions
+                if decision.decided_time.timestamp() >= since and decision.event_id not in self._met_here
+            ]
+        )
+
+    @metrics.FRAUD_SECONDS.time()
     def score_many(self, payments: Sequence[Transaction]) -> list[Decision]:
         """Decisions on payments, in their order; records nothing. Each sees the others of its past."""
         if not payments:
             return []
-        matrix, degraded = self._features(payments)
+        with span("read features", payments=len(payments)):
+            matrix, degraded = self._features(payments)
+        self._watch(matrix)
         decided = datetime.fromtimestamp(self._clock(), tz=UTC)
-        name, scores, outcomes, reasons, ruled = self._judge(matrix)
+        with span("score", payments=len(payments)):
+            name, scores, outcomes, reasons, ruled = self._judge(matrix)
         decisions = [
             Decision(
                 type="decision",
@@ -135,17 +160,23 @@ class FraudService:
                 model=name,
                 degraded=degraded or ruled,
                 decided_time=decided,
+                http_request_id=payment.http_request_id,
             )
             for row, payment in enumerate(payments)
         ]
         for decision in decisions:
-            DECISIONS.labels(decision.outcome, str(decision.degraded).lower()).inc()
+            metrics.DECISIONS.labels(decision.outcome, str(decision.degraded).lower()).inc()
+            if decision.outcome != "approve":
+                _tell(decision)
         return decisions
 
     def _features(self, payments: Sequence[Transaction]) -> tuple[NDArray[np.float32], bool]:
         """The payments' features, and whether stored histories were missing."""
         hashes = hash_ids([payment.event_id for payment in payments])
         self._recent.add(payments, hashes.tolist())
+        self._met_here.update((payment.event_id, None) for payment in payments)
+        while len(self._met_here) > STORED_KEPT:
+            self._met_here.popitem(last=False)
         cards = list(dict.fromkeys(payment.card_id for payment in payments))
         terminals = list(dict.fromkeys(payment.terminal_id for payment in payments))
         degraded = False
@@ -189,6 +220,16 @@ class FraudService:
         reasons = [_rules(row) for row in matrix]
         by_rule: list[Outcome] = ["review" if found else "approve" for found in reasons]
         return RULES, [0.5 if found else 0.0 for found in reasons], by_rule, reasons, True
+
+
+def _tell(decision: Decision) -> None:
+    told = {
+        "transaction": pseudonym(decision.event_id), "card": pseudonym(decision.card_id), "outcome": decision.outcome,
+        "score": round(decision.score, 4), "reasons": [reason.code for reason in decision.reasons],
+    }  # fmt: skip
+    if decision.http_request_id is not None:
+        told["request_id"] = decision.http_request_id
+    logger.info("alert", extra=told)
 
 
 def _outcome(score: float, *, review: float, decline: float) -> Outcome:

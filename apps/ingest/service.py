@@ -13,6 +13,12 @@ from apps import metrics
 from apps.ports import Clock
 from features import events
 from infra.log.client import EventLog
+from infra.observability.logs import REQUEST_ID
+from infra.observability.traces import span
+
+FIELDS = frozenset(
+    name for kind in (events.ItemPurchased, events.ItemListed, events.Transaction) for name in kind.model_fields
+)
 
 
 class EventResult(BaseModel):
@@ -33,7 +39,8 @@ class IngestResponse(BaseModel):
 
 
 class IngestService:
-    """`recent` bounds the memory of event ids; what it forgets is recognised by every reader of the log instead."""
+    """`recent` bounds the memory of event ids. What it forgets, and what another API process took, lands in the log
+    again: every reader of the log counts an event_id once, so that this memory only spares work."""
 
     def __init__(
         self,
@@ -73,7 +80,8 @@ class IngestService:
                     by_topic.setdefault(events.TOPIC_OF[event.type], []).append(event)
             results.append(result)
         for topic, taken in by_topic.items():
-            self._log.append(topic, [(events.key_of(event), events.to_json(event)) for event in taken])
+            with span("log append", topic=topic, records=len(taken)):
+                self._log.append(topic, [(events.key_of(event), events.to_json(_marked(event))) for event in taken])
             # At once: when the next topic finds no room, the whole batch comes again.
             self._remember(event.event_id for event in taken)
         counts = {
@@ -82,6 +90,9 @@ class IngestService:
         }
         for status, count in counts.items():
             metrics.EVENTS.labels(status).inc(count)
+        for result in results:
+            if result.status == "refused":
+                metrics.EVENTS_REFUSED.labels(_known_field(result.field)).inc()
         return IngestResponse(
             accepted=counts["accepted"], duplicates=counts["duplicate"], refused=counts["refused"], results=results
         )
@@ -103,8 +114,9 @@ class IngestService:
             return refused("", "nested too deep")
         if size > self._max_event_bytes:
             return refused("", f"larger than {self._max_event_bytes} bytes")
-        if raw.get("scored"):
-            return refused("scored", "only Headrace sets this; leave it out")
+        for ours in ("scored", "http_request_id"):
+            if raw.get(ours):
+                return refused(ours, "only Headrace sets this; leave it out")
         try:
             event = events.ACCEPTED.validate_python(raw)
         except ValidationError as error:
@@ -128,6 +140,19 @@ class IngestService:
             self._ids.update(dict.fromkeys(ids))
             while len(self._ids) > self._recent:
                 self._ids.popitem(last=False)
+
+
+def _marked(event: events.ItemEvent | events.Transaction) -> events.ItemEvent | events.Transaction:
+    """A payment remembers the call that brought it: its decision and alert will name it."""
+    request_id = REQUEST_ID.get()
+    if request_id is None or not isinstance(event, events.Transaction):
+        return event
+    return event.model_copy(update={"http_request_id": request_id})
+
+
+def _known_field(field: str | None) -> str:
+    """The field as a label of a metric: what callers make up must not become labels without end."""
+    return field if field in FIELDS else "other"
 
 
 def _told(error: ValidationError) -> tuple[str, str]:

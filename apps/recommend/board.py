@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.ports import FeatureReader, Recommender
-from features import history
 from features.catalogue import item_windows, trending_now
-from features.history import History, from_lists
+from features.history import History
 from features.windows import DAY
 
 logger = logging.getLogger(__name__)
@@ -31,12 +30,11 @@ class ItemBoard:
     def refresh(self, reader: FeatureReader) -> None:
         """Read the histories of all items anew; on failure the board goes on with what it has."""
         try:
-            rows = reader.item_histories(self._recommender.catalogue.ids)
+            read = reader.item_histories(self._recommender.catalogue.ids)
         except Exception:
             self.stale = True
             logger.exception("item histories cannot be read; trending and item windows go stale")
             return
-        read = from_lists(rows, history.ITEM_COLUMNS)
         with self._lock:
             self._history = read
             self._windows.clear()

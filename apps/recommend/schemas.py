@@ -85,7 +85,7 @@ class RecommendResponse(_Schema):
     model: str
     release: str
     experiment: InExperiment | None
-    degraded: bool = Field(description="True when the answer could not use the visitor's features.")
+    degraded: bool = Field(description="True when the visitor's features, or the event log, could not be reached.")
     took_ms: float
 
 

@@ -1,7 +1,7 @@
 """Answering a request for recommendations: retrieve, rank, filter, log, in that order.
 
 Whatever fails on the way makes the answer poorer, not absent: without the online store, a visitor gets what is
-trending, flagged `degraded`.
+trending, and without the event log the impression waits in a spool; either way the answer is flagged `degraded`.
 """
 
 import logging
@@ -18,7 +18,7 @@ from apps.errors import Problem
 from apps.experiments.assignment import assign
 from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
-from apps.ports import Clock, FeatureReader, Recommender
+from apps.ports import Clock, FeatureReader, Impressions, Recommender
 from apps.recommend.board import ItemBoard
 from apps.recommend.filters import mask
 from apps.recommend.reasons import reasons_for
@@ -35,7 +35,8 @@ from features import events, history
 from features.candidates import FLOORS, RECENT_ITEMS, SOURCES, Candidates, Visitor, draw, visitor
 from features.history import from_lists
 from infra import topics
-from infra.log.client import EventLog, LogFullError
+from infra.observability.logs import REQUEST_ID
+from infra.observability.traces import span
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +66,19 @@ class RecommendService:
         self,
         serving: Callable[[], Serving | None],
         reader: FeatureReader,
-        log: EventLog,
+        impressions: Impressions,
         experiments: Experiments,
         clock: Clock,
         *,
         per_source: int,
         max_future_seconds: int,
+        watch: Callable[[NDArray[np.float32]], None] = lambda features: None,
     ) -> None:
+        """watch: sees the candidates' features of every answer to a visitor, [C, len(CANDIDATE_FEATURES)]."""
         self._serving = serving
         self._reader = reader
-        self._log = log
+        self._impressions = impressions
+        self._watch = watch
         self._experiments = experiments
         self._clock = clock
         self._per_source = per_source
@@ -92,13 +96,16 @@ class RecommendService:
     def _answer(self, request: RecommendRequest, *, to_visitor: bool) -> RecommendResponse:
         started = time.perf_counter()
         serving, at = self._current(), self._moment(request)
-        who, degraded = self._visitor(request, serving, at)
+        with span("read features"):
+            who, degraded = self._visitor(request, serving, at)
         experiment, model = self._variant(request, serving)
 
-        candidates = self._retrieve(
-            who, serving, allowed=mask(serving.recommender.catalogue, request.filter, request.exclude)
-        )
-        ranked = self._rank(candidates, serving, model)
+        with span("retrieve"):
+            candidates = self._retrieve(
+                who, serving, allowed=mask(serving.recommender.catalogue, request.filter, request.exclude)
+            )
+        with span("rank", model=model):
+            ranked = self._rank(candidates, serving, model)
         shown = self._filter(ranked, who, drop_seen=request.seen == "drop", n=request.n)
         items = self._describe(shown, serving, who)
         response = RecommendResponse(
@@ -112,8 +119,9 @@ class RecommendService:
         )
         logged = True
         if to_visitor:
+            self._watch(candidates.features)
             logged = self._log_impression(request, response, at)
-            metrics.RECOMMENDATIONS.labels(request.surface, model, str(degraded).lower()).inc()
+            metrics.RECOMMENDATIONS.labels(request.surface, model, str(degraded or not logged).lower()).inc()
         took = (time.perf_counter() - started) * 1000
         return response.model_copy(update={"took_ms": round(took, 3), "degraded": degraded or not logged})
 
@@ -294,7 +302,7 @@ class RecommendService:
         )
 
     def _log_impression(self, request: RecommendRequest, response: RecommendResponse, at: int) -> bool:
-        """Write down what was shown; False when the log has no room for it."""
+        """Write down what was shown; False when the log does not hold it."""
         if not response.items:
             return True
         session = request.session.session_id if request.session else None
@@ -310,6 +318,7 @@ class RecommendService:
             variation=response.experiment.variation if response.experiment else None,
             bucket=response.experiment.bucket if response.experiment else None,
             degraded=response.degraded,
+            http_request_id=REQUEST_ID.get(),
             items=tuple(
                 events.ShownItem(
                     item_id=item.item_id,
@@ -321,13 +330,8 @@ class RecommendService:
                 for place, item in enumerate(response.items, start=1)
             ),
         )
-        try:
-            self._log.append(topics.IMPRESSIONS, [(events.key_of(impression), events.to_json(impression))])
-        except LogFullError as error:
-            metrics.IMPRESSIONS_LOST.inc()
-            logger.error("an impression was not logged: %s", error)
-            return False
-        return True
+        with span("log append", topic=topics.IMPRESSIONS):
+            return self._impressions.append(events.key_of(impression), events.to_json(impression))
 
 
 def _unit(definition: ExperimentDefinition, user: str | None, session: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""`headrace replay`: what was held back, sent as live traffic through the public API.
+"""`headrace traffic`: what was held back, sent as live traffic through the public API.
 
 Before each held-out order the site asks for recommendations, as of the order's own time; then it sends what was
 bought, naming the request for every item that had been shown. Half of the kept-back payments ask for a score, half
@@ -29,13 +29,13 @@ LIST_LENGTH = 20
 PATIENCE_SECONDS = 30
 
 
-class ReplayError(Exception):
-    """The replay cannot run; says what is missing."""
+class TrafficError(Exception):
+    """The traffic cannot be sent; says what is missing."""
 
 
 @dataclass
 class Outcome:
-    """What a replay met."""
+    """What the traffic met."""
 
     orders: int = 0
     recommend_ms: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ Call = Callable[[http.client.HTTPConnection, float], None]
 
 @dataclass(frozen=True)
 class Planned:
-    """One thing to send: `share` of the replay's time after its start, by the worker that has this key."""
+    """One thing to send: `share` of the whole time after the start, by the worker that has this key."""
 
     share: float
     key: str
@@ -60,22 +60,22 @@ class Planned:
 
 
 def run(settings: Settings, *, seconds: float, orders: int | None, surface: str, say: Callable[[str], None]) -> Outcome:
-    """Replay held-out orders and payments over `seconds`; the result also goes to status/replay.json.
+    """Send held-out orders and payments over `seconds`; the result also goes to status/traffic.json.
 
-    Raises ReplayError when nothing was held back or the API does not answer.
+    Raises TrafficError when nothing was held back or the API does not answer.
     """
     outcome, lock = Outcome(), threading.Lock()
     planned = _plan_orders(settings, outcome, lock, orders=orders, surface=surface)
     planned += _plan_payments(settings, outcome, lock)
     if not planned:
-        raise ReplayError("nothing was held back; import with --hold-out-days, or simulate with --live-days")
+        raise TrafficError("nothing was held back; import with --hold-out-days, or simulate with --live-days")
     planned.sort(key=lambda one: one.share)
     lanes: list[list[Planned]] = [[] for _ in range(WORKERS)]
     for one in planned:
         lanes[zlib.crc32(one.key.encode()) % WORKERS].append(one)
     start = time.monotonic() + 0.2
     failures: list[Exception] = []
-    with tqdm(total=len(planned), desc="replay", unit="call", leave=False) as bar:
+    with tqdm(total=len(planned), desc="traffic", unit="call", leave=False) as bar:
         threads = [
             threading.Thread(target=_drive, args=(settings, lane, start, seconds, bar, failures)) for lane in lanes
         ]
@@ -84,7 +84,7 @@ def run(settings: Settings, *, seconds: float, orders: int | None, surface: str,
         for thread in threads:
             thread.join()
     if failures:
-        raise ReplayError(f"the API on port {settings.port} failed: {failures[0]}; is `headrace serve` running?")
+        raise TrafficError(f"the API on port {settings.port} failed: {failures[0]}; is `headrace serve` running?")
     outcome.seconds = time.monotonic() - start
     _report(settings, outcome, say)
     return outcome
@@ -215,7 +215,7 @@ def _plan_payments(settings: Settings, outcome: Outcome, lock: threading.Lock) -
 
 
 def _plan_labels(settings: Settings, outcome: Outcome, lock: threading.Lock) -> list[Planned]:
-    """Labels that become known during the replay, some hundred at a time."""
+    """Labels that become known meanwhile, some hundred at a time."""
     rows = pq.read_table(settings.data_dir / "live" / "live_labels.parquet").to_pylist()
     chunks = [rows[first : first + 100] for first in range(0, len(rows), 100)]
 
@@ -253,12 +253,12 @@ def _report(settings: Settings, outcome: Outcome, say: Callable[[str], None]) ->
     summary = vars(outcome) | {"recommend_ms": recommend, "score_ms": scored}
     folder = settings.data_dir / "status"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "replay.json").write_text(json.dumps(summary, indent=2))
+    (folder / "traffic.json").write_text(json.dumps(summary, indent=2))
     say(
-        f"replay: {outcome.orders:,} orders and {scored['count']:,} score requests in {outcome.seconds:.0f} s; "
+        f"traffic: {outcome.orders:,} orders and {scored['count']:,} score requests in {outcome.seconds:.0f} s; "
         f"recommend p50 {recommend['p50']} ms, p99 {recommend['p99']} ms; score p50 {scored['p50']} ms, "
         f"p99 {scored['p99']} ms; {outcome.shown_and_bought:,} shown items were bought"
     )
     odd = {name: count for name, count in outcome.statuses.items() if not name.endswith(("200", "201"))}
     if odd or outcome.events["refused"]:
-        say(f"replay: not all went well: {odd or ''} {outcome.events['refused']} events refused")
+        say(f"traffic: not all went well: {odd or ''} {outcome.events['refused']} events refused")

@@ -1,21 +1,45 @@
 """What a user of the event log sees, whichever adapter holds it: append, read, commit.
 
-An offset is an integer that grows along a topic, and no more than that: readers go on from
-`Record.next_offset` and never calculate with offsets. Knows nothing of what the records mean.
+A topic consists of partitions. The records of one key lie in one partition, in the order in which they were appended;
+between partitions there is no order. The log on files has one partition, 0. Delivery is at least once: every reader
+counts an `event_id` once. Knows nothing of what the records mean.
 """
 
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from __future__ import annotations
 
-from infra.settings import Settings
+import logging
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # Spark's Python workers import this module often, and need no settings
+    from infra.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+POSITION = re.compile(r"\d{1,9}:\d{1,18}(,\d{1,9}:\d{1,18})*", re.ASCII)
+
+
+class LogError(Exception):
+    """The log cannot be read or written as asked."""
+
+
+class LogFullError(Exception):
+    """The records were not stored: the disk is full or refuses the write."""
+
+
+class LogUnreachableError(LogError):
+    """The servers that hold the log did not answer in time. What was to be stored may be stored: send it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     topic: str
+    partition: int
     offset: int
+    """Grows along the partition, and no more than that: readers go on from `next_offset` and never calculate."""
     next_offset: int
     timestamp_ms: int
     """When it was appended, milliseconds since the epoch."""
@@ -23,64 +47,201 @@ class Record:
     value: bytes
     """One JSON object, UTF-8."""
 
+    @property
+    def origin(self) -> str:
+        return origin(self.topic, self.partition, self.offset)
 
-class LogFullError(Exception):
-    """The record was not stored: the disk is full or refuses the write. Nothing of the call was kept."""
+
+def origin(topic: str, partition: int, offset: int) -> str:
+    """Where a record lies, as text: its name in dead letters and messages.
+
+    >>> origin("labels", 2, 40)
+    'labels:2:40'
+    """
+    return f"{topic}:{partition}:{offset}"
 
 
-class LogError(Exception):
-    """The log cannot be read or written as asked."""
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a reader has come in a topic: for each partition the offset that it wants next.
+
+    A partition that is not named is wanted from its beginning; so is one whose offset was removed with old records.
+
+    >>> str(Position({1: 7, 0: 40})), Position.parse("0:40,1:7") == Position({1: 7, 0: 40}), str(START)
+    ('0:40,1:7', True, '0:0')
+    """
+
+    offsets: Mapping[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Beginnings go without saying, so that equal positions are equal, and their texts too.
+        object.__setattr__(self, "offsets", {one: offset for one, offset in sorted(self.offsets.items()) if offset})
+
+    def __str__(self) -> str:
+        return ",".join(f"{partition}:{offset}" for partition, offset in self.offsets.items()) or "0:0"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The position that `str` wrote. Raises ValueError for any other text."""
+        if not POSITION.fullmatch(text):
+            raise ValueError(f"{text!r} is no position in the log, such as 0:18874")
+        pairs = (pair.split(":") for pair in text.split(","))
+        return cls({int(partition): int(offset) for partition, offset in pairs})
+
+    def after(self, records: Iterable[Record]) -> Position:
+        """Where a reader at this position goes on that has now read `records`, in their order."""
+        return Position({**self.offsets, **{record.partition: record.next_offset for record in records}})
+
+    def covers(self, other: Position) -> bool:
+        """Whether everything before `other` lies before this position too."""
+        return all(self.offsets.get(partition, 0) >= offset for partition, offset in other.offsets.items())
+
+    def of(self, share: Share) -> Position:
+        """The part of it that lies in the partitions of a share."""
+        return Position({one: offset for one, offset in self.offsets.items() if share.holds(one)})
+
+    @property
+    def total(self) -> int:
+        """Sum of the offsets: a measure of progress, in a unit of the adapter's own."""
+        return sum(self.offsets.values())
+
+
+START = Position()
+"""The beginning of every partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The partitions of one of `shares` readers that divide a topic among them: those with p % shares == index."""
+
+    index: int
+    shares: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.shares:
+            raise LogError(
+                f"HEADRACE_SCORER_SHARE={self.index} of HEADRACE_SCORER_SHARES={self.shares}: shares count from 0"
+            )
+
+    def holds(self, partition: int) -> bool:
+        return partition % self.shares == self.index
+
+
+WHOLE = Share(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How much a topic holds."""
+
+    records: int
+    whole: bool
+    """False while older records are still being counted: there are at least this many."""
+    size_bytes: int | None
+    """None where the log does not tell."""
+
+
+def refuse_unusable(key: str, value: bytes) -> None:
+    """Raise LogError for a record that not every log can keep: one record is one line."""
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise LogError(f"a record's key is Unicode text: {error}") from error
+    if "\t" in key or "\n" in key or b"\n" in value:
+        raise LogError("a record's key may hold no tab, and neither key nor value a line feed")
 
 
 class EventLog(Protocol):
-    def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> list[int]:
-        """Store (key, value) pairs, all or none; on return they survive a crash.
+    """Safe to use from many threads."""
 
-        Returns their offsets. Raises LogFullError when there is no room, LogError for an unusable record.
+    def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
+        """Store (key, value) pairs durably, those of one key in their order.
+
+        On return the files hold all of them behind an fsync, and Kafka holds all of them on every replica in sync.
+        On an error the files hold none of them; Kafka may hold some. Sending them again is right in both: every reader
+        counts an event_id once. Raises LogFullError when there is no room, LogUnreachableError when Kafka does not
+        answer in time, LogError for an unusable record; then nothing was sent.
         """
         ...
 
-    def read(self, topic: str, offset: int, *, max_records: int = 1_000) -> list[Record]:
-        """The records from `offset` on, at most `max_records`; empty at the end of the topic."""
+    def read(self, topic: str, position: Position, *, max_records: int = 1_000, share: Share = WHOLE) -> list[Record]:
+        """The next records from `position` on, in order within each partition; empty at the end of the topic.
+
+        At most `max_records`, at times fewer; go on from `position.after(records)`. With a share, only those of its
+        partitions. A topic that nobody has written to is empty.
+        """
         ...
 
-    def end(self, topic: str) -> int:
-        """The offset that the next record will get."""
+    def end(self, topic: str) -> Position:
+        """The position of a reader that has read everything there is now."""
         ...
 
     def latest(self, topic: str, count: int) -> list[Record]:
-        """The last `count` records of the topic, oldest first; fewer when it holds fewer."""
+        """The last `count` records of the topic, oldest first by their time; fewer when it holds fewer."""
         ...
 
-    def committed(self, group: str, topic: str) -> int:
-        """Where `group` goes on reading; 0 when it has committed nothing."""
+    def held(self, topic: str) -> Held:
+        """How much the topic holds. Takes half a second at most: a long topic is counted over several calls."""
         ...
 
-    def commit(self, group: str, topic: str, offset: int) -> None:
-        """Remember durably that `group` is done with everything before `offset`."""
+    def committed(self, group: str, topic: str) -> Position:
+        """Where `group` goes on reading; START when it has committed nothing."""
+        ...
+
+    def commit(self, group: str, topic: str, position: Position) -> None:
+        """Remember durably that `group` is done with everything before `position`.
+
+        Partitions that the position does not name stay where they were.
+        """
         ...
 
 
 def follow(
     log: EventLog,
     topic: str,
-    offset: int,
+    position: Position,
     *,
     stop: threading.Event,
     max_records: int = 1_000,
+    share: Share = WHOLE,
     poll_seconds: float = 0.02,
 ) -> Iterator[list[Record]]:
-    """Batches of records from `offset` on, for ever; waits at the end of the topic until `stop` is set."""
+    """Batches of records from `position` on, for ever; waits at the end of the topic until `stop` is set.
+
+    While the log cannot be reached it says so, and tries again.
+    """
+    waits = False
     while not stop.is_set():
-        records = log.read(topic, offset, max_records=max_records)
+        try:
+            records = log.read(topic, position, max_records=max_records, share=share)
+        except LogUnreachableError as error:
+            if not waits:
+                logger.warning("waiting for the log: %s", error)
+            waits = True
+            stop.wait(1.0)
+            continue
+        waits = False
         if records:
-            offset = records[-1].next_offset
+            position = position.after(records)
             yield records
         else:
             stop.wait(poll_seconds)
 
 
+def make_topic(settings: Settings, topic: str) -> None:
+    """Have a topic that a reader of another make (Spark) expects to be there; on files every topic is."""
+    if settings.kafka_bootstrap is not None:
+        from infra.log.kafka import KafkaLog
+
+        KafkaLog(settings).make(topic)
+
+
 def open_log(settings: Settings) -> EventLog:
+    """The log that the settings name."""
+    if settings.kafka_bootstrap is not None:
+        from infra.log.kafka import KafkaLog
+
+        return KafkaLog(settings)
     from infra.log.files import FileLog
 
     return FileLog(settings.log_dir, segment_bytes=settings.segment_mebibytes * 2**20)

@@ -1,7 +1,7 @@
 """The event log as append-only segment files: the embedded adapter.
 
-A topic is a folder; a segment is named after the offset of its first byte; an offset is a byte position.
-A record is one line, so that `tail` and `grep` can read it:
+A topic is a folder and has one partition, 0; a segment is named after the offset of its first byte; an offset is a
+byte position. A record is one line, so that `tail` and `grep` can read it:
 
     <crc32 of the rest, 8 hex> TAB <append time, ms> TAB <key> TAB <JSON> LF
 
@@ -15,28 +15,25 @@ import itertools
 import json
 import logging
 import os
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from infra.log.client import LogError, LogFullError, Record
+from infra.log.client import START, WHOLE, Held, LogError, LogFullError, Position, Record, Share, refuse_unusable
+from infra.log.line_count import LineCounter
 
 logger = logging.getLogger(__name__)
 
+PARTITION = 0
 READ_BYTES = 1 << 20
 
 
 def encode_line(timestamp_ms: int, key: str, value: bytes) -> bytes:
     """One record as a line. Raises LogError when key or value would break the framing."""
-    try:
-        body = b"%d\t%s\t%s" % (timestamp_ms, key.encode(), value)
-    except UnicodeEncodeError as error:
-        raise LogError(f"a record's key is Unicode text: {error}") from error
-    if b"\n" in body or "\t" in key:
-        raise LogError("a record's key may hold no tab, and neither key nor value a line feed")
+    refuse_unusable(key, value)
+    body = b"%d\t%s\t%s" % (timestamp_ms, key.encode(), value)
     return b"%08x\t%s\n" % (zlib.crc32(body), body)
 
 
@@ -58,7 +55,6 @@ class _Batch:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.done = threading.Event()
-        self.start = 0
         # Until it is known to be stored, it is not: also when an interrupt tears the writing caller away.
         self.error: Exception | None = LogError("not stored: the write was interrupted; send it again")
 
@@ -75,18 +71,17 @@ class _Writer:
         self._gate = threading.Lock()
         self._turn = threading.Lock()
 
-    def append(self, lines: list[bytes]) -> list[int]:
+    def append(self, lines: list[bytes]) -> None:
         with self._gate:
             batch = self._waiting
             leads = not batch.lines
-            first = sum(map(len, batch.lines))
             batch.lines.extend(lines)
         if leads:
             with self._turn:
                 with self._gate:
                     self._waiting = _Batch()
                 try:
-                    batch.start = self._write(b"".join(batch.lines))
+                    self._write(b"".join(batch.lines))
                     batch.error = None
                 except Exception as error:
                     batch.error = error
@@ -96,16 +91,11 @@ class _Writer:
             batch.done.wait()
         if batch.error is not None:
             raise batch.error
-        offsets, position = [], batch.start + first
-        for line in lines:
-            offsets.append(position)
-            position += len(line)
-        return offsets
 
-    def _write(self, data: bytes) -> int:
+    def _write(self, data: bytes) -> None:
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
         try:
-            fd, base, size = self._open_segment()
+            fd, size = self._open_segment()
             try:
                 view = memoryview(data)
                 while view:
@@ -116,7 +106,6 @@ class _Writer:
                 raise
             finally:
                 os.close(fd)
-            return base + size
         except OSError as error:
             raise LogFullError(
                 f"not stored: {self._folder} refused the write ({error.strerror}); "
@@ -125,17 +114,17 @@ class _Writer:
         finally:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
-    def _open_segment(self) -> tuple[int, int, int]:
-        """File descriptor, first offset and size of the segment to write to: the last, or a new one when it is full."""
+    def _open_segment(self) -> tuple[int, int]:
+        """File descriptor and size of the segment to write to: the last, or a new one when it is full."""
         base, path = (_segments(self._folder) or [(0, self._folder / f"{0:020d}.log")])[-1]
         fd, size = _open_mended(path)
         if size < self._segment_bytes:
-            return fd, base, size
+            return fd, size
         os.close(fd)
         base += size
         fd, size = _open_mended(self._folder / f"{base:020d}.log")
         _sync_folder(self._folder)
-        return fd, base, size
+        return fd, size
 
 
 def _open_mended(path: Path) -> tuple[int, int]:
@@ -200,20 +189,24 @@ class FileLog:
         self._writers: dict[str, _Writer] = {}
         self._writers_lock = threading.Lock()
         self._damaged: set[tuple[str, int]] = set()
+        self._counter = LineCounter()
 
-    def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> list[int]:
+    def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
         if not records:
-            return []
+            return
         with self._writers_lock:
             writer = self._writers.get(topic)
             if writer is None:
                 writer = _Writer(self._folder / topic, segment_bytes=self._segment_bytes)
                 self._writers[topic] = writer
         now = int(self._clock() * 1000)
-        return writer.append([encode_line(now, key, value) for key, value in records])
+        writer.append([encode_line(now, key, value) for key, value in records])
 
-    def read(self, topic: str, offset: int, *, max_records: int = 1_000) -> list[Record]:
-        return list(itertools.islice(self.records(topic, offset, self.end(topic)), max_records))
+    def read(self, topic: str, position: Position, *, max_records: int = 1_000, share: Share = WHOLE) -> list[Record]:
+        if not share.holds(PARTITION):
+            return []
+        start = position.offsets.get(PARTITION, 0)
+        return list(itertools.islice(self.records(topic, start, self.end_offset(topic)), max_records))
 
     def records(self, topic: str, start: int, end: int) -> Iterator[Record]:
         """Every undamaged record that starts in [start, end)."""
@@ -221,7 +214,7 @@ class FileLog:
             decoded = decode_line(line)
             if decoded is not None:
                 timestamp, key, value = decoded
-                yield Record(topic, offset, offset + len(line) + 1, timestamp, key, value)
+                yield Record(topic, PARTITION, offset, offset + len(line) + 1, timestamp, key, value)
             elif (topic, offset) not in self._damaged:
                 self._damaged.add((topic, offset))
                 logger.warning("skipped a damaged record in %s at offset %d", topic, offset)
@@ -233,12 +226,15 @@ class FileLog:
 
     def latest(self, topic: str, count: int) -> list[Record]:
         """The last `count` records, oldest first."""
-        end, reach = self.end(topic), count * 1024
+        end, reach = self.end_offset(topic), count * 1024
         while True:
-            records = self.read(topic, self.align(topic, end - reach) if reach < end else 0, max_records=sys.maxsize)
+            records = list(self.records(topic, self.align(topic, end - reach) if reach < end else 0, end))
             if len(records) >= count or reach >= end:
                 return records[-count:]
             reach *= 4
+
+    def held(self, topic: str) -> Held:
+        return self._counter.count(self._folder / topic)
 
     def lines(self, topic: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         """(offset, line without LF) of every whole line that starts in [start, end)."""
@@ -268,9 +264,13 @@ class FileLog:
                 while chunk := segment.read(READ_BYTES):
                     if (cut := chunk.find(b"\n")) >= 0:
                         return base + segment.tell() - len(chunk) + cut + 1
-        return self.end(topic)
+        return self.end_offset(topic)
 
-    def end(self, topic: str) -> int:
+    def end(self, topic: str) -> Position:
+        return Position({PARTITION: self.end_offset(topic)})
+
+    def end_offset(self, topic: str) -> int:
+        """The offset that the next record will get."""
         segments = _segments(self._folder / topic)
         if not segments:
             return 0
@@ -280,21 +280,23 @@ class FileLog:
             fcntl.flock(lock, fcntl.LOCK_SH)
             return base + _whole_size(segment.fileno())
 
-    def committed(self, group: str, topic: str) -> int:
+    def committed(self, group: str, topic: str) -> Position:
         path = self._offsets_path(group, topic)
         if not path.exists():
-            return 0
+            return START
         try:
-            return int(json.loads(path.read_bytes())["offset"])
+            return Position({PARTITION: int(json.loads(path.read_bytes())["offset"])})
         except (ValueError, KeyError, TypeError) as error:
             raise LogError(f"{path} is damaged; remove it to read {topic} from its beginning") from error
 
-    def commit(self, group: str, topic: str, offset: int) -> None:
+    def commit(self, group: str, topic: str, position: Position) -> None:
+        if PARTITION not in position.offsets:
+            return
         path = self._offsets_path(group, topic)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{os.getpid()}.new")
         with new.open("wb") as file:
-            file.write(json.dumps({"offset": offset}).encode())
+            file.write(json.dumps({"offset": position.offsets[PARTITION]}).encode())
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

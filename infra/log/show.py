@@ -15,10 +15,10 @@ def show(settings: Settings, topic: str | None, *, last: int, say: Say) -> None:
     log = open_log(settings)
     if topic is None:
         for name in topics.ALL:
-            say(f"{name:20} ends at offset {log.end(name):,}")
+            say(f"{name:20} {log.held(name).records:,} records, ends at {log.end(name)}")
         return
     if topic not in topics.ALL:
         raise LogError(f"there is no topic {topic!r}; there are {', '.join(topics.ALL)}")
     for record in log.latest(topic, last):
         moment = datetime.fromtimestamp(record.timestamp_ms / 1000, tz=UTC).isoformat(timespec="milliseconds")
-        say(f"{record.offset} {moment} {record.key} {record.value.decode('utf-8', 'replace')}")
+        say(f"{record.partition}:{record.offset} {moment} {record.key} {record.value.decode('utf-8', 'replace')}")

@@ -1,6 +1,5 @@
 """What every event log promises (infra.log.client.EventLog), whichever adapter holds it."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -9,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from infra.log.client import EventLog, LogError, follow, open_log
+from infra import processes
+from infra.log.client import START, EventLog, LogError, Position, Record, Share, follow, open_log
 from infra.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +28,13 @@ for number in range(int(sys.argv[2])):
 Open = Callable[[], EventLog]
 
 
-@pytest.fixture(params=["files"])
+@pytest.fixture(params=["files", pytest.param("kafka", marks=pytest.mark.slow)])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Settings of one adapter, with nothing in its log."""
-    return {"files": Settings(data_dir=tmp_path)}[request.param]
+    if request.param == "files":
+        return Settings(data_dir=tmp_path)
+    found: Settings = request.getfixturevalue("kafka_settings")
+    return found
 
 
 @pytest.fixture
@@ -43,63 +48,134 @@ def log(open_again: Open) -> EventLog:
     return open_again()
 
 
-def pairs(*values: str) -> list[tuple[str, bytes]]:
-    return [("key", f'"{value}"'.encode()) for value in values]
+def pairs(*values: str, key: str = "key") -> list[tuple[str, bytes]]:
+    return [(key, f'"{value}"'.encode()) for value in values]
 
 
-def values(log: EventLog, topic: str = "t", offset: int = 0) -> list[str]:
-    return [record.value.decode().strip('"') for record in log.read(topic, offset, max_records=100_000)]
+def drain(log: EventLog, topic: str = "t", position: Position = START, **options: int) -> tuple[list[Record], Position]:
+    """Everything from a position to the end, and the position reached."""
+    found: list[Record] = []
+    while not position.covers(log.end(topic)):
+        records = log.read(topic, position, **options)
+        found += records
+        position = position.after(records)
+    return found, position
 
 
-def test_what_was_appended_is_read_in_order(log: EventLog, open_again: Open) -> None:
-    offsets = log.append("t", [("käse", '{"a": "é\u2028\t"}'.encode()), ("", b"{}")]) + log.append("t", pairs("c"))
+def values(log: EventLog, topic: str = "t", position: Position = START) -> list[str]:
+    return [record.value.decode().strip('"') for record in drain(log, topic, position)[0]]
+
+
+def test_what_was_appended_is_read_as_it_was_by_everybody(log: EventLog, open_again: Open) -> None:
+    odd = '{"a": "é\u2028\t"}'.encode()
+    log.append("t", [("käse", odd), ("", b"{}")])
+    log.append("t", pairs("c", key="käse"))
     for reader in (log, open_again()):
-        records = reader.read("t", 0)
-        assert [record.offset for record in records] == offsets
-        assert [(record.key, record.value) for record in records[:2]] == [
-            ("käse", '{"a": "é\u2028\t"}'.encode()),
+        records, _ = drain(reader)
+        assert sorted((record.key, record.value) for record in records) == [
             ("", b"{}"),
+            ("käse", b'"c"'),
+            ("käse", odd),
         ]
+        assert [record.value for record in records if record.key == "käse"] == [odd, b'"c"']
+        assert len({record.partition for record in records if record.key == "käse"}) == 1
         assert {record.topic for record in records} == {"t"}
+        assert len({record.origin for record in records}) == 3
 
 
-def test_offsets_grow_and_lead_to_the_next_record(log: EventLog) -> None:
-    ends = [log.end("t")]
+def test_positions_lead_from_record_to_record_and_are_known_by_their_text(log: EventLog) -> None:
+    for number in range(20):
+        log.append("t", pairs(str(number), key=f"key-{number % 7}"))
+    position, seen = START, []
+    while records := log.read("t", Position.parse(str(position)), max_records=1):
+        assert not position.covers(log.end("t"))
+        seen += records
+        position = position.after(records)
+    assert position == log.end("t")
+    assert position.covers(log.end("t"))
+    assert sorted(record.origin for record in seen) == sorted(record.origin for record in drain(log)[0])
+    for partition in {record.partition for record in seen}:
+        own = [record.offset for record in seen if record.partition == partition]
+        assert own == sorted(set(own))
+
+
+def test_the_end_moves_with_every_append(log: EventLog) -> None:
+    before = log.end("t")
+    assert before == START
     for value in "abc":
-        assert log.append("t", pairs(value)) == [ends[-1]]
-        ends.append(log.end("t"))
-    assert ends == sorted(set(ends))
-    offset, seen = 0, []
-    while records := log.read("t", offset, max_records=1):
-        seen.append(records[0].value)
-        offset = records[0].next_offset
-    assert (seen, offset) == ([b'"a"', b'"b"', b'"c"'], log.end("t"))
+        log.append("t", pairs(value))
+        assert log.end("t").covers(before)
+        assert not before.covers(log.end("t"))
+        before = log.end("t")
+    assert log.read("t", before) == []
 
 
 def test_topics_are_apart_and_an_unknown_one_is_empty(log: EventLog) -> None:
     log.append("one", pairs("a"))
     log.append("two", pairs("b"))
     assert (values(log, "one"), values(log, "two"), values(log, "three")) == (["a"], ["b"], [])
-    assert log.end("three") == 0
-    assert log.append("one", []) == []
+    assert (log.end("three"), log.read("three", START), log.latest("three", 5)) == (START, [], [])
+    assert log.held("three").records == 0
+    log.append("one", [])
+    assert values(log, "one") == ["a"]
 
 
 def test_the_latest_records_are_found_from_the_end(log: EventLog) -> None:
     assert log.latest("t", 3) == []
     log.append("t", pairs(*(str(number) * 400 for number in range(50))))
     assert [record.value[1:2] for record in log.latest("t", 3)] == [b"4", b"4", b"4"]
-    assert log.latest("t", 3) == log.read("t", 0)[-3:]
+    assert log.latest("t", 3) == drain(log)[0][-3:]
     assert len(log.latest("t", 1000)) == 50
     assert log.latest("t", 0) == []
 
 
+def test_the_latest_records_of_many_keys_are_those_of_the_last_append(log: EventLog) -> None:
+    log.append("t", [(f"old-{number}", b"{}") for number in range(30)])
+    threading.Event().wait(0.02)  # times are milliseconds
+    log.append("t", [(f"new-{number}", b"{}") for number in range(10)])
+    assert {record.key for record in log.latest("t", 10)} == {f"new-{number}" for number in range(10)}
+
+
+def test_what_a_topic_holds_is_counted(log: EventLog) -> None:
+    for total in (1, 20):
+        log.append("t", [(f"key-{number}", b'{"n": 1}') for number in range(total)])
+    held = log.held("t")
+    assert (held.records, held.whole) == (21, True)
+    assert held.size_bytes is None or held.size_bytes > 21 * 8
+
+
 def test_a_group_goes_on_where_it_committed(log: EventLog, open_again: Open) -> None:
     log.append("t", pairs("a", "b", "c"))
-    assert log.committed("readers", "t") == 0
-    log.commit("readers", "t", log.read("t", 0)[1].offset)
+    assert log.committed("readers", "t") == START
+    (first, *_) = log.read("t", START, max_records=1)
+    log.commit("readers", "t", START.after([first]))
     again = open_again()
-    assert values(again, offset=again.committed("readers", "t")) == ["b", "c"]
-    assert (again.committed("others", "t"), again.committed("readers", "u")) == (0, 0)
+    assert values(again, position=again.committed("readers", "t")) == ["b", "c"]
+    assert (again.committed("others", "t"), again.committed("readers", "u")) == (START, START)
+    log.commit("readers", "t", START)  # names no partition: changes nothing
+    assert log.committed("readers", "t") == START.after([first])
+    log.commit("readers", "t", log.end("t"))
+    assert log.committed("readers", "t").covers(log.end("t"))
+
+
+def test_sharing_readers_see_every_record_once_and_a_key_is_one_readers(log: EventLog, open_again: Open) -> None:
+    log.append("t", [(f"card-{number % 40}", b'{"n": %d}' % number) for number in range(200)])
+    seen: list[dict[str, list[bytes]]] = []
+    for index in range(2):
+        share, position, own = Share(index, 2), START, dict[str, list[bytes]]()
+        while records := log.read("t", position, max_records=7, share=share):
+            assert all(share.holds(record.partition) for record in records)
+            for record in records:
+                own.setdefault(record.key, []).append(record.value)
+            position = position.after(records)
+        log.commit("sharing", "t", position)
+        seen.append(own)
+    assert not set(seen[0]) & set(seen[1])
+    both = seen[0] | seen[1]
+    assert both == {f"card-{card}": [b'{"n": %d}' % number for number in range(card, 200, 40)] for card in range(40)}
+    committed = open_again().committed("sharing", "t")
+    assert committed == log.end("t")
+    assert committed.of(Share(0, 2)).covers(log.end("t").of(Share(0, 2)))
 
 
 @pytest.mark.parametrize("key", ["tab\there", "line\nfeed", "half\ud800"])
@@ -112,35 +188,43 @@ def test_a_key_that_cannot_be_kept_is_refused_with_the_whole_call(log: EventLog,
 
 
 def test_threads_that_append_together_lose_and_mix_nothing(log: EventLog) -> None:
-    def append(name: int) -> list[tuple[int, bytes]]:
-        given = []
+    def append(name: int) -> None:
         for number in range(40):
-            batch = [b'"%d-%d-%d"' % (name, number, part) for part in range(3)]
-            given += list(zip(log.append("t", [(str(name), value) for value in batch]), batch, strict=True))
-        return given
+            log.append("t", [(str(name), b'"%d-%d-%d"' % (name, number, part)) for part in range(3)])
 
     with ThreadPoolExecutor(8) as pool:
-        given = dict(pair for pairs in pool.map(append, range(8)) for pair in pairs)
-    stored = {record.offset: record.value for record in log.read("t", 0, max_records=10_000)}
-    assert stored == given
-    assert len(stored) == 8 * 40 * 3
-    # The records of one call stay together, in order.
-    order = list(stored.values())
-    assert all(order[at : at + 3] == [order[at][:-2] + b'%d"' % part for part in range(3)] for at in range(0, 960, 3))
+        list(pool.map(append, range(8)))
+    records, _ = drain(log)
+    assert len(records) == 8 * 40 * 3
+    for name in range(8):
+        own = [record.value for record in records if record.key == str(name)]
+        assert own == [b'"%d-%d-%d"' % (name, number, part) for number in range(40) for part in range(3)]
+
+
+def test_threads_that_read_together_each_see_everything(log: EventLog) -> None:
+    log.append("t", [(f"key-{number % 9}", b'{"n": %d}' % number) for number in range(300)])
+
+    def read(_: int) -> list[str]:
+        return sorted(record.origin for record in drain(log, max_records=20)[0])
+
+    with ThreadPoolExecutor(6) as pool:
+        seen = list(pool.map(read, range(6)))
+    assert len(set(seen[0])) == 300
+    assert all(one == seen[0] for one in seen)
 
 
 def test_processes_that_append_at_once_lose_and_mix_nothing(log: EventLog, settings: Settings) -> None:
-    environment = {**os.environ, "HEADRACE_DATA_DIR": str(settings.data_dir), "PYTHONPATH": str(ROOT)}
+    environment = {**processes.environment(settings), "PYTHONPATH": str(ROOT)}
     writers = [
         subprocess.Popen([sys.executable, "-c", APPEND_MANY, name, "60"], env=environment) for name in ("a", "b", "c")
     ]
     followed, stop = [], threading.Event()
-    for records in follow(log, "t", 0, stop=stop):  # a reader beside the writers sees each record once, whole
+    for records in follow(log, "t", START, stop=stop):  # a reader beside the writers sees each record once, whole
         followed += records
         if len(followed) >= 3 * 60 * 3:
             stop.set()
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    assert followed == log.read("t", 0, max_records=10_000)
+    assert sorted(record.origin for record in followed) == sorted(record.origin for record in drain(log)[0])
     for name in ("a", "b", "c"):
         own = [record.value for record in followed if record.key == name]
         assert own == [b'{"n": %d, "part": %d}' % (number, part) for number in range(60) for part in range(3)]
@@ -151,7 +235,7 @@ def test_following_waits_at_the_end_until_it_is_stopped(log: EventLog) -> None:
     stop, seen = threading.Event(), []
 
     def read() -> None:
-        for records in follow(log, "t", 0, stop=stop, poll_seconds=0.001):
+        for records in follow(log, "t", START, stop=stop, poll_seconds=0.001):
             seen.extend(record.value for record in records)
 
     reader = threading.Thread(target=read)
@@ -163,3 +247,24 @@ def test_following_waits_at_the_end_until_it_is_stopped(log: EventLog) -> None:
     stop.set()
     reader.join(5)
     assert (seen, reader.is_alive()) == ([b'"a"', b'"b"'], False)
+
+
+OFFSETS = st.dictionaries(st.integers(0, 30), st.integers(0, 2**40), max_size=8)
+
+
+@given(OFFSETS, OFFSETS)
+def test_a_position_is_its_text_and_covers_what_it_is_not_behind(one: dict[int, int], other: dict[int, int]) -> None:
+    position, further = Position(one), Position({name: offset + 1 for name, offset in one.items()})
+    assert Position.parse(str(position)) == position
+    assert position.covers(START)
+    assert further.covers(position)
+    assert position.covers(further) == (not one)
+    assert (position.covers(Position(other)) and Position(other).covers(position)) == (position == Position(other))
+    parts = [position.of(Share(index, 3)).offsets for index in range(3)]
+    assert Position({**parts[0], **parts[1], **parts[2]}) == position
+
+
+@pytest.mark.parametrize("text", ["", "5", "a:1", "0:-1", "0:1,", "0:1 ", "0:²", "1:2:3", "0:" + "9" * 30])
+def test_other_text_is_no_position(text: str) -> None:
+    with pytest.raises(ValueError, match="is no position"):
+        Position.parse(text)

@@ -52,7 +52,7 @@ def get(port: int, path: str) -> bytes:
 
 def test_it_tells_every_step_and_ends_with_what_it_measured(demo: tuple[str, int]) -> None:
     output, _ = demo
-    for words in ("accepted", "dead-lettered", "records folded", "two-tower:", "published", "replay:", "console"):
+    for words in ("accepted", "dead-lettered", "records folded", "two-tower:", "published", "traffic:", "console"):
         assert words in output
     assert re.search(r"recommend +ndcg@20: .*served: (ranker|repurchase|co_purchase|popularity)", output)
     assert re.search(r"alerts +\d+ of \d+ scored payments", output)
@@ -66,9 +66,9 @@ def test_an_event_changes_the_answer_within_seconds(demo: tuple[str, int]) -> No
     assert float(found[1]) < 30
 
 
-def test_every_replayed_answer_is_in_the_report(demo: tuple[str, int]) -> None:
+def test_every_answer_to_the_traffic_is_in_the_report(demo: tuple[str, int]) -> None:
     output, port = demo
-    orders = int(re.search(r"replay: ([\d,]+) orders", output)[1].replace(",", ""))  # type: ignore[index]
+    orders = int(re.search(r"traffic: ([\d,]+) orders", output)[1].replace(",", ""))  # type: ignore[index]
     report = json.loads(get(port, "/v1/experiments/ranker/report"))
     assert sum(variation["exposures"] for variation in report["variations"]) == orders
     assert sum(variation["conversions"] for variation in report["variations"]) > 0

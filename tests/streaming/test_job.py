@@ -15,7 +15,8 @@ from features import columns, store, velocity, views
 from features.events import TOPIC_OF, rfc3339
 from features.history import DAY
 from infra import topics
-from infra.log.client import EventLog, open_log
+from infra.log import client
+from infra.log.client import EventLog, Position, open_log
 from infra.settings import Settings
 from streaming import job
 from streaming.job import FeatureJob, JobRunningError, catch_up
@@ -138,19 +139,20 @@ def test_the_job_makes_features_of_the_log_and_again_is_no_change(
     assert counts == [1, 2]
     assert first["tables"] == {"shop_events": 7, "impressions": 1, "labels": 1}
 
-    letters = [json.loads(record.value) for record in log.read(topics.DEAD_LETTERS, 0)]
+    letters = [json.loads(record.value) for record in log.read(topics.DEAD_LETTERS, client.START)]
     assert sorted((letter["reason"], letter["origin"]["topic"]) for letter in letters) == [
         ("no transaction_id", topics.LABELS), ("unknown type", topics.SHOP), ("unknown type", topics.SHOP),
     ]  # fmt: skip
     for letter in letters:
-        (origin,) = log.read(letter["origin"]["topic"], letter["origin"]["offset"], max_records=1)
+        from_there = Position({letter["origin"]["partition"]: letter["origin"]["offset"]})
+        (origin,) = log.read(letter["origin"]["topic"], from_there, max_records=1)
         assert letter["value"] == origin.value.decode()
 
     assert run(settings)[0] == "features: 0 records folded into histories, 0 dead-lettered"
     send(log, *SHOP, *OTHERS)  # every event once more
     run(settings)
     assert state(settings) == first
-    assert len(log.read(topics.DEAD_LETTERS, 0)) == 3
+    assert len(log.read(topics.DEAD_LETTERS, client.START)) == 3
 
     send(log, bought("future", 1000, "z"))
     run(settings)
@@ -166,7 +168,7 @@ def test_a_micro_batch_that_is_handled_twice_changes_nothing(spark: SparkSession
     settings = Settings(data_dir=tmp_path)
     first = FeatureJob(settings)
     events = [*OTHERS, *SHOP, SHOP[1], {"type": "refund"}]
-    rows = [("t", offset, "k", json.dumps(one), 0) for offset, one in enumerate(events)]
+    rows = [("t", 0, offset, "k", json.dumps(one), 0) for offset, one in enumerate(events)]
     records = spark.createDataFrame(rows, RECORD_SCHEMA)
     first.handle(records, 0)
     assert first.items_touched == {"a", "b", "c"}
@@ -179,8 +181,10 @@ def test_a_micro_batch_that_is_handled_twice_changes_nothing(spark: SparkSession
     again.handle(records, 0)
     assert (items_at(settings, 0, 1, 49), features(settings), count(settings, "shop_events")) == before
     assert len(list((settings.offline_dir / "shop_events").iterdir())) == 1
-    letters = [json.loads(record.value)["event_id"] for record in open_log(settings).read(topics.DEAD_LETTERS, 0)]
-    assert set(letters) == {f"t:{len(events) - 1}"}  # the same letter: readers count it once
+    letters = [
+        json.loads(record.value)["event_id"] for record in open_log(settings).read(topics.DEAD_LETTERS, client.START)
+    ]
+    assert set(letters) == {f"t:0:{len(events) - 1}"}  # the same letter: readers count it once
 
 
 def test_an_empty_log_is_no_error(run: Callable[[Settings], list[str]], tmp_path: Path) -> None:

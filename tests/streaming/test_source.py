@@ -1,6 +1,9 @@
 """The log as a Spark source: every record once, over restarts and damage; and the schema of what stands in it."""
 
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -20,11 +23,13 @@ from pyspark.sql.types import (
 )
 
 from features import events
-from infra import topics
+from infra import processes, topics
+from infra.log.client import START, open_log
 from infra.log.files import FileLog
 from infra.settings import Settings
 from streaming import source
-from streaming.source import EVENT_SCHEMA, NEEDED, READ_TOPICS, RECORD_SCHEMA, LogReader, parse, read_stream
+from streaming.session import open_session
+from streaming.source import EVENT_SCHEMA, NEEDED, READ_TOPICS, RECORD_SCHEMA, LogReader, parse, reached, read_stream
 
 READ = (
     events.ItemListed, events.ItemViewed, events.ItemAddedToCart, events.ItemPurchased, events.ItemReturned,
@@ -60,6 +65,7 @@ def test_the_schema_is_the_union_of_the_events_that_are_read(spark: SparkSession
     theirs = {name: spark_type(field.annotation) for model in READ for name, field in model.model_fields.items()}
     assert theirs.pop("schema_version") == IntegerType()  # there is one version so far
     assert theirs.pop("scored") == BooleanType()  # the stream folds a payment whoever scored it
+    assert theirs.pop("http_request_id") == StringType()  # whose call it was is for the alert desk
     assert {field.name: field.dataType for field in schema} == theirs
 
 
@@ -111,17 +117,17 @@ def test_batches_and_partitions_cut_the_log_without_loss_or_double(
             break
         seen += read_all(one, position, end)
         position = end
-    assert seen == [(topic, record.offset) for topic in ("a", "b") for record in log.read(topic, 0)]
-    assert position == {"a": log.end("a"), "b": log.end("b"), "empty": 0}
+    assert seen == [(topic, record.offset) for topic in ("a", "b") for record in log.read(topic, START)]
+    assert position == {"a": log.end_offset("a"), "b": log.end_offset("b"), "empty": 0}
     fill(log, "a", start=10, count=1)
-    assert one.latestOffset({"a": log.end("a")}, None)["a"] == log.end("a")
+    assert one.latestOffset({"a": log.end_offset("a")}, None)["a"] == log.end_offset("a")
 
 
 def test_damage_is_passed_over_and_a_lost_end_does_not_hang(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = FileLog(tmp_path)
     fill(log, "a", count=3)
-    first, second, third = log.read("a", 0)
-    planned = {"a": log.end("a")}
+    first, second, third = log.read("a", START)
+    planned = {"a": log.end_offset("a")}
     (segment,) = (tmp_path / "a").glob("*.log")
     with segment.open("r+b") as file:
         file.seek(second.offset)
@@ -170,7 +176,7 @@ def test_a_query_that_starts_again_goes_on_where_it_was(
     fill(log, topics.SHOP, start=10, count=5)
     run()
     read = [pair for batch in sorted(seen) for pair in seen[batch]]
-    expected = [(topic, record.offset) for topic in (topics.LABELS, topics.SHOP) for record in log.read(topic, 0)]
+    expected = [(topic, record.offset) for topic in (topics.LABELS, topics.SHOP) for record in log.read(topic, START)]
     assert sorted(read) == sorted(expected)
     assert len(seen) > 3
 
@@ -197,7 +203,7 @@ RECORDS: dict[str, tuple[Any, str | None]] = {
 def test_records_are_told_from_events_with_a_reason(spark: SparkSession) -> None:
     common = {"event_id": "e", "event_time": TIME}
     values = [value if isinstance(value, str) else json.dumps({**common, **value}) for value, _ in RECORDS.values()]
-    rows = [("t", offset, "k", value, 0) for offset, value in enumerate(values)]
+    rows = [("t", 0, offset, "k", value, 0) for offset, value in enumerate(values)]
     parsed = parse(spark.createDataFrame(rows, RECORD_SCHEMA)).collect()
     assert {name: row.reason for name, row in zip(RECORDS, parsed, strict=True)} == {
         name: reason for name, (_, reason) in RECORDS.items()
@@ -205,3 +211,58 @@ def test_records_are_told_from_events_with_a_reason(spark: SparkSession) -> None
     assert [row.value for row in parsed] == [None if row.reason is None else values[row.offset] for row in parsed]
     good = [row for row in parsed if row.reason is None]
     assert {row.event_time for row in good} == {events.milliseconds(datetime.fromisoformat(TIME))}
+
+
+def gather(spark: SparkSession, settings: Settings, folder: Path) -> list[list[Any]]:
+    """The parsed rows of each micro-batch, without their places, which differ between logs."""
+    batches: list[list[Any]] = []
+
+    def handle(records: DataFrame, batch: int) -> None:
+        assert records.schema == spark.createDataFrame([], RECORD_SCHEMA).schema
+        batches.append(sorted(map(str, parse(records).drop("partition", "offset").collect())))
+
+    query = (
+        read_stream(spark, settings).writeStream.foreachBatch(handle).option("checkpointLocation", str(folder)).start()
+    )
+    try:
+        query.processAllAvailable()
+        progress = query.lastProgress
+        places = [reached(one["endOffset"], prefix=settings.kafka_topic_prefix) for one in progress["sources"]]
+        ends = {topic: position for place in places for topic, position in place.items()}
+        assert ends == {topic: open_log(settings).end(topic) for topic in READ_TOPICS}
+    finally:
+        query.stop()
+    return batches
+
+
+@pytest.mark.slow
+def test_kafka_gives_what_the_files_give(kafka_settings: Settings, tmp_path: Path) -> None:
+    """Over the real connector, in a Spark of its own, because jars are loaded when it starts."""
+    script = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{__file__}::test_in_a_spark_with_kafka"]
+    environment = {**processes.environment(kafka_settings), "HEADRACE_TEST_KAFKA": "yes"}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=200)
+    assert "1 passed" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("HEADRACE_TEST_KAFKA" not in os.environ, reason="runs inside the test above")
+def test_in_a_spark_with_kafka(tmp_path: Path) -> None:
+    on_kafka = Settings()
+    on_files = Settings(data_dir=tmp_path / "files", kafka_bootstrap=None, stream_batch_records=3)
+    made = [
+        (topics.SHOP, [("u", number(value)) for value in range(30)] + [("odd", b"{half"), ("", b"[]")]),
+        (topics.LABELS, [(f"c{one}", f'{{"type": "label", "event_id": "l{one}"}}'.encode()) for one in range(9)]),
+    ]
+    for settings in (on_kafka, on_files):
+        for topic, records in made:
+            open_log(settings).append(topic, records)
+    spark = open_session(on_kafka.model_copy(update={"spark_driver_memory": "1g"}), app="test")
+    try:
+        limited = on_kafka.model_copy(update={"stream_batch_records": 4})
+        kafka = gather(spark, limited, tmp_path / "kafka-checkpoint")
+        files = gather(spark, on_files, tmp_path / "files-checkpoint")
+    finally:
+        spark.stop()
+    assert sorted(row for batch in kafka for row in batch) == sorted(row for batch in files for row in batch)
+    assert len(kafka) > 4
+    assert sum(topics.LABELS in row for row in kafka[0]) == 9  # however few records a micro-batch may have

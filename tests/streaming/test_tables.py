@@ -12,6 +12,7 @@ import pytest
 from features import columns
 from features.history import ITEM_COLUMNS, from_lists
 from infra import topics
+from infra.log.client import START
 from infra.log.files import FileLog
 from streaming import tables
 from streaming.tables import SCHEMAS, SHOP_EVENTS, as_schema, dead_letter, history_rows, write_table
@@ -58,17 +59,23 @@ def test_rows_of_a_history_bear_both_times() -> None:
 def test_a_dead_letter_keeps_value_reason_and_origin(tmp_path: Path) -> None:
     log = FileLog(tmp_path)
     rejected = pa.table(
-        {"topic": ["shop_events"] * 2, "offset": [0, 77], "value": ['{"half', "\x00"], "reason": ["unknown type"] * 2}
+        {
+            "topic": ["shop_events"] * 2,
+            "partition": [0, 3],
+            "offset": [0, 77],
+            "value": ['{"half', "\x00"],
+            "reason": ["unknown type"] * 2,
+        }
     )
     dead_letter(log, rejected)
-    first, second = log.read(topics.DEAD_LETTERS, 0)
+    first, second = log.read(topics.DEAD_LETTERS, START)
     assert first.key == "unknown type"
     assert orjson.loads(first.value) == {
-        "event_id": "shop_events:0",
+        "event_id": "shop_events:0:0",
         "reason": "unknown type",
-        "origin": {"topic": "shop_events", "offset": 0},
+        "origin": {"topic": "shop_events", "partition": 0, "offset": 0},
         "value": '{"half',
     }
-    assert orjson.loads(second.value)["event_id"] == "shop_events:77"
+    assert orjson.loads(second.value)["event_id"] == "shop_events:3:77"
     dead_letter(log, rejected.slice(0, 0))
-    assert len(log.read(topics.DEAD_LETTERS, 0)) == 2
+    assert len(log.read(topics.DEAD_LETTERS, START)) == 2

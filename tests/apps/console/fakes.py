@@ -64,7 +64,7 @@ class EvilData(EmptyData):
     """Every text that comes from outside tries to be markup."""
 
     ALERT = views.AlertView(
-        "1", EVIL, NOON, NOON, EVIL, EVIL, 1.0, 0.9, "review", (views.ReasonView(EVIL, EVIL, 1.0),), EVIL, True
+        EVIL, NOON, NOON, EVIL, EVIL, 1.0, 0.9, "review", (views.ReasonView(EVIL, EVIL, 1.0),), EVIL, True
     )
     SUMMARY = views.ExperimentSummary(
         EVIL, EVIL, "user", "value", "running", 0.5, EVIL, ((EVIL, 0.5), (EVIL, 0.5)), EVIL

@@ -11,6 +11,7 @@ from apps.fraud.scorer import GROUP
 from features.events import Transaction, key_of, to_json
 from features.manifest import MANIFEST, FraudCard, GateResult, Manifest, RecommendCard
 from infra import topics
+from infra.log.client import START
 from tests.apps.console.fakes import NOON, decide, decision, feed, run_experiment, services
 
 
@@ -127,7 +128,7 @@ def test_the_release_stands_with_its_gates(parts: Any) -> None:
 def test_looking_at_a_user_writes_nothing(parts: Any) -> None:
     view = feed(parts).user_view("17850", surface="home", n=5)
     assert [request.user_id for request in parts.recommend.previews] == ["17850"]
-    assert all(parts.log.end(topic) == 0 for topic in topics.ALL)
+    assert all(parts.log.end(topic) == START for topic in topics.ALL)
     assert [(entry.kind, entry.item_id) for entry in view.history] == [("view", "kettle"), ("purchase", "teapot")]
     assert [(item.item_id, item.owned) for item in view.items] == [("teapot", True)]
     assert view.experiment == ("ranker", "model", 42)
@@ -145,7 +146,7 @@ def test_alerts_pass_the_filters_and_the_position_misses_none(parts: Any) -> Non
     shown = feed(parts).alerts(AlertFilter(), limit=10)
     assert [one.transaction_id for one in shown.alerts] == ["tx_3", "tx_1"]
     assert shown.alerts[0].reasons[0].weight == 1.72
-    assert shown.position == shown.alerts[0].alert_id
+    assert shown.position == str(parts.log.end(topics.DECISIONS))
     wanted = AlertFilter(outcome="review", card_id="card_1", min_score=0.5)
     assert [one.transaction_id for one in feed(parts).alerts(wanted, limit=10).alerts] == ["tx_1"]
 

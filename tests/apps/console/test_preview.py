@@ -18,12 +18,14 @@ from apps.recommend.service import RecommendService, Serving
 from features import columns
 from features.candidates import CANDIDATE_FEATURES
 from features.catalogue import ITEM_WINDOWS, Catalogue
-from features.history import ITEM_COLUMNS
+from features.history import ITEM_COLUMNS, History, from_lists
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
 from infra import topics
+from infra.log.client import START
 from infra.log.files import FileLog
 from tests.apps.console.fakes import NOON
+from tests.apps.recommend.fakes import FakeImpressions
 
 
 class Reader:
@@ -32,9 +34,10 @@ class Reader:
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         return [{} for _ in ids]
 
-    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def item_histories(self, ids: Sequence[str]) -> History:
         day = int(NOON.timestamp() * 1000) // DAY * DAY - DAY
-        return [{name: [day if name == columns.TIMES else 1] for name in ITEM_COLUMNS} for _ in ids]
+        rows = [{name: [day if name == columns.TIMES else 1] for name in ITEM_COLUMNS} for _ in ids]
+        return from_lists(rows, ITEM_COLUMNS)
 
 
 class ThreeItems:
@@ -90,7 +93,7 @@ def service(log: FileLog) -> RecommendService:
     return RecommendService(
         lambda: Serving(release, board),
         reader,
-        log,
+        FakeImpressions(log),
         experiments,
         NOON.timestamp,
         per_source=10,
@@ -105,10 +108,10 @@ def counted() -> float:
 def test_a_preview_is_the_answer_and_leaves_no_trace(service: RecommendService, log: FileLog) -> None:
     request, before = RecommendRequest(user_id="17850"), counted()
     preview = service.preview(request)
-    assert log.end(topics.IMPRESSIONS) == 0
+    assert log.end(topics.IMPRESSIONS) == START
     assert counted() == before
     answer = service.recommend(request)
-    assert len(log.read(topics.IMPRESSIONS, 0)) == 1
+    assert len(log.read(topics.IMPRESSIONS, START)) == 1
     assert counted() > before
     changing = {"request_id", "took_ms"}
     assert preview.items

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from apps.experiments.definitions import DefinitionRefusedError, Experiments
 from apps.experiments.schemas import ExperimentDefinition
 from infra import topics
+from infra.log.client import LogUnreachableError
 from infra.log.files import FileLog
 
 
@@ -136,3 +137,23 @@ def test_a_definition_that_is_no_comparison_is_invalid(define, change, message):
 def test_the_documented_example_is_valid():
     for example in ExperimentDefinition.model_config["json_schema_extra"]["examples"]:
         ExperimentDefinition.model_validate(example)
+
+
+def test_a_log_that_cannot_be_read_leaves_the_experiments_as_they_were(experiments, log, clock, define, monkeypatch):
+    experiments.put(define(key="one"))
+    asked = []
+
+    def unreachable(*arguments):
+        asked.append(arguments)
+        raise LogUnreachableError("cannot reach it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "read", unreachable)
+        for _ in range(5):
+            clock.seconds += 1.1
+            assert experiments.get("one") == define(key="one")
+        assert len(asked) == 1  # a request a second must not wait for it
+        with pytest.raises(LogUnreachableError):
+            experiments.put(define(key="two", surface="other"))
+    clock.seconds += 10
+    assert experiments.put(define(key="two", surface="other")) is True

@@ -8,6 +8,7 @@ import pytest
 from apps.fraud.alerts import DecisionBook
 from features.events import Decision, key_of, to_json
 from infra import topics
+from infra.log.client import START, Position
 from infra.log.files import FileLog
 
 
@@ -43,7 +44,7 @@ def test_the_first_decision_on_a_transaction_holds(book: DecisionBook, decide: A
     book.refresh()
     assert book.get("tx_1") == first
     assert book.alerts() == []
-    assert book.alerts_after(0)[0] == []
+    assert book.alerts_after(START)[0] == []
 
 
 def test_alerts_are_newest_first_and_pass_every_filter(book: DecisionBook, decide: Any) -> None:
@@ -63,16 +64,16 @@ def test_alerts_are_newest_first_and_pass_every_filter(book: DecisionBook, decid
 def test_a_stream_resumes_behind_any_alert_also_in_a_new_process(book: DecisionBook, log: FileLog, decide: Any) -> None:
     for number in range(6):
         decide(number, outcome="approve" if number % 3 == 1 else "review")
-    alerts, _ = book.alerts_after(0)
+    alerts, _ = book.alerts_after(START)
     assert ids(alerts) == ["tx_0", "tx_2", "tx_3", "tx_5"]
     for seen, alert in enumerate(alerts):
         restarted = DecisionBook(log, decisions_kept=10, alerts_kept=1)
-        assert ids(restarted.alerts_after(alert.resume_offset)[0]) == ids(alerts)[seen + 1 :]
+        assert ids(restarted.alerts_after(alert.resume)[0]) == ids(alerts)[seen + 1 :]
 
 
 def test_a_stream_whose_position_the_log_does_not_have_starts_again(book: DecisionBook, decide: Any) -> None:
     decide(1)
-    assert ids(book.alerts_after(10**9)[0]) == ["tx_1"]
+    assert ids(book.alerts_after(Position({0: 10**9}))[0]) == ["tx_1"]
 
 
 def test_only_so_many_decisions_and_alerts_are_kept(log: FileLog, decide: Any) -> None:
@@ -88,4 +89,4 @@ def test_an_unreadable_decision_is_passed_over(book: DecisionBook, log: FileLog,
     log.append(topics.DECISIONS, [("x", b"{}"), ("x", b"not json")])
     decide(1)
     assert ids(book.alerts()) == ["tx_1"]
-    assert ids(book.alerts_after(0)[0]) == ["tx_1"]
+    assert ids(book.alerts_after(START)[0]) == ["tx_1"]

@@ -14,7 +14,7 @@ from apps.fraud.routes import alert_events, router
 from apps.fraud.service import FraudService
 from features.events import LOGGED, Label
 from infra import topics
-from infra.log.client import LogFullError
+from infra.log.client import START, LogFullError
 from infra.log.files import FileLog
 
 PAYMENT = {
@@ -105,7 +105,7 @@ def test_an_invalid_payment_is_refused_with_field_and_reason(
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["errors"][0]["field"] == field
-    assert log.read(topics.DECISIONS, 0) == []
+    assert log.read(topics.DECISIONS, START) == []
 
 
 def test_a_full_log_is_told_and_nothing_is_acknowledged(
@@ -129,7 +129,7 @@ def test_a_label_is_completed_from_the_decision(client: Client, log: FileLog) ->
         "duplicates": 0,
         "results": [{"transaction_id": "tx_a", "status": "accepted"}],
     }
-    (record,) = log.read(topics.LABELS, 0)
+    (record,) = log.read(topics.LABELS, START)
     label = LOGGED.validate_json(record.value)
     assert isinstance(label, Label)
     assert (label.card_id, label.terminal_id, label.fraud) == ("card_1", "term_1", True)
@@ -145,7 +145,7 @@ def test_labels_come_in_batches_and_a_repeat_counts_once(client: Client, log: Fi
     assert [result["status"] for result in first["results"]] == ["accepted", "accepted", "duplicate"]
     again = client.post("/v1/labels", json=[other]).json()
     assert (again["accepted"], again["duplicates"]) == (0, 1)
-    assert [record.key for record in log.read(topics.LABELS, 0)] == ["tx_unknown", "tx_b"]
+    assert [record.key for record in log.read(topics.LABELS, START)] == ["tx_unknown", "tx_b"]
     changed = client.post("/v1/labels", json={**other, "fraud": False}).json()
     assert changed["accepted"] == 1
 
@@ -172,7 +172,7 @@ def test_the_stream_resumes_behind_the_last_event_id(client: Client, book: Decis
     for number in range(3):
         score(client, transaction_id=f"tx_{number}", card_id=f"card_{number}", amount=2_000)
     book.closing.set()
-    whole = client.get("/v1/alerts/stream", params={"after": "0"})
+    whole = client.get("/v1/alerts/stream", params={"after": "0:0"})
     assert whole.headers["content-type"].startswith("text/event-stream")
     assert whole.text.startswith("retry: ")
     alerts = alerts_of(whole.text)
@@ -191,7 +191,7 @@ def test_a_stream_without_a_position_starts_now_and_says_where_that_is(client: C
     assert f"id: {book.end()}\n" in text
 
 
-@pytest.mark.parametrize("position", ["x", "-1", "1.5", "²"])
+@pytest.mark.parametrize("position", ["x", "-1", "1.5", "²", "0:²", "7", "0:1,"])
 def test_a_position_that_the_stream_never_gave_is_refused(client: Client, position: str) -> None:
     answer = client.get("/v1/alerts/stream", params={"after": position})
     assert answer.status_code == 400

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
 from features.events import Decision, Transaction, key_of, to_json
 from infra import topics
-from infra.log.client import LogFullError
+from infra.log.client import START, LogError, LogFullError, LogUnreachableError
 from infra.log.files import FileLog
 
 
@@ -28,11 +29,11 @@ def scored(log: FileLog, service: FraudService, book: DecisionBook) -> Callable[
         )
         worker.start()
         end, until = log.end(topics.TRANSACTIONS), time.monotonic() + 20
-        while log.committed(scorer.GROUP, topics.TRANSACTIONS) < end and time.monotonic() < until:
+        while not log.committed(scorer.GROUP, topics.TRANSACTIONS).covers(end) and time.monotonic() < until:
             time.sleep(0.01)
         stop.set()
         worker.join()
-        return [Decision.model_validate_json(record.value) for record in log.read(topics.DECISIONS, 0)]
+        return [Decision.model_validate_json(record.value) for record in log.read(topics.DECISIONS, START)]
 
     return run
 
@@ -46,7 +47,7 @@ def test_payments_of_the_log_get_decisions_under_their_card(log: FileLog, scored
     decisions = scored()
     assert [decision.event_id for decision in decisions] == [f"tx_{number}" for number in range(9)]
     assert decisions[-1].outcome == "decline"
-    assert {record.key for record in log.read(topics.DECISIONS, 0)} == {"card_1"}
+    assert {record.key for record in log.read(topics.DECISIONS, START)} == {"card_1"}
 
 
 def test_payments_that_the_api_scored_are_not_scored_again_but_count(
@@ -58,6 +59,29 @@ def test_payments_that_the_api_scored_are_not_scored_again_but_count(
     assert decision.outcome == "decline"
 
 
+def test_a_decision_names_the_call_that_brought_the_payment(log: FileLog, scored: Any, new_payment: Any) -> None:
+    put(log, new_payment(1, http_request_id="call-1"), new_payment(2))
+    assert [decision.http_request_id for decision in scored()] == ["call-1", None]
+
+
+def test_a_log_that_cannot_be_read_for_a_while_delays_decisions(
+    log: FileLog, scored: Any, new_payment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(log, new_payment(1))
+    read, failures = log.read, [None] * 3
+
+    def away_at_first(topic: str, offset: int, **more: Any) -> Any:
+        if topic == topics.TRANSACTIONS and failures:
+            failures.pop()
+            raise LogError("the log is away")
+        return read(topic, offset, **more)
+
+    monkeypatch.setattr(scorer, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(log, "read", away_at_first)
+    assert len(scored()) == 1
+    assert failures == []
+
+
 def test_it_goes_on_where_it_committed(log: FileLog, scored: Any, new_payment: Any) -> None:
     put(log, new_payment(1))
     assert len(scored()) == 1
@@ -66,11 +90,11 @@ def test_it_goes_on_where_it_committed(log: FileLog, scored: Any, new_payment: A
 
 
 def test_a_crash_before_the_commit_leaves_the_first_decisions_in_force(
-    log: FileLog, scored: Any, new_payment: Any, book: DecisionBook
+    log: FileLog, scored: Any, new_payment: Any, tmp_path: Path
 ) -> None:
     put(log, new_payment(1), new_payment(2))
     before = scored()
-    log.commit(scorer.GROUP, topics.TRANSACTIONS, 0)
+    (tmp_path / "log" / topics.TRANSACTIONS / "offsets" / f"{scorer.GROUP}.json").unlink()
     assert scored() == before
 
 
@@ -79,17 +103,25 @@ def test_a_payment_that_is_in_the_log_twice_is_decided_once(log: FileLog, scored
     assert len(scored()) == 1
 
 
-@pytest.mark.parametrize("value", [b"not json", b"{}", b'{"type":"transaction","event_id":"x"}', b"[]"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"not json", b"{}", b'{"type":"transaction","event_id":"x"}', b"[]", b"null", b"3", b"\xff\xfe", b"[" * 3000,
+        b'{"type":"label","event_id":"x"}', b'{"amount":"\xc3("}', b'{"card_id":"%s"}' % (b"x" * 10**6),
+    ],
+    ids=range(11),
+)  # fmt: skip
 def test_a_malformed_record_is_set_aside_and_blocks_nothing(
     log: FileLog, scored: Any, new_payment: Any, value: bytes
 ) -> None:
-    (offset,) = log.append(topics.TRANSACTIONS, [("k", value)])
+    offset = log.end_offset(topics.TRANSACTIONS)
+    log.append(topics.TRANSACTIONS, [("k", value)])
     put(log, new_payment(1))
     assert [decision.event_id for decision in scored()] == ["tx_1"]
-    (letter,) = [orjson.loads(record.value) for record in log.read(topics.DEAD_LETTERS, 0)]
+    (letter,) = [orjson.loads(record.value) for record in log.read(topics.DEAD_LETTERS, START)]
     assert letter["reason"] == "malformed"
-    assert letter["origin"] == {"topic": topics.TRANSACTIONS, "offset": offset}
-    assert letter["value"] == value.decode()
+    assert letter["origin"] == {"topic": topics.TRANSACTIONS, "partition": 0, "offset": offset}
+    assert letter["value"] == value.decode(errors="replace")
 
 
 def test_a_payment_that_cannot_be_scored_does_not_take_its_batch_with_it(
@@ -105,20 +137,21 @@ def test_a_payment_that_cannot_be_scored_does_not_take_its_batch_with_it(
     monkeypatch.setattr(service, "score_many", choking)
     put(log, *(new_payment(number) for number in (1, 2, 3)))
     assert [decision.event_id for decision in scored()] == ["tx_1", "tx_3"]
-    (letter,) = [orjson.loads(record.value) for record in log.read(topics.DEAD_LETTERS, 0)]
+    (letter,) = [orjson.loads(record.value) for record in log.read(topics.DEAD_LETTERS, START)]
     assert letter["reason"] == "unscorable"
 
 
-def test_a_full_disk_delays_decisions_and_loses_none(
-    log: FileLog, scored: Any, new_payment: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [LogFullError("no room"), LogUnreachableError("cannot reach it")], ids=str)
+def test_a_log_that_takes_nothing_for_a_while_delays_decisions_and_loses_none(
+    log: FileLog, scored: Any, new_payment: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     append, failures = log.append, [None, None]
 
-    def full_at_first(topic: str, records: Any) -> list[int]:
+    def full_at_first(topic: str, records: Any) -> None:
         if topic == topics.DECISIONS and failures:
             failures.pop()
-            raise LogFullError("no room")
-        return append(topic, records)
+            raise error
+        append(topic, records)
 
     monkeypatch.setattr(scorer, "RETRY_SECONDS", 0.01)
     put(log, new_payment(1))

@@ -12,7 +12,7 @@ from features import columns
 from features.events import LOGGED, Transaction, milliseconds
 from features.history import hash_ids
 from infra import topics
-from infra.log.client import LogFullError
+from infra.log.client import START, LogFullError
 from infra.log.files import FileLog
 
 NewPayment = Callable[..., Transaction]
@@ -73,8 +73,8 @@ def test_a_repeated_transaction_gets_its_first_decision_and_is_recorded_once(
 ) -> None:
     first = service.score(new_payment(1))
     assert service.score(new_payment(1, amount=9_999)) == first
-    assert len(log.read(topics.DECISIONS, 0)) == 1
-    (record,) = log.read(topics.TRANSACTIONS, 0)
+    assert len(log.read(topics.DECISIONS, START)) == 1
+    (record,) = log.read(topics.TRANSACTIONS, START)
     event = LOGGED.validate_json(record.value)
     assert isinstance(event, Transaction)
     assert event.scored
@@ -106,7 +106,7 @@ def test_a_repeat_after_a_crash_between_the_two_records_writes_the_missing_payme
         service.score(new_payment(1))
     monkeypatch.setattr(log, "append", append)
     service.score(new_payment(1))
-    assert (len(log.read(topics.DECISIONS, 0)), len(log.read(topics.TRANSACTIONS, 0))) == (1, 1)
+    assert (len(log.read(topics.DECISIONS, START)), len(log.read(topics.TRANSACTIONS, START))) == (1, 1)
 
 
 def test_without_the_store_it_answers_from_recent_payments_and_says_so(

@@ -13,6 +13,7 @@ from apps.ingest import bulk
 from apps.ingest.bulk import SHOP_EVENTS, append_dead_letters, append_events, split_at, write_holdout
 from features.events import ACCEPTED, milliseconds, rfc3339
 from infra import topics
+from infra.log.client import START
 from infra.log.files import FileLog
 
 
@@ -31,7 +32,7 @@ def test_events_are_appended_in_order_as_the_api_would_store_them(log: FileLog, 
     visit = row("v", type="view", user_id=None, session_id="s", order_id=None)
     told: list[int] = []
     assert append_events(log, table(item, row("a"), row("b"), visit), on_progress=told.append) == 4
-    records = log.read(topics.SHOP, 0)
+    records = log.read(topics.SHOP, START)
     assert [record.key for record in records] == ["i", "u", "u", "s"]
     assert told == [2, 2]
     events = [ACCEPTED.validate_json(record.value) for record in records]
@@ -51,7 +52,7 @@ def test_dead_letters_keep_the_line_the_reason_and_the_origin(log: FileLog, monk
     line = {"CustomerID": float("nan"), "InvoiceDate": pd.Timestamp("2011-12-01 08:26"), "Quantity": np.int64(3).item()}
     letters = [("no customer", line), ("price", {"a": None}), ("price", {})]
     assert append_dead_letters(log, letters, origin="online-retail") == 3
-    first, *rest = log.read(topics.DEAD_LETTERS, 0)
+    first, *rest = log.read(topics.DEAD_LETTERS, START)
     assert first.key == "no customer"
     assert orjson.loads(first.value) == {
         "reason": "no customer",

@@ -18,6 +18,7 @@ from apps.errors import install_errors
 from apps.ingest.routes import router
 from apps.ingest.service import IngestService
 from infra import topics
+from infra.log.client import START
 from infra.log.files import FileLog
 from infra.settings import Settings
 
@@ -43,7 +44,7 @@ def send(tmp_path: Path, service: IngestService) -> Send:
 
 
 def stored(log: FileLog) -> list[str]:
-    return [orjson.loads(record.value)["event_id"] for record in log.read(topics.SHOP, 0, max_records=10_000)]
+    return [orjson.loads(record.value)["event_id"] for record in log.read(topics.SHOP, START, max_records=10_000)]
 
 
 def test_one_event_and_a_batch(send: Send, log: FileLog, purchase: Make) -> None:

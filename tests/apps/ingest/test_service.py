@@ -12,14 +12,14 @@ import pytest
 from apps.ingest.service import IngestResponse, IngestService
 from features.events import LOGGED
 from infra import topics
-from infra.log.client import LogFullError
+from infra.log.client import START, LogFullError
 from infra.log.files import FileLog
 
 Make = Callable[..., dict[str, Any]]
 
 
 def stored(log: FileLog, topic: str = topics.SHOP) -> list[str]:
-    return [orjson.loads(record.value)["event_id"] for record in log.read(topic, 0)]
+    return [orjson.loads(record.value)["event_id"] for record in log.read(topic, START)]
 
 
 def counts(response: IngestResponse) -> tuple[int, int, int]:
@@ -114,9 +114,9 @@ def test_events_go_to_their_topic_whole_under_their_key(
     view = {"type": "view", "event_id": "v", "event_time": "2026-11-22T10:15:00Z", "session_id": "s", "item_id": "i"}
     item = {"type": "item", "event_id": "i", "event_time": "2026-11-22T10:15:00Z", "item_id": "käse", "title": "Ä\n\t"}
     assert counts(service.accept([purchase(), payment(), view, item])) == (4, 0, 0)
-    shop = log.read(topics.SHOP, 0)
+    shop = log.read(topics.SHOP, START)
     assert [record.key for record in shop] == ["u", "s", "käse"]
-    assert [record.key for record in log.read(topics.TRANSACTIONS, 0)] == ["c"]
+    assert [record.key for record in log.read(topics.TRANSACTIONS, START)] == ["c"]
     bought, listed = LOGGED.validate_json(shop[0].value), orjson.loads(shop[2].value)
     assert bought.event_time == datetime(2026, 11, 22, 10, 15, tzinfo=UTC)
     assert listed["title"] == "Ä\n\t"

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from features import columns
 from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.history import ITEM_COLUMNS, History, from_lists
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
+from infra import topics
+from infra.log.client import EventLog
 
 IDS = ("tea", "mug", "pot", "lamp", "rug", "vase")
 NOW = 1_790_000_000_000
@@ -65,6 +68,19 @@ class FakeRecommender:
         return items.astype(np.float32)
 
 
+class FakeImpressions:
+    """Writes to the log at once, as a spool does while the log is well; `down`: it only keeps it."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self.down = False
+
+    def append(self, key: str, value: bytes) -> bool:
+        if not self.down:
+            self._log.append(topics.IMPRESSIONS, [(key, value)])
+        return not self.down
+
+
 class FakeReader:
     """Histories by user; `down` makes every call fail, as a store that cannot be reached does."""
 
@@ -88,12 +104,12 @@ class FakeReader:
             raise ConnectionError("the store is away")
         return [self.users.get(name, {}) for name in ids]
 
-    def item_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def item_histories(self, ids: Sequence[str]) -> History:
         if self.down:
             raise ConnectionError("the store is away")
         today = NOW - NOW % DAY
         sold = {"rug": 9.0}
-        return [
+        rows = [
             {
                 columns.TIMES: [today - DAY],
                 columns.ORDERS: [sold.get(name, 1.0)],
@@ -103,6 +119,7 @@ class FakeReader:
             }
             for name in ids
         ]
+        return from_lists(rows, ITEM_COLUMNS)
 
     def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         return [{} for _ in ids]

@@ -8,15 +8,17 @@ import orjson
 import pytest
 
 from apps.errors import Problem
+from apps.experiments import definitions
 from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
 from apps.recommend.board import ItemBoard
 from apps.recommend.schemas import RecommendRequest, SimilarRequest
 from apps.recommend.service import RecommendService, Serving
 from infra import topics
-from infra.log.client import LogFullError
+from infra.log.client import START, LogError, Record
 from infra.log.files import FileLog
-from tests.apps.recommend.fakes import IDS, NOW, FakeReader, FakeRecommender
+from infra.observability.logs import REQUEST_ID
+from tests.apps.recommend.fakes import IDS, NOW, FakeImpressions, FakeReader, FakeRecommender
 
 
 class Shop:
@@ -24,6 +26,7 @@ class Shop:
 
     def __init__(self, folder: Path) -> None:
         self.log = FileLog(folder)
+        self.shown = FakeImpressions(self.log)
         self.reader = FakeReader()
         self.experiments = Experiments(self.log, lambda: NOW / 1000)
         self.serving: Serving | None = Serving(FakeRecommender(), ItemBoard(FakeRecommender()))
@@ -31,7 +34,7 @@ class Shop:
         self.service = RecommendService(
             lambda: self.serving,
             self.reader,
-            self.log,
+            self.shown,
             self.experiments,
             lambda: NOW / 1000,
             per_source=10,
@@ -45,7 +48,7 @@ class Shop:
         return [item.item_id for item in self.ask(**body).items]
 
     def impressions(self) -> list[dict[str, Any]]:
-        return [orjson.loads(record.value) for record in self.log.read(topics.IMPRESSIONS, 0)]
+        return [orjson.loads(record.value) for record in self.log.read(topics.IMPRESSIONS, START)]
 
 
 @pytest.fixture
@@ -134,14 +137,32 @@ def test_without_the_online_store_the_answer_is_trending_and_flagged(shop: Shop)
     assert not shop.ask(user_id="ann").degraded
 
 
-def test_a_full_log_flags_the_answer_and_does_not_stop_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(topic: str, records: object) -> list[int]:
-        raise LogFullError("no room")
-
-    monkeypatch.setattr(shop.log, "append", refuse)
+def test_a_log_that_is_down_flags_the_answer_and_does_not_stop_it(shop: Shop) -> None:
+    shop.shown.down = True
     answer = shop.ask(user_id="ann")
     assert answer.degraded
     assert answer.items
+
+
+def test_experiments_stay_in_force_while_the_log_cannot_be_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    variations = [{"key": "floor", "weight": 0.5}, {"key": "model", "weight": 0.5}]
+    shop.experiments.put(ExperimentDefinition.model_validate({"key": "x", "surface": "home", "variations": variations}))
+
+    def refuse(*_: object, **__: object) -> list[Record]:
+        raise LogError("the log is away")
+
+    monkeypatch.setattr(shop.log, "read", refuse)
+    monkeypatch.setattr(definitions, "REFRESH_SECONDS", 0.0)
+    assert shop.ask(user_id="ann").experiment.key == "x"
+
+
+def test_the_impression_names_the_call_that_it_answered(shop: Shop) -> None:
+    token = REQUEST_ID.set("call-7")
+    try:
+        shop.ask(user_id="ann")
+    finally:
+        REQUEST_ID.reset(token)
+    assert shop.impressions()[0]["http_request_id"] == "call-7"
 
 
 def test_before_the_first_release_the_caller_is_told_what_to_do(shop: Shop) -> None:

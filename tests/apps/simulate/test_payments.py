@@ -12,6 +12,7 @@ from apps.simulate.payments import LIVE_LABELS, LIVE_TRANSACTIONS, LONGEST_DELAY
 from features.events import LOGGED, Label, Transaction, milliseconds
 from features.windows import DAY
 from infra import topics
+from infra.log.client import START
 from infra.log.files import FileLog
 
 END = datetime(2011, 12, 9, tzinfo=UTC)
@@ -75,12 +76,14 @@ def test_the_past_goes_to_the_log_and_what_is_to_come_is_kept(made: tuple[pa.Tab
     written = write(log, transactions=transactions, labels=labels, end=END, live_days=10, live_dir=tmp_path / "live")
     now = milliseconds(END) - 10 * DAY
 
-    payments = [LOGGED.validate_json(record.value) for record in log.read(topics.TRANSACTIONS, 0, max_records=10**6)]
+    payments = [
+        LOGGED.validate_json(record.value) for record in log.read(topics.TRANSACTIONS, START, max_records=10**6)
+    ]
     assert len(payments) == written.transactions
     assert all(isinstance(event, Transaction) and not event.scored for event in payments)
     assert max(milliseconds(event.event_time) for event in payments) < now
 
-    records = log.read(topics.LABELS, 0, max_records=10**6)
+    records = log.read(topics.LABELS, START, max_records=10**6)
     told = [LOGGED.validate_json(record.value) for record in records]
     assert len(told) == written.labels
     assert all(isinstance(label, Label) and milliseconds(label.event_time) <= now for label in told)

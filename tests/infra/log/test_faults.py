@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from infra.log import files
-from infra.log.client import LogError, LogFullError
+from infra.log.client import START, LogError, LogFullError
 from infra.log.files import FileLog
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +55,7 @@ def run(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def numbers(log: FileLog) -> list[int]:
-    return [json.loads(record.value)["n"] for record in log.read("t", 0, max_records=1_000_000)]
+    return [json.loads(record.value)["n"] for record in log.read("t", START, max_records=1_000_000)]
 
 
 def test_what_a_killed_writer_had_acknowledged_is_there(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.log.client import LogError
+from infra.log.client import START, LogError, Position
 from infra.log.files import FileLog, decode_line, encode_line
 
 KEYS = st.text(st.characters(exclude_characters="\t\n", exclude_categories=["Cs"]), max_size=40)
@@ -31,8 +31,12 @@ def fill(log: FileLog, count: int, *, start: int = 0) -> list[bytes]:
     return added
 
 
-def values(log: FileLog, offset: int = 0) -> list[bytes]:
-    return [record.value for record in log.read("t", offset, max_records=100_000)]
+def values(log: FileLog, position: Position = START) -> list[bytes]:
+    return [record.value for record in log.read("t", position, max_records=100_000)]
+
+
+def at(offset: int) -> Position:
+    return Position({0: offset})
 
 
 def damage(path: Path, position: int, new: bytes) -> None:
@@ -65,7 +69,7 @@ def test_rubbish_is_no_record(line: bytes) -> None:
 
 def test_records_bear_the_time_of_their_append(log: FileLog) -> None:
     fill(log, 1)
-    assert log.read("t", 0)[0].timestamp_ms == 1_795_000_000_500
+    assert log.read("t", START)[0].timestamp_ms == 1_795_000_000_500
 
 
 def test_segments_are_closed_at_their_size_and_read_as_one(tmp_path: Path) -> None:
@@ -77,9 +81,9 @@ def test_segments_are_closed_at_their_size_and_read_as_one(tmp_path: Path) -> No
     ends = [int(path.stem) + path.stat().st_size for path in paths]
     assert ends[:-1] == [int(path.stem) for path in paths[1:]]
     assert values(log) == expected
-    assert log.end("t") == ends[-1]
-    for record in log.read("t", 0):
-        assert log.read("t", record.offset, max_records=1) == [record]
+    assert log.end_offset("t") == ends[-1]
+    for record in log.read("t", START):
+        assert log.read("t", at(record.offset), max_records=1) == [record]
     # Another writer goes on in the last segment.
     assert values(FileLog(tmp_path, segment_bytes=200)) == expected
     fill(FileLog(tmp_path, segment_bytes=200), 1, start=30)
@@ -89,10 +93,10 @@ def test_segments_are_closed_at_their_size_and_read_as_one(tmp_path: Path) -> No
 def test_align_finds_the_next_line_across_segments(tmp_path: Path) -> None:
     log = FileLog(tmp_path, segment_bytes=200)
     fill(log, 12)
-    starts = [record.offset for record in log.read("t", 0)] + [log.end("t")]
-    for offset in range(log.end("t") + 1):
+    starts = [record.offset for record in log.read("t", START)] + [log.end_offset("t")]
+    for offset in range(log.end_offset("t") + 1):
         assert log.align("t", offset) == next(start for start in starts if start >= offset)
-    assert log.align("t", log.end("t") + 100) == log.end("t")
+    assert log.align("t", log.end_offset("t") + 100) == log.end_offset("t")
     assert log.align("nothing", 5) == 0
 
 
@@ -109,7 +113,7 @@ def test_a_torn_last_line_is_moved_aside_and_said(
     assert "dropped 21 bytes" in caplog.text
     assert path.with_suffix(".torn").read_bytes() == b'0badc0de\t1\tkey\t{"half\n'
     assert values(log) == expected
-    assert log.read("t", end)[0].offset == end
+    assert log.read("t", end)[0].offset == end.offsets[0]
 
 
 def test_a_torn_line_in_a_full_segment_is_moved_aside_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +137,7 @@ def test_a_damaged_line_is_skipped_and_counted_once(
     log: FileLog, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int, new: bytes, lost: int
 ) -> None:
     expected = fill(log, 5)
-    records, (path,) = log.read("t", 0), segments(tmp_path)
+    records, (path,) = log.read("t", START), segments(tmp_path)
     damage(path, (records[1].offset if place >= 0 else records[2].offset) + place, new)
     assert values(log) == expected[:1] + expected[1 + lost :]
     counted = log.skipped_lines
@@ -141,18 +145,18 @@ def test_a_damaged_line_is_skipped_and_counted_once(
     assert values(log) == expected[:1] + expected[1 + lost :]
     assert log.skipped_lines == counted
     assert caplog.text.count("skipped a damaged record") == counted
-    assert log.read("t", records[0].next_offset, max_records=1)[0].value == expected[1 + lost]
+    assert log.read("t", at(records[0].next_offset), max_records=1)[0].value == expected[1 + lost]
 
 
 def test_a_damaged_line_at_the_end_does_not_stop_a_reader(log: FileLog, tmp_path: Path) -> None:
     expected = fill(log, 2)
-    damage(segments(tmp_path)[0], log.read("t", 0)[1].offset, b"00000000")
-    offset = log.read("t", 0)[-1].next_offset
+    damage(segments(tmp_path)[0], log.read("t", START)[1].offset, b"00000000")
+    position = START.after(log.read("t", START))
     for _ in range(3):
-        assert log.read("t", offset) == []
+        assert log.read("t", position) == []
     assert log.skipped_lines == 1
     new = fill(log, 1, start=2)
-    assert (values(log, offset), values(log)) == (new, expected[:1] + new)
+    assert (values(log, position), values(log)) == (new, expected[:1] + new)
 
 
 def test_a_truncated_segment_loses_only_its_own_end(tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_truncated_segment_loses_only_its_own_end(tmp_path: Path) -> None:
 
 
 def test_a_damaged_commit_is_named(log: FileLog, tmp_path: Path) -> None:
-    log.commit("readers", "t", 5)
+    log.commit("readers", "t", at(5))
     for content in ("", "[]", "{}", "5", '{"offset": "x"}'):
         (tmp_path / "t" / "offsets" / "readers.json").write_text(content)
         with pytest.raises(LogError, match=r"readers\.json is damaged; remove it"):

@@ -1,0 +1,79 @@
+"""The outermost layer of the API: every request gets its id, its time, its line in the log, and its span.
+
+Plain ASGI: a middleware that wraps responses would cost more than all of this. Knows nothing of what is answered.
+"""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apps import metrics
+from infra.observability import traces
+from infra.observability.logs import REQUEST_ID
+
+logger = logging.getLogger(__name__)
+
+HEADER = "x-request-id"
+USABLE_ID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
+UNKNOWN_ROUTE = "unknown"
+
+
+class Edge:
+    """A usable X-Request-ID is taken over and sent back; a request without one gets a new id."""
+
+    def __init__(self, app: ASGIApp, *, log_requests: bool) -> None:
+        self._app = app
+        self._log_requests = log_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(HEADER, "")
+        request_id = given if USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        token = REQUEST_ID.set(request_id)
+        started = time.perf_counter()
+        status, seconds = 500, None
+
+        async def note(message: Message) -> None:
+            nonlocal status, seconds
+            if message["type"] == "http.response.start":
+                status, seconds = message["status"], time.perf_counter() - started
+                message["headers"] = [*message.get("headers", ()), (HEADER.encode(), request_id.encode())]
+            await send(message)
+
+        metrics.IN_FLIGHT.inc()
+        try:
+            with traces.request_span(f"{scope['method']} request", headers) as describe:
+                try:
+                    await self._app(scope, receive, note)
+                finally:
+                    route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+                    took = time.perf_counter() - started if seconds is None else seconds
+                    describe(
+                        f"{scope['method']} {route}",
+                        {
+                            "http.request.method": scope["method"],
+                            "http.route": route,
+                            "http.response.status_code": status,
+                            "headrace.request_id": request_id,
+                        },
+                    )
+                    self._tell(scope["method"], route, status, took)
+        finally:
+            metrics.IN_FLIGHT.dec()
+            REQUEST_ID.reset(token)
+
+    def _tell(self, method: str, route: str, status: int, seconds: float) -> None:
+        metrics.REQUEST_SECONDS.labels(method, route, str(status)).observe(seconds)
+        # A refusal because of overload is counted, and no line the more for a machine that is busy.
+        failed = status >= 500 and not (status == 503 and route == UNKNOWN_ROUTE)
+        if failed or self._log_requests:
+            level = logging.WARNING if failed else logging.INFO
+            told = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+            logger.log(level, "%s %s %d", method, route, status, extra=told)

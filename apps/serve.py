@@ -1,0 +1,38 @@
+"""`headrace serve`: the API in one process, or in several that share its port.
+
+The parent starts the workers, starts a dead one anew, and on a terminate signal lets them finish what they began
+(uvicorn's own supervisor). Imports the app only where it is served.
+"""
+
+import os
+import shutil
+
+import uvicorn
+
+from infra.settings import Settings
+
+DRAIN_SECONDS = 5
+"""Time for requests under way when it stops; open alert streams must not hold up a stop for longer."""
+HANGING_SECONDS = 30
+"""A worker that says nothing for this long is replaced."""
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal says to stop."""
+    if settings.api_workers > 1:
+        # Before the first import of prometheus_client in any worker: that is when it chooses where numbers live.
+        shutil.rmtree(settings.metrics_dir, ignore_errors=True)
+        settings.metrics_dir.mkdir(parents=True)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir.absolute())
+    uvicorn.run(
+        "apps.main:served",
+        factory=True,
+        workers=settings.api_workers,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_worker_healthcheck=HANGING_SECONDS,
+    )

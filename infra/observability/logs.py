@@ -1,0 +1,83 @@
+"""The application log: lines of text or of JSON, each with the request it belongs to, and people's ids made unreadable.
+
+A module logs as ever, with `logging.getLogger(__name__)`; fields go into `extra`. Why no other library: decision 0011.
+"""
+
+import json
+import logging
+import secrets
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from hashlib import blake2b
+
+from infra.settings import Settings
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The X-Request-ID of the call that is being answered; None outside of one."""
+
+_OWN_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+_key = secrets.token_bytes(32)
+
+
+def set_up(settings: Settings) -> None:
+    """Send the log of this process to standard error as the settings say."""
+    global _key
+    if settings.pseudonym_key is not None:
+        _key = blake2b(settings.pseudonym_key.get_secret_value().encode(), digest_size=32).digest()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else TextLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level)
+    for library in ("feast", "faiss", "py4j"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def pseudonym(name: str | None) -> str | None:
+    """A keyed hash that stands for a user, session or card in the log: the same name, the same 16 hex digits.
+
+    Without HEADRACE_PSEUDONYM_KEY that holds within one process only.
+    """
+    return None if name is None else blake2b(name.encode("utf-8", "surrogatepass"), key=_key, digest_size=8).hexdigest()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    given = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+    request_id = REQUEST_ID.get()
+    return given if request_id is None or "request_id" in given else {"request_id": request_id, **given}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the fields of `extra`, request_id, and error where one is.
+
+    >>> record = logging.LogRecord("shop", logging.INFO, "", 0, "sold %d", (3,), None)
+    >>> record.created, record.item = 0, "tea"
+    >>> JsonLines().format(record)
+    '{"time": "1970-01-01T00:00:00.000Z", "level": "INFO", "logger": "shop", "message": "sold 3", "item": "tea"}'
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": moment.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class TextLines(logging.Formatter):
+    """The same for people: the fields follow the message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        line = super().formatMessage(record)
+        return f"{line} [{fields}]" if fields else line

@@ -1,0 +1,279 @@
+"""The spool: whatever the log does, nobody who appends fails or waits long; every record reaches the log, in order."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from infra.log import spool
+from infra.log.client import START, LogError, LogFullError
+from infra.log.files import FileLog, encode_line
+from infra.log.spool import Spool, SpooledLog
+
+ROOT = Path(__file__).parents[3]
+WAIT_SECONDS = 0.15
+OUTAGE = """
+import sys
+from pathlib import Path
+from infra.log.client import LogError
+from infra.log.spool import Spool, SpooledLog
+class Dead:
+    def append(self, topic, records):
+        raise LogError("away")
+spooled = SpooledLog(Dead(), "t", Spool(Path(sys.argv[1]), most_bytes=10_000_000), wait_seconds=1)
+number = int(sys.argv[2])
+while True:
+    spooled.append("key", b'{"n": %d}' % number)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+class Flaky:
+    """A log that fails when it is told to, after having stored the records where `late`; or hangs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.real = FileLog(folder)
+        self.down = False
+        self.late = False
+        self.hold = threading.Event()
+        self.hold.set()
+        self.calls = 0
+        self.chance = 0.0
+        self._rng = random.Random(3)
+
+    def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
+        self.calls += 1
+        self.hold.wait(10)
+        fails = self.down or self._rng.random() < self.chance
+        if fails and not self.late:
+            raise LogFullError("no room")
+        self.real.append(topic, records)
+        if fails:
+            raise LogError("nobody knows whether it was stored")
+
+    def numbers(self) -> list[int]:
+        return [json.loads(record.value)["n"] for record in self.real.read("t", START, max_records=1_000_000)]
+
+
+class Lost:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(spool, "LONGEST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(spool, "ADOPT_SECONDS", 0.1)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Flaky:
+    return Flaky(tmp_path / "log")
+
+
+@pytest.fixture
+def lost() -> Lost:
+    return Lost()
+
+
+@pytest.fixture
+def spooled(tmp_path: Path, log: Flaky, lost: Lost) -> Iterator[SpooledLog]:
+    made = open_spooled(tmp_path, log, lost)
+    yield made
+    log.hold.set()
+    made.stop()
+
+
+def open_spooled(folder: Path, log: Flaky, lost: Lost, *, most_bytes: int = 1_000_000) -> SpooledLog:
+    waiting = Spool(folder / "spool", most_bytes=most_bytes)
+    return SpooledLog(log, "t", waiting, wait_seconds=WAIT_SECONDS, on_lost=lost)  # type: ignore[arg-type]
+
+
+def value(number: int) -> bytes:
+    return b'{"n": %d}' % number
+
+
+def wait_for(count: int, log: Flaky) -> list[int]:
+    end = time.monotonic() + 20
+    while len(set(log.numbers())) < count and time.monotonic() < end:
+        time.sleep(0.05)
+    return log.numbers()
+
+
+def firsts(numbers: list[int]) -> list[int]:
+    """What a reader that counts each record once sees."""
+    return list(dict.fromkeys(numbers))
+
+
+def test_while_the_log_is_well_the_record_is_in_it_on_return(spooled: SpooledLog, log: Flaky, tmp_path: Path) -> None:
+    for number in range(5):
+        assert spooled.append("key", value(number))
+        assert log.numbers()[-1] == number
+    assert not list(tmp_path.glob("spool/*"))
+
+
+def test_what_a_log_refused_comes_to_it_in_order_when_it_is_back(
+    spooled: SpooledLog, log: Flaky, lost: Lost, tmp_path: Path
+) -> None:
+    assert spooled.append("key", value(0))
+    log.down = True
+    assert not any(spooled.append("key", value(number)) for number in range(1, 50))
+    assert log.numbers() == [0]
+    log.down = False
+    assert wait_for(50, log) == list(range(50))
+    end = time.monotonic() + 5
+    while not spooled.append("key", value(50)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert firsts(wait_for(51, log)) == list(range(51))
+    assert lost.count == 0
+    assert not list(tmp_path.glob("spool/*"))
+
+
+def test_an_append_whose_answer_was_lost_counts_once(spooled: SpooledLog, log: Flaky) -> None:
+    log.down = log.late = True
+    for number in range(10):
+        spooled.append("key", value(number))
+    log.down = False
+    numbers = wait_for(10, log)
+    assert firsts(numbers) == list(range(10))
+    assert numbers.count(0) >= 2
+
+
+def test_a_log_that_hangs_costs_a_short_time_once(spooled: SpooledLog, log: Flaky) -> None:
+    spooled.append("key", value(0))
+    log.hold.clear()
+    took = []
+    for number in range(1, 20):
+        started = time.monotonic()
+        assert not spooled.append("key", value(number))
+        took.append(time.monotonic() - started)
+    assert took[0] < WAIT_SECONDS * 3
+    assert max(took[1:]) < WAIT_SECONDS
+    log.hold.set()
+    assert firsts(wait_for(20, log)) == list(range(20))
+
+
+def test_a_dead_log_is_asked_now_and_then_and_not_by_every_record(spooled: SpooledLog, log: Flaky) -> None:
+    log.down = True
+    started = time.monotonic()
+    for number in range(300):
+        spooled.append("key", value(number))
+    assert log.calls <= 3 + (time.monotonic() - started) / 0.05
+
+
+def test_a_full_spool_loses_and_counts_and_does_not_raise(tmp_path: Path, log: Flaky, lost: Lost) -> None:
+    line = len(encode_line(1_790_000_000_000, "key", value(10)))
+    spooled = open_spooled(tmp_path, log, lost, most_bytes=5 * line)
+    log.down = True
+    for number in range(10, 30):
+        assert not spooled.append("key", value(number))
+    assert lost.count == 15
+    assert sum(path.stat().st_size for path in tmp_path.glob("spool/*")) <= 5 * line
+    log.down = False
+    assert wait_for(5, log) == [10, 11, 12, 13, 14]
+    spooled.stop()
+
+
+def test_a_record_that_no_log_can_hold_is_lost_alone(spooled: SpooledLog, log: Flaky, lost: Lost) -> None:
+    assert not spooled.append("a\tb", value(0))
+    assert spooled.append("key", value(1))
+    assert (lost.count, log.numbers()) == (1, [1])
+
+
+@settings(max_examples=12, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=st.lists(st.sampled_from(["append", "down", "up", "late", "restart"]), min_size=5, max_size=40))
+def test_whatever_happens_every_record_is_there_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, plan: list[str]
+) -> None:
+    folder, lost = tmp_path_factory.mktemp("spool"), Lost()
+    log = Flaky(folder / "log")
+    spooled, number = open_spooled(folder, log, lost), 0
+    for step in plan:
+        if step == "append":
+            spooled.append("key", value(number))
+            number += 1
+        elif step == "restart":
+            spooled.stop()
+            spooled = open_spooled(folder, log, lost)
+        else:
+            log.down, log.late = step != "up", step == "late"
+    log.down = False
+    spooled.append("key", value(number))
+    numbers = wait_for(number + 1, log)
+    spooled.stop()
+    assert sorted(firsts(numbers)) == list(range(number + 1))
+    if "restart" not in plan:
+        assert firsts(numbers) == list(range(number + 1))
+    assert lost.count == 0
+
+
+def test_a_log_that_fails_at_random_under_many_threads_gets_everything(
+    spooled: SpooledLog, log: Flaky, lost: Lost
+) -> None:
+    log.chance = 0.3
+
+    def work(first: int) -> None:
+        for number in range(first, first + 50):
+            spooled.append(f"key-{first}", value(number))
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(0, 400, 50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    numbers = firsts(wait_for(400, log))
+    assert sorted(numbers) == list(range(400))
+    for first in range(0, 400, 50):
+        assert [one for one in numbers if first <= one < first + 50] == list(range(first, first + 50))
+    assert lost.count == 0
+
+
+def test_what_killed_processes_had_spooled_is_delivered_by_another(tmp_path: Path, log: Flaky, lost: Lost) -> None:
+    wait, present, printed = random.Random(5), 0, 0
+    for _ in range(4):
+        command = [sys.executable, "-c", OUTAGE, str(tmp_path / "spool"), str(present)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        ) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(wait.uniform(0, 0.05))
+            writer.kill()
+            printed = int((f"{present}\n" + writer.stdout.read()).split("\n")[-2])
+        present = printed + 1000  # numbers apart, so that nothing is taken for something else
+        with sorted(tmp_path.glob("spool/*.spool"))[-1].open("ab") as torn:
+            torn.write(encode_line(1, "key", value(999_999))[:-3])
+    spooled = open_spooled(tmp_path, log, lost)
+    spooled.append("key", value(1_000_000))
+    end = time.monotonic() + 10
+    while list(tmp_path.glob("spool/*.spool")) and time.monotonic() < end:
+        time.sleep(0.05)
+    spooled.stop()
+    numbers = firsts(log.numbers())
+    assert 999_999 not in numbers
+    assert {0, printed, 1_000_000} <= set(numbers)
+    assert [one for one in numbers if one < 1_000_000] == sorted(one for one in numbers if one < 1_000_000)
+
+
+def test_a_living_process_keeps_its_files_to_itself(tmp_path: Path, log: Flaky, lost: Lost) -> None:
+    mine, other = Spool(tmp_path / "spool", most_bytes=1000), Spool(tmp_path / "spool", most_bytes=1000)
+    assert mine.append(encode_line(1, "key", value(1)))
+    assert other.adopt() == 0
+    assert [pair[1] for pair in mine.oldest(10)] == [value(1)]
+    mine.delivered(1)
+    assert (mine.records, mine.size, list(tmp_path.glob("spool/*"))) == (0, 0, [])
