@@ -40,7 +40,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by parameter name and state name."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}|{key}": value if isinstance(value, Tensor) else torch.tensor(float(value))
         for parameter, state in optimizer.state.items()

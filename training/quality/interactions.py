@@ -130,7 +130,7 @@ def _read_table(path: Path, header: bool) -> pd.DataFrame:
             return pd.read_parquet(path)
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
         table = pd.read_csv(path, sep=separator, low_memory=False, header=0 if header else None)
-        return table if header else table.rename(columns={place: str(place + 1) for place in table.columns})
+        return table if header else table.set_axis([str(place + 1) for place in range(table.shape[1])], axis=1)
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read as a table: {error}") from error
 

@@ -53,7 +53,8 @@ class Task:
 
     def users(self, cases: str) -> np.ndarray:
         """The learning part's row of each case."""
-        return np.load(self._folder / f"{cases}_users.npy", allow_pickle=False)
+        users: np.ndarray = np.load(self._folder / f"{cases}_users.npy", allow_pickle=False)
+        return users
 
     def lists(self, scores_of: Any, inputs: Ragged) -> tuple[np.ndarray, np.ndarray]:
         """(by the rule of masking, always masked); scores_of(first, last) gives float32 [rows, items]."""
@@ -109,8 +110,13 @@ def factor_model(
         asking = inputs.matrix(task.items)
         users = model.recalculate_user(np.arange(asking.shape[0]), asking)
     else:
-        model = BayesianPersonalizedRanking(factors=factors, iterations=iterations, regularization=regularization,
-                                            learning_rate=float(settings.get("rate", 0.01)), random_state=seed)
+        model = BayesianPersonalizedRanking(
+            factors=factors,
+            iterations=iterations,
+            regularization=regularization,
+            learning_rate=float(settings.get("rate", 0.01)),
+            random_state=seed,
+        )
         model.fit(matrix, show_progress=False)
         users = model.user_factors[task.users("test" if request["judged"] else "validation")]
     return (lambda first, last: users[first:last] @ model.item_factors.T), {}, None
@@ -140,7 +146,9 @@ def sasrec(task: Task, request: dict[str, Any], learn: Ragged, inputs: Ragged) -
         """Times epochs, judges every second one, keeps the best, stops."""
 
         def __init__(self) -> None:
-            self.best, self.best_epoch, self.weights, self.seconds, self.over = -1.0, 0, None, [], False
+            self.best, self.best_epoch, self.over = -1.0, 0, False
+            self.weights: Any = None
+            self.seconds: list[float] = []
             self.started = time.perf_counter()
 
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
