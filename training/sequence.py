@@ -117,7 +117,7 @@ def batches(learn: Sequences, windows: _Windows, config: SequenceConfig, rng: np
     for chunk in np.array_split(order, max(1, math.ceil(len(order) / (16 * config.batch)))):
         chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
         parts += np.array_split(chunk, max(1, math.ceil(len(chunk) / config.batch)))
-    rng.shuffle(parts)  # type: ignore[arg-type]
+    rng.shuffle(parts)
     for rows in parts:
         count = lengths[rows]
         places = np.repeat(windows.start[rows] - (np.cumsum(count) - count), count) + np.arange(count.sum())

@@ -130,7 +130,9 @@ class _Blend:
 
     def scores(self, inputs: Sequences) -> NDArray[np.float32]:
         found = self.memory.scores(inputs)
-        return self.encoder.scores(inputs) + np.float32(self.weight) * np.where(np.isneginf(found), 0, found)
+        found[np.isneginf(found)] = 0
+        blended: NDArray[np.float32] = self.encoder.scores(inputs) + np.float32(self.weight) * found
+        return blended
 
 
 MEMORY_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
