@@ -43,6 +43,20 @@ def alerts(rate: float, seconds: float, real: bool, as_json: bool) -> None:
     _show(measured.run(rate=rate, seconds=seconds, real=real), as_json=as_json)
 
 
+@bench.command()
+@click.option("--events", default=200_000, show_default=True, help="Events at 1x.")
+@click.option("--scales", default="1", show_default=True, help="Multiples of it, as 1,4,16.")
+@click.option("--redis", default="", help="URL of a Redis database that may be emptied; without it SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def stream(events: int, scales: str, redis: str, as_json: bool) -> None:
+    """Events a second from the event log through the Spark job into the online store, and where the time goes."""
+    from tests.bench import event_path as measured
+
+    for scale in scales.split(","):
+        found = entry.run(measured.bench, events * int(scale), redis=redis, say=lambda line: click.echo(line, err=True))
+        _show(found, as_json=as_json)
+
+
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
