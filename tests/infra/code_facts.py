@@ -95,7 +95,7 @@ def topic_as_made(topic: str, settings: Settings) -> dict[str, Any]:
     log._admin = Admin()
     log._count = lambda name: 0  # type: ignore[method-assign]
     with contextlib.suppress(InterruptedError):
-        log._make(topic)
+        log.make(topic)
     (made,) = asked
     return {
         "topicName": made.topic, "partitions": made.num_partitions, "replicas": made.replication_factor,
