@@ -265,8 +265,8 @@ def _timed(what: str) -> Iterator[Callable[[], float]]:
 
 
 def _next(seconds: float, *, took: float) -> float:
-    """When to renew again: renewing never takes more than a quarter of the time."""
-    return time.monotonic() + max(seconds, 3 * took)
+    """When to renew again: renewing never takes more than half of the time."""
+    return time.monotonic() + max(seconds, took)
 
 
 def _tables_stand(settings: Settings) -> bool:
