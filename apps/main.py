@@ -103,9 +103,8 @@ def _add_health(app: FastAPI, services: Services) -> None:
 
 def stream_age_seconds(settings: Settings) -> float | None:
     """Seconds since the feature job last finished a micro-batch; None when it never did."""
-    path = settings.data_dir / "status" / "stream.json"
     try:
-        updated = datetime.fromisoformat(json.loads(path.read_text())["updated"])
+        updated = datetime.fromisoformat(json.loads(settings.stream_status.read_text())["updated"])
     except (OSError, ValueError, KeyError):
         return None
     return (datetime.now(UTC) - updated).total_seconds()

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from infra import processes, topics
-from infra.log.client import START, open_log
+from infra.log.client import open_log, read_all
 from infra.settings import Settings
 
 Say = Callable[[str], None]
@@ -121,13 +121,13 @@ def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
             f"{name:10} {gate['metric']}: {', '.join(f'{who} {score:.3f}' for who, score in scores)}; "
             f"served: {gate['served']}"
         )
-    traffic = json.loads((settings.data_dir / "status" / "traffic.json").read_text())
+    traffic = json.loads(settings.traffic_status.read_text())
     say(
         f"latency    recommend p50 {traffic['recommend_ms']['p50']} ms, p99 {traffic['recommend_ms']['p99']} ms; "
         f"score p50 {traffic['score_ms']['p50']} ms, p99 {traffic['score_ms']['p99']} ms (from the intended send time)"
     )
     quality = json.loads((settings.data_dir / "quality" / "import.json").read_text())
-    letters = _count(settings, topics.DEAD_LETTERS)
+    letters = sum(1 for _ in read_all(open_log(settings), topics.DEAD_LETTERS))
     say(
         f"events     {quality['accepted']:,} imported, {traffic['events']['accepted']:,} accepted live, "
         f"{letters:,} dead-lettered"
@@ -165,7 +165,7 @@ def _do(settings: Settings, *words: str) -> None:
 
 def _wait_for_features(settings: Settings) -> str:
     """Follow the feature job until it has caught up with the log and made its tables; returns what it made."""
-    status, tables = (settings.data_dir / "status" / name for name in ("stream.json", "tables.json"))
+    status, tables = settings.stream_status, settings.tables_status
     with tqdm(desc="features", unit="record", unit_scale=True, leave=False) as bar:
 
         def done() -> bool:
@@ -256,7 +256,7 @@ def _show_freshness(settings: Settings) -> str:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
     # Not while the job still works off the traffic: what is shown is the way of one event.
-    status = settings.data_dir / "status" / "stream.json"
+    status = settings.stream_status
     processes.wait_until(lambda: time.time() - status.stat().st_mtime > 4, seconds=60)
     posted = time.monotonic()
     _send(settings, "/v1/events", event)
@@ -280,7 +280,7 @@ def _wait_for_scorer(settings: Settings) -> None:
 
 def _wait_for_outcomes(settings: Settings) -> None:
     """The feature job joins outcomes every few seconds: wait until the report knows every answer of the traffic."""
-    traffic = json.loads((settings.data_dir / "status" / "traffic.json").read_text())
+    traffic = json.loads(settings.traffic_status.read_text())
     answered = traffic["statuses"].get("recommend 200", 0)
 
     def done() -> bool:
@@ -292,26 +292,16 @@ def _wait_for_outcomes(settings: Settings) -> None:
         raise DemoError(f"the report lacks some answers:\n{processes.log_tail(settings, 'stream')}")
 
 
-def _count(settings: Settings, topic: str) -> int:
-    log, position, count = open_log(settings), START, 0
-    while records := log.read(topic, position, max_records=50_000):
-        count, position = count + len(records), position.after(records)
-    return count
-
-
 def _alert_quality(settings: Settings) -> str:
     """Alerts of the traffic beside the simulator's truth."""
     truth = pq.read_table(settings.data_dir / "live" / "live_transactions.parquet")
     frauds = {
         name for name, fraud in zip(truth["event_id"].to_pylist(), truth["fraud"].to_pylist(), strict=True) if fraud
     }
-    log, position = open_log(settings), START
     outcomes: dict[str, str] = {}
-    while records := log.read(topics.DECISIONS, position, max_records=50_000):
-        for record in records:
-            decision = json.loads(record.value)
-            outcomes.setdefault(decision["event_id"], decision["outcome"])
-        position = position.after(records)
+    for record in read_all(open_log(settings), topics.DECISIONS):
+        decision = json.loads(record.value)
+        outcomes.setdefault(decision["event_id"], decision["outcome"])
     alerts = {name for name, outcome in outcomes.items() if outcome != "approve"}
     found = len(alerts & frauds)
     return (

@@ -103,6 +103,21 @@ class Settings(BaseSettings):
         return self.data_dir / "offline"
 
     @cached_property
+    def stream_status(self) -> Path:
+        """What the feature job's last micro-batch did, as JSON; as old as that is."""
+        return self.data_dir / "status" / "stream.json"
+
+    @cached_property
+    def tables_status(self) -> Path:
+        """What the feature job's last renewal of tables made, as JSON."""
+        return self.data_dir / "status" / "tables.json"
+
+    @cached_property
+    def traffic_status(self) -> Path:
+        """What came of the last `headrace traffic`, as JSON."""
+        return self.data_dir / "status" / "traffic.json"
+
+    @cached_property
     def feast_dir(self) -> Path:
         """Feast's registry and the SQLite online store."""
         return self.data_dir / "feast"

@@ -27,7 +27,6 @@ AIRFLOW = ROOT / ".venv-dags" / "bin" / "airflow"
 AIRFLOW_PASSWORDS = "simple_auth_manager_passwords.json.generated"
 SCORER_METRICS_PORT = 9101
 STREAM_METRICS_PORT = 9102
-STREAM_STATUS = "stream.json"
 
 
 class StackError(Exception):
@@ -118,7 +117,7 @@ def _servers(settings: Settings, *, airflow: bool) -> list[Server]:
             name="stream",
             address=f"http://127.0.0.1:{settings.stream_metrics_port}/metrics",
             start=lambda: processes.start(settings, "stream", "stream"),
-            healthy=lambda: _younger(settings, settings.data_dir / "status" / STREAM_STATUS, "stream"),
+            healthy=lambda: _younger(settings, settings.stream_status, "stream"),
             seconds=180,
             ports=[settings.stream_metrics_port],
         ),

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from features.events import ExperimentDefined
 from infra import topics
-from infra.log.client import START, open_log
+from infra.log.client import open_log, read_all
 from infra.settings import Settings
 
 IMPRESSIONS = "impressions"
@@ -197,13 +197,11 @@ def _read(spark: SparkSession, folder: Path, schema: str) -> DataFrame:
 
 def _counted_by_session(settings: Settings) -> set[str]:
     """Keys of the experiments whose unit is the session, by the last definition of each."""
-    log, position, keys = open_log(settings), START, set[str]()
-    while records := log.read(topics.EXPERIMENTS, position):
-        for record in records:
-            try:
-                event = ExperimentDefined.model_validate_json(record.value)
-            except ValidationError:
-                continue  # the service that reads definitions says so in its log
-            (keys.add if event.definition.get("unit") == "session" else keys.discard)(event.experiment)
-        position = position.after(records)
+    keys = set[str]()
+    for record in read_all(open_log(settings), topics.EXPERIMENTS):
+        try:
+            event = ExperimentDefined.model_validate_json(record.value)
+        except ValidationError:
+            continue  # the service that reads definitions says so in its log
+        (keys.add if event.definition.get("unit") == "session" else keys.discard)(event.experiment)
     return keys

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,8 +42,6 @@ from streaming.tables import IMPRESSIONS, LABELS, SHOP_EVENTS, as_schema, dead_l
 
 logger = logging.getLogger(__name__)
 
-STATUS_FILE = "stream.json"
-TABLES_FILE = "tables.json"
 QUERY = "features"
 ONLINE_PATIENCE_SECONDS = 300.0
 """How long a micro-batch waits for an online store that does not answer before the job gives up."""
@@ -128,7 +127,7 @@ class FeatureJob:
 
     def write_status(self, seconds: float = 0.0) -> None:
         status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
-        _write_status(self._settings, STATUS_FILE, status)
+        _write_status(self._settings.stream_status, status)
 
 
 class Renewal(threading.Thread):
@@ -252,7 +251,7 @@ def rebuild_tables(spark: SparkSession, settings: Settings) -> str:
         days = pool.submit(items.rebuild, spark, open_store(settings), settings)
         related = pool.submit(co_purchase.run, spark, settings, moments=[timeline.ranker_start, timeline.split])
     made = f"{days.result():,} item days, {related.result():,} items with others bought beside them"
-    _write_status(settings, TABLES_FILE, {"made": made})
+    _write_status(settings.tables_status, {"made": made})
     return made
 
 
@@ -274,12 +273,11 @@ def _tables_stand(settings: Settings) -> bool:
     return all(any(folder.glob("*.parquet")) for folder in tables)
 
 
-def _write_status(settings: Settings, name: str, status: Mapping[str, object]) -> None:
-    folder = settings.data_dir / "status"
-    folder.mkdir(parents=True, exist_ok=True)
-    hidden = folder / f".{name}.new"
+def _write_status(path: Path, status: Mapping[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.new")
     hidden.write_text(json.dumps({"updated": datetime.now(UTC).isoformat(), **status}))
-    os.replace(hidden, folder / name)
+    os.replace(hidden, path)
 
 
 def refill_online(settings: Settings, *, say: Callable[[str], None]) -> None:

@@ -15,12 +15,11 @@ import orjson
 
 from apps.ingest.service import IngestService
 from infra import topics
-from infra.log.client import START, EventLog, open_log
+from infra.log.client import EventLog, open_log, read_all
 from infra.settings import Settings
 
 Say = Callable[[str], None]
 
-READ = 10_000
 BATCH = 500
 SAMPLE_LENGTH = 200
 CENTURY_DAYS = 36_500
@@ -42,20 +41,17 @@ class Letter(NamedTuple):
 def letters(log: EventLog) -> Iterator[Letter]:
     """Every dead letter once, oldest first: a crash may have written one twice."""
     seen: set[str] = set()
-    position = START
-    while records := log.read(topics.DEAD_LETTERS, position, max_records=READ):
-        position = position.after(records)
-        for record in records:
-            try:
-                told = orjson.loads(record.value)
-            except orjson.JSONDecodeError:
-                told = {"reason": "unreadable letter", "value": record.value.decode("utf-8", "replace")}
-            if not isinstance(told, dict):
-                told = {"reason": "unreadable letter", "value": told}
-            letter = Letter(_id(told), str(told.get("reason") or record.key), told)
-            if letter.id not in seen:
-                seen.add(letter.id)
-                yield letter
+    for record in read_all(log, topics.DEAD_LETTERS):
+        try:
+            told = orjson.loads(record.value)
+        except orjson.JSONDecodeError:
+            told = {"reason": "unreadable letter", "value": record.value.decode("utf-8", "replace")}
+        if not isinstance(told, dict):
+            told = {"reason": "unreadable letter", "value": told}
+        letter = Letter(_id(told), str(told.get("reason") or record.key), told)
+        if letter.id not in seen:
+            seen.add(letter.id)
+            yield letter
 
 
 def _id(told: dict[str, Any]) -> str:

@@ -263,9 +263,8 @@ def _report(settings: Settings, outcome: Outcome, say: Callable[[str], None]) ->
     recommend, scored = percentiles(outcome.recommend_ms), percentiles(outcome.score_ms)
     # vars, not asdict: that would take the counters apart.
     summary = vars(outcome) | {"recommend_ms": recommend, "score_ms": scored}
-    folder = settings.data_dir / "status"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "traffic.json").write_text(json.dumps(summary, indent=2))
+    settings.traffic_status.parent.mkdir(parents=True, exist_ok=True)
+    settings.traffic_status.write_text(json.dumps(summary, indent=2))
     say(
         f"traffic: {outcome.orders:,} orders and {scored['count']:,} score requests in {outcome.seconds:.0f} s; "
         f"recommend p50 {recommend['p50']} ms, p99 {recommend['p99']} ms; score p50 {scored['p50']} ms, "

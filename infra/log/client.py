@@ -228,6 +228,14 @@ def follow(
             stop.wait(poll_seconds)
 
 
+def read_all(log: EventLog, topic: str) -> Iterator[Record]:
+    """Every record from the beginning of the topic to its end, in order within each partition."""
+    position = START
+    while records := log.read(topic, position, max_records=10_000):
+        position = position.after(records)
+        yield from records
+
+
 def make_topic(settings: Settings, topic: str) -> None:
     """Have a topic that a reader of another make (Spark) expects to be there; on files every topic is."""
     if settings.kafka_bootstrap is not None:

@@ -26,7 +26,7 @@ import pytest
 from features import views
 from features.store import online_rows, open_store
 from infra import processes, stack, topics
-from infra.log.client import START, EventLog, open_log
+from infra.log.client import EventLog, open_log, read_all
 from infra.settings import Settings
 from streaming import job
 from tests.apps.releases import publish_release
@@ -170,11 +170,7 @@ def _kill(settings: Settings, name: str) -> None:
 
 
 def _records(log: EventLog, topic: str) -> list[dict[str, Any]]:
-    position, found = START, []
-    while records := log.read(topic, position, max_records=10_000):
-        position = position.after(records)
-        found += [json.loads(record.value) for record in records]
-    return found
+    return [json.loads(record.value) for record in read_all(log, topic)]
 
 
 def _once(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
