@@ -88,6 +88,7 @@ def stop_all(settings: Settings) -> list[str]:
         _, stubborn = psutil.wait_procs([*wave.values(), *family], timeout=STOP_SECONDS)
         for process in stubborn:
             process.kill()
+    _children[:] = [child for child in _children if child.poll() is None]
     for path in (settings.data_dir / "run").glob("*.json"):
         path.unlink()
     return list(running)

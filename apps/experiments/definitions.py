@@ -37,6 +37,7 @@ class Experiments:
         self._lock = threading.Lock()
         self._position = START
         self._refreshed = float("-inf")
+        self._unreadable = False
         self._definitions: dict[str, ExperimentDefinition] = {}
         self._have_run: set[str] = set()
 
@@ -104,7 +105,9 @@ class Experiments:
             self._read_topic()
         except Exception as error:  # whatever the log's client raises
             self._refreshed = self._clock() + UNREADABLE_SECONDS
-            logger.warning("experiments stay as they were read last: %s", error)
+            if not self._unreadable:
+                logger.warning("experiments stay as they were read last: %s", error)
+            self._unreadable = True
         finally:
             self._lock.release()
 
@@ -122,6 +125,7 @@ class Experiments:
                 if definition.status == "running":
                     self._have_run.add(definition.key)
             self._position = self._position.after(records)
+        self._unreadable = False
         # Replaced whole: readers need no lock.
         self._definitions = definitions
         self._refreshed = self._clock()

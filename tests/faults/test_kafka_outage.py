@@ -1,0 +1,60 @@
+"""The only broker dies while users are asked for: they are answered all the same, and their impressions reach Kafka
+when it is back."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from infra import processes, topics
+from infra.kafka import broker
+from infra.log.client import open_log, read_all
+from infra.settings import Settings
+from tests.apps.servers import ASK, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+AWAY_SECONDS = 8.0
+
+
+@pytest.fixture
+def own(kafka_tools: None, tmp_path: Path) -> Iterator[Settings]:
+    settings = Settings(data_dir=tmp_path / "kafka")
+    yield settings
+    processes.stop_all(settings)
+
+
+def test_users_are_answered_without_kafka_and_it_gets_their_impressions_later(
+    own: Settings, kafka_port: Callable[[], int], tmp_path: Path
+) -> None:
+    nodes = broker.plan(kafka_port())
+    broker.start(own, nodes)
+    with serving(tmp_path / "api", kafka_bootstrap=broker.bootstrap(nodes)) as server:
+        asked: list[str] = []
+
+        def ask() -> bool:
+            status, _, told = server.call("POST", "/v1/recommend", ASK)
+            assert status == 200, told
+            assert told["items"]
+            asked.append(told["request_id"])
+            return bool(told["degraded"])
+
+        assert processes.wait_until(lambda: not ask(), seconds=60), "the first makes the topic, and may take long"
+        processes.alive(own)[nodes[0].name].kill()
+        end, degraded = time.monotonic() + AWAY_SECONDS, []
+        while time.monotonic() < end:
+            degraded.append(ask())
+            time.sleep(0.05)
+        assert all(degraded), "an answer whose impression is not in the log says so"
+
+        broker.start(own, nodes)
+        assert processes.wait_until(lambda: not ask(), seconds=60), "it recovers by itself"
+        log = open_log(server.settings)
+
+        def lacking() -> set[str]:
+            return set(asked) - {json.loads(record.value)["event_id"] for record in read_all(log, topics.IMPRESSIONS)}
+
+        assert processes.wait_until(lambda: not lacking(), seconds=60, pause=1.0), f"lost {len(lacking())}"
+        assert server.output.read_text().count("experiments stay as they were read last") <= 2
