@@ -106,7 +106,7 @@ def test_whatever_stands_in_a_topic_becomes_a_letter_that_can_be_read_and_export
     with pytest.raises(ValidationError):
         Transaction.model_validate_json(value)
     record = Record(topics.TRANSACTIONS, 0, 5, 6, 0, "c", value)
-    key, letter = scorer._dead_letter(record, reason="malformed", detail="said why")
+    key, letter = scorer._refuse(record, reason="malformed", detail="said why")
     open_log(settings).append(topics.DEAD_LETTERS, [(key, letter)])
     found = list(letters(open_log(settings)))[-1]
     assert (found.id, found.reason) == ("transactions:0:5", "malformed")
