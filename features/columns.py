@@ -1,6 +1,11 @@
-"""Every column name of the stored tables, spelled once. Times are int64 milliseconds since the epoch."""
+"""Every name of the stored tables of events and of columns, spelled once. Times are int64 ms since the epoch."""
 
 import pyarrow as pa
+
+SHOP_EVENTS = "shop_events"
+IMPRESSIONS = "impressions"
+LABELS = "labels"
+"""The tables of events, folders of the offline store; the views are in features/views.py."""
 
 USER = "user_id"
 ITEM = "item_id"

@@ -37,6 +37,17 @@ class OnlineView:
     """Feature to np.int64, np.float64 or object (strings): every feature is a list."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Rows as they are stored."""
+
+    ids: Sequence[str]
+    values: Sequence[Sequence[bytes]]
+    """One sequence a feature, in the order of the view's dtypes."""
+    event_us: NDArray[np.int64]
+    created_us: NDArray[np.int64]
+
+
 class OnlineRows(Protocol):
     """What an adapter does. Each method raises OnlineStoreError when the database does not answer."""
 
@@ -44,16 +55,8 @@ class OnlineRows(Protocol):
         """Each feature's stored values of the ids, in the order of view.dtypes. `patient` calls may take seconds."""
         ...
 
-    def write(
-        self,
-        view: OnlineView,
-        ids: Sequence[str],
-        values: Sequence[Sequence[bytes]],
-        *,
-        event_us: NDArray[np.int64],
-        created_us: NDArray[np.int64],
-    ) -> None:
-        """Store rows, each whole or not at all, unless a newer one is there. values: one sequence a feature."""
+    def write(self, view: OnlineView, rows: EncodedRows) -> None:
+        """Store rows, each whole or not at all, unless a newer one is there."""
         ...
 
     def epoch(self) -> str:
@@ -102,13 +105,13 @@ class OnlineStore:
         if not rows.num_rows:
             return
         wanted = self._views[view]
-        self.rows.write(
-            wanted,
+        encoded = EncodedRows(
             rows[wanted.join_key].to_pylist(),
             [encode_lists(_whole(rows[name])) for name in wanted.dtypes],
-            event_us=_microseconds(rows[columns.EVENT_TIMESTAMP]),
-            created_us=_microseconds(rows[columns.CREATED_TIMESTAMP]),
+            _microseconds(rows[columns.EVENT_TIMESTAMP]),
+            _microseconds(rows[columns.CREATED_TIMESTAMP]),
         )
+        self.rows.write(wanted, encoded)
 
     @contextmanager
     def _unless_dead(self) -> Iterator[None]:

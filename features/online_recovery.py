@@ -15,7 +15,6 @@ each entity is written again from the offline tables, to which every row goes fi
 
 import json
 import logging
-import os
 import uuid
 from collections.abc import Callable
 
@@ -23,6 +22,7 @@ from features import views
 from features.offline import newest_rows
 from features.online import OnlineStoreError
 from features.store import Store, write_online
+from infra.durable import replacing
 from infra.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,5 @@ class OnlineGuard:
         if not rows.mark(mark, after=after) or rows.epoch() != self._epoch:
             raise RowsLostError("the online store started anew while rows were written; doing it again")
         self._saved = {**self._saved, "mark": mark, "epoch": self._epoch}
-        hidden = self._path.with_suffix(".new")
-        with hidden.open("w") as file:
-            json.dump(self._saved, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(hidden, self._path)
+        with replacing(self._path) as hidden:
+            hidden.write_text(json.dumps(self._saved))

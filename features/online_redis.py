@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
-from features.online import OnlineStoreError, OnlineView
+from features.online import EncodedRows, OnlineStoreError, OnlineView
 from features.online_codec import encode_varints, entity_keys
 
 ROWS_AT_ONCE = 32
@@ -173,29 +173,22 @@ class RedisRows:
                 rows += [found[place] for place in range(len(keys))]
         return list(zip(*rows, strict=True)) if rows else [() for _ in fields]
 
-    def write(
-        self,
-        view: OnlineView,
-        ids: Sequence[str],
-        values: Sequence[Sequence[bytes]],
-        *,
-        event_us: NDArray[np.int64],
-        created_us: NDArray[np.int64],
-    ) -> None:
+    def write(self, view: OnlineView, rows: EncodedRows) -> None:
         shared = [
-            len(values),
+            len(rows.values),
             f"_ts:{view.name}",
             f"_created:{view.name}",
             *(_field(view, name) for name in view.dtypes),
         ]
-        keys = entity_keys(view.join_key, ids, project=self._project)
-        columns = [event_us.tolist(), created_us.tolist(), _stamps(event_us), *values]
+        keys = entity_keys(view.join_key, rows.ids, project=self._project)
+        columns = [rows.event_us.tolist(), rows.created_us.tolist(), _stamps(rows.event_us), *rows.values]
         with self._answers(patient=True) as client:
             for calls in _parts(self._calls(keys), CALLS_AT_ONCE):
                 pipe = client.pipeline(transaction=False)
-                for rows in calls:
-                    arguments = itertools.chain.from_iterable([column[row] for column in columns] for row in rows)
-                    pipe.execute_command("EVAL", WRITE, len(rows), *(keys[row] for row in rows), *shared, *arguments)
+                for places in calls:
+                    arguments = itertools.chain.from_iterable([column[place] for column in columns] for place in places)
+                    called = [keys[place] for place in places]
+                    pipe.execute_command("EVAL", WRITE, len(called), *called, *shared, *arguments)
                 pipe.execute()
 
     def _calls(self, keys: list[bytes]) -> list[Sequence[int]]:

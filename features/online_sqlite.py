@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from features.online import OnlineStoreError, OnlineView
+from features.online import EncodedRows, OnlineStoreError, OnlineView
 from features.online_codec import decode_lists, encode_lists, entity_keys
 
 ORDER = "_order"
@@ -39,19 +38,12 @@ class SqliteRows:
                     found[key, name] = value
         return [[found.get((key, name)) for key in keys] for name in features]
 
-    def write(
-        self,
-        view: OnlineView,
-        ids: Sequence[str],
-        values: Sequence[Sequence[bytes]],
-        *,
-        event_us: NDArray[np.int64],
-        created_us: NDArray[np.int64],
-    ) -> None:
-        keys, features = entity_keys(view.join_key, ids), [*view.dtypes, ORDER]
-        moments = list(zip(event_us.tolist(), created_us.tolist(), strict=True))
-        pairs = pa.ListArray.from_arrays(np.arange(len(keys) + 1) * 2, np.stack((event_us, created_us), 1).ravel())
-        columns = [*values, encode_lists(pairs)]
+    def write(self, view: OnlineView, rows: EncodedRows) -> None:
+        keys, features = entity_keys(view.join_key, rows.ids), [*view.dtypes, ORDER]
+        stamps = np.stack((rows.event_us, rows.created_us), 1)
+        moments = list(map(tuple, stamps.tolist()))
+        pairs = pa.ListArray.from_arrays(np.arange(len(keys) + 1) * 2, stamps.ravel())
+        columns = [*rows.values, encode_lists(pairs)]
         with self._connection(patient=True) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:

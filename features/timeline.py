@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from features import columns
 from features.history import DAY
 from infra.settings import Settings
 
@@ -45,7 +46,7 @@ def read_timeline(settings: Settings, *, holdout_days: int = HOLDOUT_DAYS, ranke
 
     Raises NoDataError before `headrace features` has run on any shop events.
     """
-    folder = settings.offline_dir / "shop_events"
+    folder = settings.offline_dir / columns.SHOP_EVENTS
     if not any(folder.glob("*.parquet")):
         raise NoDataError("no shop events in the offline store; run `headrace import` and `headrace features` first")
     moments = ds.dataset(folder).scanner(["type", "event_time"]).to_table()

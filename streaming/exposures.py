@@ -4,23 +4,21 @@ One row per experiment, variation, unit and UTC day, whole history each time, so
 up where they belong however they arrived. Knows nothing of statistics, nor which variation is the control.
 """
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from features.columns import IMPRESSIONS, SHOP_EVENTS
 from features.events import ExperimentDefined
 from infra import topics
 from infra.log.client import open_log, read_all
 from infra.settings import Settings
+from streaming.tables import write_table
 
-IMPRESSIONS = "impressions"
-SHOP_EVENTS = "shop_events"
-UNITS_FILE = "experiment_units.parquet"
+UNITS_TABLE = "experiment_units"
 HORIZON_DAYS = 30
 """An outcome later than this after its impression is not the impression's merit."""
 
@@ -173,17 +171,7 @@ def run(spark: SparkSession, settings: Settings) -> int:
         by_session=_counted_by_session(settings),
     )
     table = units.toArrow().sort_by([(name, "ascending") for name in ROW])
-    settings.offline_dir.mkdir(parents=True, exist_ok=True)
-    target = settings.offline_dir / UNITS_FILE
-    new = target.with_name(f".{UNITS_FILE}.{os.getpid()}")
-    try:
-        with new.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(target)
-    finally:
-        new.unlink(missing_ok=True)
+    write_table(settings.offline_dir, UNITS_TABLE, table)
     rows: int = table.num_rows
     return rows
 

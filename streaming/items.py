@@ -13,11 +13,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns, history, views
+from features.columns import SHOP_EVENTS
 from features.feast_import import FeatureStore
 from features.history import DAY, History
 from features.store import write_online
 from infra.settings import Settings
-from streaming.tables import SHOP_EVENTS, history_rows, write_table
+from streaming.tables import history_rows, write_table
 
 COUNTED = ("event_id", "type", "event_time", columns.ITEM, "quantity", "price", "order_id")
 

@@ -9,15 +9,13 @@ over all items are made where they are missing; `headrace features`, once a day,
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,18 +25,18 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 from tqdm import tqdm
 
-from features import views
+from features.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
 from features.online import OnlineStoreError
 from features.online_recovery import OnlineGuard, refill
 from features.store import open_store
-from features.timeline import NoDataError, read_timeline
 from infra.log.client import START, EventLog, Position, open_log
 from infra.settings import Settings
-from streaming import co_purchase, exposures, items, metrics
+from streaming import exposures, metrics
 from streaming.histories import Histories
+from streaming.renewal import Renewal, rebuild_tables
 from streaming.session import JobError, open_session
 from streaming.source import READ_TOPICS, parse, reached, read_stream
-from streaming.tables import IMPRESSIONS, LABELS, SHOP_EVENTS, as_schema, dead_letter, write_table
+from streaming.tables import as_schema, dead_letter, write_status, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +92,7 @@ class FeatureJob:
         self.records += events.num_rows
         seconds = time.monotonic() - started
         metrics.tell_batch(events, seconds=seconds, now=time.time())
-        self.write_status(seconds)
+        self.tell(seconds)
 
     def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
         """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
@@ -125,66 +123,10 @@ class FeatureJob:
             self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
             self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
-    def write_status(self, seconds: float = 0.0) -> None:
+    def tell(self, seconds: float = 0.0) -> None:
+        """Keep what was done so far, and how long the last micro-batch took, where `headrace` and its pages see it."""
         status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
-        _write_status(self._settings.stream_status, status)
-
-
-class Renewal(threading.Thread):
-    """Renews the tables, item windows and experiment outcomes while the stream goes on."""
-
-    def __init__(
-        self,
-        spark: SparkSession,
-        settings: Settings,
-        job: FeatureJob,
-        *,
-        caught_up: Callable[[], bool],
-        stop: threading.Event,
-    ) -> None:
-        super().__init__(name="renewal", daemon=True)
-        self._spark = spark
-        self._settings = settings
-        self._job = job
-        self._caught_up = caught_up
-        self._halt = stop
-
-    def run(self) -> None:
-        # A pool of their own, so that the tasks of a micro-batch do not queue behind theirs.
-        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "renewal")
-        store = open_store(self._settings)
-        next_items = next_exposures = 0.0
-        tables_stand = False
-        while not self._halt.wait(0.5):
-            try:
-                if not tables_stand:
-                    tables_stand = _tables_stand(self._settings)
-                    if not tables_stand and self._job.items_touched and self._caught_up():
-                        self._job.items_touched = set()
-                        with _timed("tables"):
-                            rebuild_tables(self._spark, self._settings)
-                elif self._job.items_touched and time.monotonic() >= next_items:
-                    touched, self._job.items_touched = self._job.items_touched, set()
-                    try:
-                        with _timed("item windows") as took:
-                            items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
-                    except Exception:
-                        self._job.items_touched |= touched
-                        raise
-                    next_items = _next(self._settings.population_refresh_seconds, took=took())
-                if self._job.impressions_seen and time.monotonic() >= next_exposures:
-                    self._job.impressions_seen = False
-                    try:
-                        with _timed("experiment outcomes") as took:
-                            exposures.run(self._spark, self._settings)
-                    except Exception:
-                        self._job.impressions_seen = True
-                        raise
-                    next_exposures = _next(self._settings.exposures_refresh_seconds, took=took())
-            except Exception:
-                if not self._halt.is_set():
-                    metrics.RENEWALS_FAILED.inc()
-                    logger.exception("renewing item windows or experiment outcomes failed; trying again")
+        write_status(self._settings.stream_status, status)
 
 
 def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
@@ -200,7 +142,7 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
-        job.write_status()  # it is up, also where there is nothing to read yet
+        job.tell()  # it is up, also where there is nothing to read yet
         log = open_log(settings)
         renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
         renewal.start()
@@ -236,48 +178,6 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
         except JobRunningError:
             say("features: `headrace stream` is running and keeps the histories; renewing the item tables only")
         say(f"features: {rebuild_tables(spark, settings)}")
-
-
-def rebuild_tables(spark: SparkSession, settings: Settings) -> str:
-    """Make the tables over all items anew: item days, and neighbours as of the moments that training looks from.
-
-    Returns one line that says what was made, or what is missing for it.
-    """
-    try:
-        timeline = read_timeline(settings)
-    except NoDataError as error:
-        return str(error)
-    with ThreadPoolExecutor(max_workers=2) as pool:  # Spark plans a job in one thread: two jobs fill two cores
-        days = pool.submit(items.rebuild, spark, open_store(settings), settings)
-        related = pool.submit(co_purchase.run, spark, settings, moments=[timeline.ranker_start, timeline.split])
-    made = f"{days.result():,} item days, {related.result():,} items with others bought beside them"
-    _write_status(settings.tables_status, {"made": made})
-    return made
-
-
-@contextlib.contextmanager
-def _timed(what: str) -> Iterator[Callable[[], float]]:
-    started = time.monotonic()
-    with metrics.RENEWAL_SECONDS.labels(what).time():
-        yield lambda: time.monotonic() - started
-    logger.info("renewed %s in %.1f s", what, time.monotonic() - started)
-
-
-def _next(seconds: float, *, took: float) -> float:
-    """When to renew again: renewing never takes more than half of the time."""
-    return time.monotonic() + max(seconds, took)
-
-
-def _tables_stand(settings: Settings) -> bool:
-    tables = (settings.offline_dir / name for name in (views.ITEM_HISTORY, views.ITEM_NEIGHBOURS))
-    return all(any(folder.glob("*.parquet")) for folder in tables)
-
-
-def _write_status(path: Path, status: Mapping[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.new")
-    hidden.write_text(json.dumps({"updated": datetime.now(UTC).isoformat(), **status}))
-    os.replace(hidden, path)
 
 
 def refill_online(settings: Settings, *, say: Callable[[str], None]) -> None:

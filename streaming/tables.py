@@ -1,11 +1,11 @@
-"""Where the jobs write: Parquet tables of the offline store, each file whole or absent, and dead letters.
+"""Where the jobs write: Parquet tables of the offline store, each file whole or absent, dead letters, and how they do.
 
 A file is named after the micro-batch that wrote it, so that a micro-batch that runs twice writes it once.
 """
 
-import os
+import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import columns, events
+from features.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
 from features.history import History, to_arrow
 from infra import topics
+from infra.durable import replacing
 from infra.log.client import EventLog
 
 ROW_GROUP = 50_000
 """Rows that a reader can skip together: histories are written in order of time, and most readers want the end."""
 
 ORIGIN = ("topic", "partition", "offset")
-SHOP_EVENTS = "shop_events"
-IMPRESSIONS = "impressions"
-LABELS = "labels"
 
 _STRINGS = ("user_id", "session_id", "order_id", "request_id")
 SHOWN_ITEM = pa.struct(
@@ -56,11 +55,15 @@ SCHEMAS = {
 
 
 def write_table(folder: Path, name: str, table: pa.Table) -> None:
-    """Write `folder`/`name`.parquet, replacing it; a reader sees the old file or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hidden = folder / f".{name}.new"
-    pq.write_table(table, hidden, compression="zstd", compression_level=1, row_group_size=ROW_GROUP)
-    os.replace(hidden, folder / f"{name}.parquet")
+    """Write `folder`/`name`.parquet durably, replacing it; a reader sees the old file or the new one."""
+    with replacing(folder / f"{name}.parquet") as hidden:
+        pq.write_table(table, hidden, compression="zstd", compression_level=1, row_group_size=ROW_GROUP)
+
+
+def write_status(path: Path, status: Mapping[str, object]) -> None:
+    """Say in a file how things stand, and when that was."""
+    with replacing(path) as hidden:
+        hidden.write_text(json.dumps({"updated": datetime.now(UTC).isoformat(), **status}))
 
 
 def as_schema(table: pa.Table, name: str) -> pa.Table:

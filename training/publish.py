@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from features.manifest import CURRENT, MANIFEST, Manifest, ReleaseError, checksum, current_version, read_release
+from infra.durable import sync
 
 KEPT = 5
 """Releases that stay on disk."""
@@ -29,8 +30,8 @@ def publish(building: Path, manifest: Manifest) -> Path:
     complete = manifest.model_copy(update={"files": files})
     (building / MANIFEST).write_text(complete.model_dump_json(indent=2))
     for path in building.iterdir():
-        _sync(path)
-    _sync(building)
+        sync(path)
+    sync(building)
     final = releases / manifest.version
     building.rename(final)
     point_to(releases, manifest.version)
@@ -45,7 +46,7 @@ def point_to(releases: Path, version: str) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(version)
     os.replace(link, releases / CURRENT)
-    _sync(releases)
+    sync(releases)
 
 
 def versions(releases: Path) -> list[str]:
@@ -73,11 +74,3 @@ def _drop_old(releases: Path) -> None:
     for version in versions(releases)[:-KEPT]:
         if version != current_version(releases):
             shutil.rmtree(releases / version)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

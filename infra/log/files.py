@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from infra.durable import replacing, sync
 from infra.log.client import START, WHOLE, Held, LogError, LogFullError, Position, Record, Share, refuse_unusable
 from infra.log.line_count import LineCounter
 
@@ -123,7 +124,7 @@ class _Writer:
         os.close(fd)
         base += size
         fd, size = _open_mended(self._folder / f"{base:020d}.log")
-        _sync_folder(self._folder)
+        sync(self._folder)
         return fd, size
 
 
@@ -167,14 +168,6 @@ def _mend_tail(fd: int, path: Path) -> int:
 
 def _segments(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.stem), path) for path in folder.glob("*.log"))
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class FileLog:
@@ -292,15 +285,8 @@ class FileLog:
     def commit(self, group: str, topic: str, position: Position) -> None:
         if PARTITION not in position.offsets:
             return
-        path = self._offsets_path(group, topic)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}.new")
-        with new.open("wb") as file:
-            file.write(json.dumps({"offset": position.offsets[PARTITION]}).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        _sync_folder(path.parent)
+        with replacing(self._offsets_path(group, topic)) as new:
+            new.write_text(json.dumps({"offset": position.offsets[PARTITION]}))
 
     def _offsets_path(self, group: str, topic: str) -> Path:
         return self._folder / topic / "offsets" / f"{group}.json"

@@ -34,14 +34,7 @@ def produce_confluent(servers: str, topic: str) -> Iterator[tuple[str, int]]:
             producer.produce(topic, VALUE, f"key-{number}", on_delivery=acked)
         assert producer.flush(30) == 0
 
-    batch(1)
-    yield "start", 1
-    for _ in range(SINGLES):
-        batch(1)
-    yield "one by one", SINGLES
-    for _ in range(BATCHES):
-        batch(BATCH)
-    yield "batches of 100", BATCHES * BATCH
+    yield from produce(batch)
 
 
 def produce_python(servers: str, topic: str) -> Iterator[tuple[str, int]]:
@@ -51,6 +44,12 @@ def produce_python(servers: str, topic: str) -> Iterator[tuple[str, int]]:
         for sent in [producer.send(topic, VALUE, f"key-{number}".encode()) for number in range(size)]:
             sent.get(30)
 
+    yield from produce(batch)
+    producer.close()
+
+
+def produce(batch: Callable[[int], None]) -> Iterator[tuple[str, int]]:
+    """Steps of either client; `batch` sends so many records and waits until they are acknowledged."""
     batch(1)
     yield "start", 1
     for _ in range(SINGLES):
@@ -59,7 +58,6 @@ def produce_python(servers: str, topic: str) -> Iterator[tuple[str, int]]:
     for _ in range(BATCHES):
         batch(BATCH)
     yield "batches of 100", BATCHES * BATCH
-    producer.close()
 
 
 def consume_confluent(servers: str, topic: str) -> Iterator[tuple[str, int]]:

@@ -11,11 +11,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 from features import columns, store, views
+from features.columns import SHOP_EVENTS
 from features.history import DAY
 from infra.settings import Settings
 from streaming import co_purchase
 from streaming.co_purchase import neighbours, run
-from streaming.tables import SCHEMAS, SHOP_EVENTS, write_table
+from streaming.tables import SCHEMAS, write_table
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from features.events import ExperimentDefined, key_of, to_json
 from infra import topics
 from infra.log.client import open_log
 from infra.settings import Settings
-from streaming.exposures import UNITS_FILE, experiment_units, run
+from streaming.exposures import UNITS_TABLE, experiment_units, run
 
 pytestmark = pytest.mark.slow
 
@@ -175,9 +175,9 @@ def settings(tmp_path):
 
 
 def test_the_table_is_what_the_report_reads(spark, settings):
-    assert UNITS_FILE == READ_FILE
+    assert f"{UNITS_TABLE}.parquet" == READ_FILE
     assert run(spark, settings) == 0
-    written = pq.read_schema(settings.offline_dir / UNITS_FILE)
+    written = pq.read_schema(settings.offline_dir / READ_FILE)
     assert (written.names, written.types) == (UNITS_SCHEMA.names, UNITS_SCHEMA.types)
 
 
@@ -190,7 +190,7 @@ def test_run_reads_the_folders_and_replaces_the_table(spark, settings):
     assert run(spark, settings) == 3
     assert load_units(settings.offline_dir, "e")["day"].to_pylist() == [date(2026, 11, 1), date(2026, 11, 2)]
     assert load_units(settings.offline_dir, "by-session")["unit"].to_pylist() == ["s"]
-    assert [path.name for path in settings.offline_dir.iterdir() if path.is_file()] == [UNITS_FILE]
+    assert [path.name for path in settings.offline_dir.iterdir() if path.is_file()] == [READ_FILE]
 
 
 def write(settings, folder, batch, rows):

@@ -13,11 +13,12 @@ from pyspark.sql import DataFrame, SparkSession
 
 from features import columns, store, views
 from features.catalogue import ITEM_WINDOWS, item_windows
+from features.columns import SHOP_EVENTS
 from features.history import DAY, ITEM_COLUMNS, from_arrow, from_lists
 from infra.settings import Settings
 from streaming import items
 from streaming.items import daily_totals, item_rows
-from streaming.tables import SCHEMAS, SHOP_EVENTS, write_table
+from streaming.tables import SCHEMAS, write_table
 
 DAY_0 = 20_000 * DAY
 CREATED = datetime(2026, 11, 22, tzinfo=UTC)

@@ -18,7 +18,7 @@ from infra import topics
 from infra.log import client
 from infra.log.client import EventLog, Position, open_log
 from infra.settings import Settings
-from streaming import job
+from streaming import job, renewal
 from streaming.job import FeatureJob, JobRunningError, catch_up
 from streaming.session import JobError
 from streaming.source import RECORD_SCHEMA
@@ -69,7 +69,7 @@ def run(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[Setti
         yield spark
 
     monkeypatch.setattr(job, "_session", session)
-    monkeypatch.setattr(job.co_purchase, "run", lambda *_, **__: 0)  # has its own tests, and takes long
+    monkeypatch.setattr(renewal.co_purchase, "run", lambda *_, **__: 0)  # has its own tests, and takes long
 
     def run(settings: Settings) -> list[str]:
         said: list[str] = []

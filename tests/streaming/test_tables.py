@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from features import columns
+from features.columns import SHOP_EVENTS
 from features.history import ITEM_COLUMNS, from_lists
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog
 from streaming import tables
-from streaming.tables import SCHEMAS, SHOP_EVENTS, as_schema, dead_letter, history_rows, write_table
+from streaming.tables import SCHEMAS, as_schema, dead_letter, history_rows, write_table
 
 CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
