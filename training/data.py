@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import columns, history, store, views
-from features.candidates import Visitor, visitor
+from features.candidates import Candidates, Visitor, visitor
 from features.catalogue import Catalogue, item_windows
 from features.feast_import import FeatureStore
 from features.fold import fold
@@ -30,6 +30,14 @@ class Query:
 
     who: Visitor
     targets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One order's candidates, and which of them were bought."""
+
+    candidates: Candidates
+    bought: NDArray[np.bool_]
 
 
 def read_events(settings: Settings, *, split: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -5,17 +5,13 @@ recommended again, since buying again is common in a shop.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.candidates import FLOORS, Candidates
 from features.manifest import GateResult
-from training.data import Query
-
-if TYPE_CHECKING:  # the gate itself needs no torch
-    from training.ranking import Drawn
+from training.data import Drawn, Query
 
 Scorer = Callable[[Candidates], NDArray[np.float32]]
 
@@ -37,7 +33,7 @@ def list_metrics(ranked: NDArray[np.int64], targets: NDArray[np.int64], *, k: in
     return float((discounts[: len(hits)] * hits).sum() / best), found / min(k, len(targets)), float(found > 0)
 
 
-def judge(queries: list[Query], drawn: "list[Drawn]", scorer: Scorer, *, model: str, k: int, items: int) -> GateResult:
+def judge(queries: list[Query], drawn: list[Drawn], scorer: Scorer, *, model: str, k: int, items: int) -> GateResult:
     """The model beside every floor, over the same requests; orders without a known item are left out.
 
     items: size of the catalogue. The model is served only when its NDCG@k is above every floor's.
@@ -63,7 +59,7 @@ def _by_feature(feature: str) -> Scorer:
     return lambda candidates: candidates.column(feature)
 
 
-def _measure(pairs: "list[tuple[Query, Drawn]]", scorer: Scorer, *, k: int, items: int) -> dict[str, float]:
+def _measure(pairs: list[tuple[Query, Drawn]], scorer: Scorer, *, k: int, items: int) -> dict[str, float]:
     rows, shown = [], set()
     for query, one in pairs:
         ranked = one.candidates.items[np.argsort(-scorer(one.candidates), kind="stable")][:k]
@@ -79,7 +75,7 @@ def _measure(pairs: "list[tuple[Query, Drawn]]", scorer: Scorer, *, k: int, item
     }
 
 
-def candidate_recall(queries: list[Query], drawn: "list[Drawn]") -> float:
+def candidate_recall(queries: list[Query], drawn: list[Drawn]) -> float:
     """Mean share of each order's items among its candidates: what no ranker can exceed."""
     shares = [
         np.isin(query.targets, one.candidates.items).mean()

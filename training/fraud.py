@@ -27,7 +27,7 @@ from features.velocity import FEATURES, SKEWED
 from features.windows import DAY
 from infra.settings import Settings
 from training.export import export
-from training.fraud_quality import alert_thresholds, quality
+from training.fraud_quality import Outcomes, alert_thresholds, quality
 from training.models.fraud import FraudDetector, Logistic, Scaling, ServedDetector
 
 logger = logging.getLogger(__name__)
@@ -131,24 +131,20 @@ def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int
     above the floor's, else the floor. Raises TooFewFraudsError.
     """
     started = time.perf_counter()
-    features, times, truth, label_times = _arrays(examples)
-    parts = split(times, config)
-    known = truth & (label_times <= parts.test_start)
+    features, outcomes = _arrays(examples)
+    parts = split(outcomes.times, config)
+    known = outcomes.truth & (outcomes.known_times <= parts.test_start)
     for name, rows in (("train", parts.train), ("validation", parts.validation), ("test", parts.test)):
-        frauds = int((truth if name == "test" else known)[rows].sum())
+        frauds = int((outcomes.truth if name == "test" else known)[rows].sum())
         if not 0 < frauds < len(rows):
             raise TooFewFraudsError(f"the {name} days hold {len(rows)} payments and {frauds} frauds; give more days")
     scaling = Scaling(torch.from_numpy(features[parts.train]), skewed_features())
     candidates = fit_candidates(config, scaling, features=features, known=known, parts=parts, seed=seed)
     budget = config.alert_share * len(parts.validation) / config.validation_days
-    cards = np.asarray(examples[columns.CARD].to_pylist(), dtype=object)
     metrics = {
-        name: quality(
-            probabilities(model, features[parts.test]),
-            truth=truth, times=times, cards=cards, known_times=label_times, test=parts.test, alerts_per_day=budget,
-        )
+        name: quality(probabilities(model, features[parts.test]), outcomes, test=parts.test, alerts_per_day=budget)
         for name, model in candidates.items()
-    }  # fmt: skip
+    }
     gate = _gate(metrics)
     served = candidates[gate.served]
     review, decline = alert_thresholds(
@@ -183,13 +179,16 @@ def moments(examples: pa.Table) -> NDArray[np.int64]:
     return times
 
 
-def _arrays(
-    examples: pa.Table,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Features [N, F], times, truth, and when each label became known (the far future where nothing is)."""
+def _arrays(examples: pa.Table) -> tuple[NDArray[np.float32], Outcomes]:
+    """Features [N, F], and what came of each payment."""
     features = np.column_stack([examples[name].to_numpy().astype(np.float32) for name in FEATURES])
-    label_times = examples[LABEL_TIME].fill_null(np.iinfo(np.int64).max).to_numpy()
-    return features, moments(examples), examples["fraud"].to_numpy().astype(bool), label_times
+    outcomes = Outcomes(
+        moments(examples),
+        np.asarray(examples[columns.CARD].to_pylist(), dtype=object),
+        examples["fraud"].to_numpy().astype(bool),
+        examples[LABEL_TIME].fill_null(np.iinfo(np.int64).max).to_numpy(),
+    )
+    return features, outcomes
 
 
 def skewed_features() -> Tensor:

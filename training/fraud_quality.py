@@ -1,5 +1,7 @@
 """How good fraud scores are, and from which score on to act. Knows arrays of scores and labels, no model."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -13,53 +15,47 @@ FEWEST_DECLINES = 10
 """Fewer validation payments say nothing about precision."""
 
 
-def quality(
-    scores: NDArray[np.float64],
-    *,
-    truth: NDArray[np.bool_],
-    times: NDArray[np.int64],
-    cards: Array,
-    known_times: NDArray[np.int64],
-    test: NDArray[np.int64],
-    alerts_per_day: float,
-) -> dict[str, float]:
-    """Metrics of the scores of the rows `test`; the other arrays hold all rows, of which older ones tell blocked cards.
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What came of each payment; arrays over all of them, in order of time."""
 
-    known_times: when each payment's label became known, int64 ms.
-    """
+    times: NDArray[np.int64]
+    """Milliseconds since the epoch."""
+    cards: Array
+    truth: NDArray[np.bool_]
+    known_times: NDArray[np.int64]
+    """When the label became known, ms; the far future where it is not."""
+
+
+def quality(
+    scores: NDArray[np.float64], outcomes: Outcomes, *, test: NDArray[np.int64], alerts_per_day: float
+) -> dict[str, float]:
+    """Metrics of the scores of the rows `test`; of the outcomes, older rows tell which cards were blocked."""
     k = max(1, round(alerts_per_day))
-    precision = card_precision(scores, truth=truth, times=times, cards=cards, known_times=known_times, test=test, k=k)
+    truth = outcomes.truth[test]
     return {
-        "auc_roc": float(roc_auc_score(truth[test], scores)),
-        "average_precision": float(average_precision_score(truth[test], scores)),
-        f"card_precision_at_{k}": precision,
+        "auc_roc": float(roc_auc_score(truth, scores)),
+        "average_precision": float(average_precision_score(truth, scores)),
+        f"card_precision_at_{k}": card_precision(scores, outcomes, test=test, k=k),
     }
 
 
-def card_precision(
-    scores: NDArray[np.float64],
-    *,
-    truth: NDArray[np.bool_],
-    times: NDArray[np.int64],
-    cards: Array,
-    known_times: NDArray[np.int64],
-    test: NDArray[np.int64],
-    k: int,
-) -> float:
+def card_precision(scores: NDArray[np.float64], outcomes: Outcomes, *, test: NDArray[np.int64], k: int) -> float:
     """Share of compromised cards among the k cards with the highest score of a day, the mean over the test's days.
 
     A card counts once a day, with its highest score; it leaves when it was found, or when a fraud of it was known
     before the day (and not longer than BLOCKED_DAYS before the test). Undefined, nan, without a test day. Le Borgne et
     al., Reproducible Machine Learning for Credit Card Fraud Detection (2022), chapter 4.
     """
-    start = int(times[test[0]]) // DAY * DAY if len(test) else 0
-    frauds = truth & (known_times >= start - BLOCKED_DAYS * DAY)
+    cards, truth = outcomes.cards, outcomes.truth
+    start = int(outcomes.times[test[0]]) // DAY * DAY if len(test) else 0
+    frauds = truth & (outcomes.known_times >= start - BLOCKED_DAYS * DAY)
     found: set[object] = set()
     precisions = []
-    day_of = times[test] // DAY
+    day_of = outcomes.times[test] // DAY
     for day in np.unique(day_of):
         at = np.flatnonzero(day_of == day)
-        gone = found | set(cards[frauds & (known_times <= day * DAY)].tolist())
+        gone = found | set(cards[frauds & (outcomes.known_times <= day * DAY)].tolist())
         at = at[[card not in gone for card in cards[test[at]]]]
         at = at[np.argsort(-scores[at], kind="stable")]
         ranked = list(dict.fromkeys(cards[test[at]].tolist()))[:k]

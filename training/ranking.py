@@ -5,27 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tqdm import tqdm
 
-from features.candidates import CANDIDATE_FEATURES, Candidates, draw
+from features.candidates import CANDIDATE_FEATURES, draw
 from features.catalogue import Catalogue
 from training.configs import RankerConfig
-from training.data import ItemDays, Query
+from training.data import Drawn, ItemDays, Query
 from training.models.ranker import ITEM, Dense, PlainRanker, Ranker, squash
 from training.retrieval import Retrieval
 from training.shard import dense_parameters, shard, table
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """One order's candidates, and which of them were bought."""
-
-    candidates: Candidates
-    bought: NDArray[np.bool_]
 
 
 def draw_all(

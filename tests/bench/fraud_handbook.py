@@ -22,7 +22,7 @@ from features.history import Array, History, hash_ids
 from features.velocity import CHANNEL_CODES, Payments, encode
 from features.windows import DAY
 from training.fraud import FLOOR, MODEL, FraudConfig, Split, fit_candidates, probabilities, skewed_features
-from training.fraud_quality import quality
+from training.fraud_quality import Outcomes, quality
 from training.models.fraud import Scaling
 
 FOLDS = [datetime(2018, month, day, tzinfo=UTC) for month, day in ((7, 25), (8, 1), (8, 8), (8, 15))]
@@ -93,14 +93,11 @@ def main(path: Path) -> None:
         scaling = Scaling(torch.from_numpy(matrix[: len(train)]), skewed_features())
         config = replace(FraudConfig(), validation_days=1, test_days=7, label_delay_days=DELAY_DAYS)
         models = fit_candidates(config, scaling, features=matrix, known=fraud[rows], parts=parts, seed=0)
+        outcomes = Outcomes(times[past], cards[past], fraud[past], known[past])
         measured = {
-            name: quality(
-                probabilities(model, matrix[len(train) :]),
-                truth=fraud[past], times=times[past], cards=cards[past], known_times=known[past],
-                test=test - cuts[0], alerts_per_day=100,
-            )
+            name: quality(probabilities(model, matrix[len(train) :]), outcomes, test=test - cuts[0], alerts_per_day=100)
             for name, model in models.items()
-        }  # fmt: skip
+        }
         results.append(measured)
         print(start.date(), {name: [round(value, 3) for value in row.values()] for name, row in measured.items()})
     for name in (MODEL, FLOOR):

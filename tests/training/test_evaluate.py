@@ -1,6 +1,5 @@
 """The gate: metrics against values worked out by hand, and the floor is served when the model is not better."""
 
-from dataclasses import dataclass
 from math import log2
 from typing import Any
 
@@ -11,28 +10,24 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.candidates import ABSENT, CANDIDATE_FEATURES, FLOORS, SOURCES, Candidates, Visitor
-from training.data import Query
+from training.data import Drawn, Query
 from training.evaluate import candidate_recall, judge, list_metrics
 
 NOBODY = Visitor(0, *([np.empty(0, dtype=np.int64)] * 3), *([np.empty(0)] * 2))
-
-
-@dataclass
-class Drawn:
-    candidates: Candidates
 
 
 def order(*targets: int) -> Query:
     return Query(NOBODY, np.array(targets, dtype=np.int64))
 
 
-def drawn(items: list[int], **features: list[float]) -> Any:
+def drawn(items: list[int], **features: list[float]) -> Drawn:
     """Candidates of one order with these values of these features, zeros elsewhere."""
     values = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
     for name, column in features.items():
         values[:, CANDIDATE_FEATURES.index(name)] = column
     ranks = np.full((len(items), len(SOURCES)), ABSENT, dtype=np.int64)
-    return Drawn(Candidates(np.array(items, dtype=np.int64), ranks, values, ranks[:, 0]))
+    candidates = Candidates(np.array(items, dtype=np.int64), ranks, values, ranks[:, 0])
+    return Drawn(candidates, np.zeros(len(items), dtype=bool))
 
 
 def metrics(ranked: list[int], targets: list[int], k: int) -> tuple[float, float, float]:

@@ -27,7 +27,7 @@ from training.fraud import (
     split,
     train_fraud,
 )
-from training.fraud_quality import alert_thresholds, card_precision
+from training.fraud_quality import Outcomes, alert_thresholds, card_precision
 from training.models.fraud import Logistic, Scaling, ServedDetector
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -126,13 +126,13 @@ def test_card_precision_counts_a_card_once_a_day_and_drops_it_when_found() -> No
     truth = np.array([True, True, False, True, True, True, False])
     known = np.where(truth, far - 1, far)
     scores = np.array([0.9, 0.8, 0.7, 0.1, 0.9, 0.6, 0.5])
-    common = {"truth": truth, "times": times, "cards": cards, "test": np.arange(7)}
+    test = np.arange(7)
     # Day 0: a and b are looked at, a is found. Day 1: a is gone; c and d are looked at, c is found.
-    assert card_precision(scores, known_times=known, k=2, **common) == pytest.approx(0.5)
+    assert card_precision(scores, Outcomes(times, cards, truth, known), test=test, k=2) == pytest.approx(0.5)
     known_early = known.copy()
     known_early[3] = DAY
     # Now c was known before day 1 began, and leaves d alone.
-    assert card_precision(scores, known_times=known_early, k=2, **common) == pytest.approx(0.25)
+    assert card_precision(scores, Outcomes(times, cards, truth, known_early), test=test, k=2) == pytest.approx(0.25)
 
 
 def test_thresholds_keep_the_budget_and_the_precision() -> None:
