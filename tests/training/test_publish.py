@@ -42,7 +42,7 @@ def test_a_folder_half_written_is_never_pointed_to(tmp_path: Path, monkeypatch: 
     half = begin(tmp_path, "v2")
     (half / "ranker.onnx").write_bytes(b"half")
     assert (versions(tmp_path), current_version(tmp_path)) == (["v1"], "v1")
-    for step in ("checksum", "_sync", "point_to"):
+    for step in ("checksum", "sync", "point_to"):
         with monkeypatch.context() as patch:
 
             def full(*_: object) -> None:
