@@ -257,7 +257,7 @@ def _show_freshness(settings: Settings) -> str:
     event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
     # Not while the job still works off the traffic: what is shown is the way of one event.
     status = settings.stream_status
-    processes.wait_until(lambda: time.time() - status.stat().st_mtime > 4, seconds=60)
+    processes.wait_until(lambda: time.time() - status.stat().st_mtime > 2, seconds=60)
     posted = time.monotonic()
     _send(settings, "/v1/events", event)
     changed = processes.wait_until(lambda: bought not in answer(), seconds=30, pause=0.05)

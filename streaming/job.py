@@ -9,11 +9,12 @@ over all items are made where they are missing; `headrace features`, once a day,
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -66,6 +67,7 @@ class FeatureJob:
         """Time of the latest shop event, ms."""
         self.records = 0
         self.rejected = 0
+        self.batch_seconds = 0.0
 
     def handle(self, records: DataFrame, batch_id: int) -> None:
         started = time.monotonic()
@@ -90,9 +92,8 @@ class FeatureJob:
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
-        seconds = time.monotonic() - started
-        metrics.tell_batch(events, seconds=seconds, now=time.time())
-        self.tell(seconds)
+        self.batch_seconds = time.monotonic() - started
+        metrics.tell_batch(events, seconds=self.batch_seconds, now=time.time())
 
     def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
         """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
@@ -123,9 +124,14 @@ class FeatureJob:
             self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
             self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
-    def tell(self, seconds: float = 0.0) -> None:
-        """Keep what was done so far, and how long the last micro-batch took, where `headrace` and its pages see it."""
-        status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
+    def tell(self, reached: Mapping[str, Position]) -> None:
+        """Keep what was done so far, and how far that is in the log, where `headrace` and its pages see it."""
+        status = {
+            "records": self.records,
+            "rejected": self.rejected,
+            "batch_seconds": round(self.batch_seconds, 3),
+            "reached": {topic: str(position) for topic, position in reached.items()},
+        }
         write_status(self._settings.stream_status, status)
 
 
@@ -142,12 +148,14 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
-        job.tell()  # it is up, also where there is nothing to read yet
+        told = _reached(query, settings)
+        job.tell(told)  # it is up, also where there is nothing to read yet
         log = open_log(settings)
         renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
         renewal.start()
         while query.isActive and not stop.wait(0.2):
-            pass
+            if (now := _reached(query, settings)) != told:
+                job.tell(told := now)
         _finish(query)
         stop.set()
         renewal.join(timeout=10)
@@ -157,7 +165,7 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
 def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
     """Turn everything that is in the log now into features, then renew the tables over all items.
 
-    Where `headrace stream` is running it keeps the histories itself, and only the tables are renewed.
+    Where `headrace stream` is running, it makes the histories, and this waits until it has.
     """
     log = open_log(settings)
     with _session(settings, "headrace-features") as spark:
@@ -176,8 +184,26 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
                     _finish(query)
                 say(f"features: {job.records:,} records folded into histories, {job.rejected:,} dead-lettered")
         except JobRunningError:
-            say("features: `headrace stream` is running and keeps the histories; renewing the item tables only")
+            say("features: `headrace stream` is running and makes the histories; waiting until it has read everything")
+            _wait_for_running_job(settings, log)
         say(f"features: {rebuild_tables(spark, settings)}")
+
+
+def _wait_for_running_job(settings: Settings, log: EventLog) -> None:
+    """Until another process's job has read what is in the log now. Raises JobError when it ends before."""
+    ends = {topic: log.end(topic) for topic in READ_TOPICS}
+    total = sum(end.total for end in ends.values())
+    with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
+        while True:
+            told = json.loads(settings.stream_status.read_text()) if settings.stream_status.exists() else {}
+            reached = {topic: Position.parse(text) for topic, text in told.get("reached", {}).items()}
+            if all(reached.get(topic, START).covers(end) for topic, end in ends.items()):
+                return
+            bar.n = min(total, sum(position.total for position in reached.values()))
+            bar.refresh()
+            with contextlib.suppress(JobRunningError), _sole_job(settings):
+                raise JobError("the feature job that was running has ended; run this again to take its place")
+            time.sleep(0.2)
 
 
 def refill_online(settings: Settings, *, say: Callable[[str], None]) -> None:

@@ -106,7 +106,10 @@ def train_recommend(
     early = orders.rows(orders.times < timeline.ranker_start)
     late = orders.rows(orders.times >= timeline.ranker_start).latest(config.ranker.max_orders)
     if not len(early) or not len(late):
-        raise NoDataError("too little history: orders are needed both before and within the ranker's last 60 days")
+        raise NoDataError(
+            "too little history: orders are needed both before and within the ranker's last 60 days; what was imported "
+            "counts once `headrace features` has run"
+        )
 
     catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.ranker_start)
     early_queries = data.queries_of(early, data.states_from_feast(store, early), catalogue)

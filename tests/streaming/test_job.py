@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +176,7 @@ def test_a_micro_batch_that_is_handled_twice_changes_nothing(spark: SparkSession
     assert first.items_touched == {"a", "b", "c"}
     assert first.impressions_seen
     before = (items_at(settings, 0, 1, 49), features(settings), count(settings, "shop_events"))
-    status = json.loads((tmp_path / "status" / "stream.json").read_text())
-    assert (status["records"], status["rejected"]) == (len(events), 1)
+    assert (first.records, first.rejected) == (len(events), 1)
 
     again = FeatureJob(settings)  # as after a crash
     again.handle(records, 0)
@@ -199,10 +200,32 @@ def test_only_one_job_works_on_a_data_directory(run: Callable[[Settings], list[s
     with job._sole_job(settings):
         with pytest.raises(JobRunningError, match="already works on"), job._sole_job(settings):
             pass
+        FeatureJob(settings).tell({topics.SHOP: open_log(settings).end(topics.SHOP)})
         said = run(settings)
         assert "`headrace stream` is running" in said[0]
     with job._sole_job(settings):
         pass
+
+
+def test_beside_a_running_job_it_waits_until_that_has_read_everything_or_ends(
+    run: Callable[[Settings], list[str]], tmp_path: Path
+) -> None:
+    settings, log, events = Settings(data_dir=tmp_path), open_log(Settings(data_dir=tmp_path)), list(SHOP)
+    send(log, events.pop())
+    running = FeatureJob(settings)
+    running.tell({topics.SHOP: log.end(topics.SHOP)})
+    send(log, *events)
+    with ThreadPoolExecutor() as pool:
+        with job._sole_job(settings):
+            waits = pool.submit(job._wait_for_running_job, settings, log)
+            time.sleep(0.5)
+            assert not waits.done(), "what was told does not reach the end"
+            running.tell({topics.SHOP: log.end(topics.SHOP)})
+            waits.result(timeout=10)
+            send(log, SHOP[0])
+            waits = pool.submit(job._wait_for_running_job, settings, log)
+        with pytest.raises(JobError, match="has ended; run this again"):
+            waits.result(timeout=10)
 
 
 def test_a_batch_that_fails_for_good_is_told_and_the_next_start_goes_on(
