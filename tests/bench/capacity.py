@@ -22,8 +22,8 @@ def measured(value: float, *, unit: str, how: str) -> float:
 
 
 REQUEST_COST = "tests/bench/request_cost.py on the data of `make demo SMALL=1` (699 users, 3,177 items), SQLite"
-EVENT_PATH = "tests/bench/event_path.py --events 40000 --scales 1 --redis ..."
-BEHIND_SPARK = "tests/bench/event_path.py --events 160000 --scales 1 --no-spark --redis ..."
+EVENT_PATH = "headrace bench stream --real --events 800000"
+BEHIND_SPARK = "headrace bench stream --real --events 400000 --no-spark"
 DEMO = "README: `make demo`, 443,174 records, 2 cores"
 
 
