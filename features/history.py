@@ -7,6 +7,7 @@ all three compute features with the same code. Knows nothing of where the rows a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,13 @@ class History:
         """Shape [entries]: the row that each entry belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    @property
+    def last_times(self) -> NDArray[np.int64]:
+        """Shape [rows]: time of each row's last entry; 0 for an empty row."""
+        if not len(self.times):
+            return np.zeros(len(self), dtype=np.int64)
+        return np.where(self.lengths > 0, self.times[self.offsets[1:] - 1], 0)
+
     def row(self, index: int) -> "History":
         """The history of one row alone."""
         return self.slices(self.offsets[index : index + 1], self.offsets[index + 1 : index + 2])
@@ -103,6 +111,32 @@ class History:
     def take(self, rows: NDArray[np.int64]) -> "History":
         """The histories of `rows`, in that order; a row may be asked for more than once."""
         return self.slices(self.offsets[rows], self.offsets[rows + 1])
+
+    def places(self, rows: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each row and moment (ms), the index of the row's first entry that is later."""
+        if not len(self.times):
+            return self.offsets[rows]
+        # Rows and times as one ascending number, of which 2^63 milliseconds of all rows together are enough.
+        first = self.times.min() - 1
+        span = self.times.max() - first + 1
+        flat = self.row_of_entry * span + (self.times - first)
+        found: NDArray[np.int64] = np.searchsorted(flat, rows * span + np.clip(moments - first, 0, span - 1), "right")
+        return found
+
+    def latest(self, rows: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
+        """What is stored of each of `rows`: its latest `cap` entries within `horizon` ms before the last."""
+        return self._cut(rows, self.offsets[rows + 1], cap=cap, horizon=horizon)
+
+    def at(self, rows: NDArray[np.int64], moments: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
+        """What was stored of each of `rows` at its moment (ms), of a history that holds all entries."""
+        return self._cut(rows, self.places(rows, moments), cap=cap, horizon=horizon)
+
+    def _cut(self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
+        starts = np.maximum(self.offsets[rows], ends - cap)
+        filled = np.flatnonzero(ends > starts)
+        last = self.times[ends[filled] - 1]
+        starts[filled] = np.maximum(starts[filled], self.places(rows[filled], last - horizon))
+        return self.slices(starts, ends)
 
 
 def hash_ids(ids: Sequence[str]) -> NDArray[np.int64]:
@@ -154,10 +188,12 @@ def to_arrow(
     *,
     names: Mapping[str, str] | None = None,
     vocabularies: Mapping[str, pa.Array] | None = None,
+    null_if_empty: bool = False,
 ) -> dict[str, pa.Array]:
     """The history's columns as Arrow list arrays, by stored name. A column that has a vocabulary holds places in it,
     and becomes strings (as an Arrow dictionary)."""
     types = {np.dtype(np.int64): pa.int64(), np.dtype(np.float64): pa.float64(), np.dtype(object): pa.string()}
+    mask = pa.array(history.lengths == 0) if null_if_empty else None
     offsets = pa.array(history.offsets, type=pa.int32())
     lists = {}
     for name, column in history.entries.items():
@@ -166,5 +202,33 @@ def to_arrow(
             values = pa.array(column, type=types[column.dtype])
         else:
             values = pa.DictionaryArray.from_arrays(pa.array(column.astype(np.int32)), vocabulary)
-        lists[(names or {}).get(name, name)] = pa.ListArray.from_arrays(offsets, values)
+        lists[(names or {}).get(name, name)] = pa.ListArray.from_arrays(offsets, values, mask=mask)
     return lists
+
+
+def feature_rows(
+    key: str, ids: pa.Array, times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
+) -> pa.Table:
+    """Rows of a history view: `ids` (strings) and `times` (ms) of shape [rows], `lists` by stored column name."""
+    stamp = pa.timestamp("us", tz="UTC")
+    return pa.table(
+        {
+            key: ids,
+            **lists,
+            columns.EVENT_TIMESTAMP: pa.array(times * 1000, pa.int64()).cast(stamp),
+            columns.CREATED_TIMESTAMP: pa.repeat(pa.scalar(created, stamp), len(ids)),
+        }
+    )
+
+
+def history_rows(
+    key: str,
+    ids: pa.Array,
+    times: NDArray[np.int64],
+    rows: History,
+    *,
+    created: datetime,
+    vocabularies: Mapping[str, pa.Array] | None = None,
+) -> pa.Table:
+    """Rows of a history view; `vocabularies` as in to_arrow."""
+    return feature_rows(key, ids, times, to_arrow(rows, vocabularies=vocabularies), created=created)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features import columns
+from features import columns, history
 from features.history import History
 from features.windows import DAY, HOUR
 
@@ -27,12 +27,13 @@ USUAL_SPREAD = 0.5
 """Spread of log amounts assumed of a card before its own payments say better."""
 SPREAD_WEIGHT = 3.0
 """How many payments that assumption weighs."""
-ROWS_AT_ONCE = 16_384
+HORIZON = history.CARD_HORIZON
+"""Nothing that is older counts: stored histories, of cards and terminals alike, do not reach back further."""
+ROWS_AT_ONCE = 1_024
 """Keeps the intermediate arrays of large batches in cache and small in memory."""
 
 _FAR = np.int64(2**62)
 _WIDTHS = np.array([HOUR, DAY, 7 * DAY, DAY + LABEL_DELAY, 7 * DAY + LABEL_DELAY, 30 * DAY, 30 * DAY + LABEL_DELAY])
-_ONE = np.ones(1)
 _1H, _24H, _7D, _24H_DELAYED, _7D_DELAYED, _30D, _30D_DELAYED = range(7)
 _DELAYED = [_24H_DELAYED, _7D_DELAYED, _30D_DELAYED]
 _CARD, _OF_TERMINAL = [_1H, _24H, _7D, _30D], [_24H, _7D, _30D]
@@ -159,20 +160,44 @@ class Payments:
 
 
 class _Past:
-    """The entries of a history that their row's payment may look at; all others are moved out of every window."""
+    """The entries of a history that their row's payment may look at; all others are moved out of every window.
+
+    That is the same whatever more the history holds, as that of a live payment does beside that of a stored one.
+    """
 
     def __init__(
-        self, history: History, times: NDArray[np.int64], hashes: NDArray[np.int64], own_hashes: NDArray[np.int64]
+        self,
+        past: History,
+        times: NDArray[np.int64],
+        hashes: NDArray[np.int64],
+        own_hashes: NDArray[np.int64],
+        caps: NDArray[np.int64] | None = None,
     ) -> None:
-        """times, own_hashes: the payments', shape [rows]; hashes: the entries', shape [entries]."""
+        """times, own_hashes: the payments', shape [rows]; hashes: the entries', shape [entries]; caps: how many of the
+        latest entries count, shape [rows], of those within HORIZON; without it all do."""
         self.rows = len(times)
-        self.row = np.repeat(np.arange(self.rows), history.lengths)
+        self.row = np.repeat(np.arange(self.rows), past.lengths)
         self.at = times[self.row]
-        self.age = self.at - history.times
+        self.age = self.at - past.times
         self.usable = (self.age >= 0) & (hashes != own_hashes[self.row])
+        if caps is not None:
+            self.usable &= self.age < HORIZON
+        self._starts = past.offsets[:-1]
+        self._filled = past.offsets[1:] > self._starts
+        self.count = self._count()
+        if caps is not None and np.any(self.count > caps):
+            before = np.cumsum(self.usable) - self.usable
+            ends = np.concatenate((before, [before[-1] + self.usable[-1]]))[past.offsets[1:]]
+            self.usable &= ends[self.row] - before <= caps[self.row]
+            self.count = self._count()
         self.age[~self.usable] = _FAR
-        self._starts = history.offsets[:-1]
-        self._filled = history.offsets[1:] > self._starts
+
+    def _count(self) -> NDArray[np.int64]:
+        """Shape [rows]: how many entries are usable."""
+        counts = np.zeros(self.rows, dtype=np.int64)
+        if len(self.row):
+            counts[self._filled] = np.add.reduceat(self.usable, self._starts[self._filled], dtype=np.int64)
+        return counts
 
     def cells(self, age: NDArray[np.int64]) -> NDArray[np.int64]:
         """Shape [entries]: row and narrowest window of each entry, as one number."""
@@ -222,11 +247,11 @@ def encode(card: History, terminal: History, frauds: History, payments: Payments
     return result
 
 
-def _rows(history: History, start: int, end: int) -> History:
-    first, last = history.offsets[start], history.offsets[end]
+def _rows(whole: History, start: int, end: int) -> History:
+    first, last = whole.offsets[start], whole.offsets[end]
     return History(
-        history.offsets[start : end + 1] - first,
-        {name: column[first:last] for name, column in history.entries.items()},
+        whole.offsets[start : end + 1] - first,
+        {name: column[first:last] for name, column in whole.entries.items()},
     )
 
 
@@ -245,22 +270,25 @@ def _encode_rows(
     n = len(payments)
     both = _stacked(card, terminal)
     times, own = np.concatenate((payments.times,) * 2), np.concatenate((payments.event_hashes,) * 2)
-    past = _Past(both, times, both.entries[columns.EVENT_HASHES], own)
+    caps = np.repeat([history.CARD_CAP, history.TERMINAL_CAP], n)
+    past = _Past(both, times, both.entries[columns.EVENT_HASHES], own, caps)
     cells = past.cells(past.age)
     counts = past.totals(cells)
-    earlier = past.sums(_ONE)
+    earlier = past.count
     known = np.maximum(earlier, 1)
     logs = np.log1p(both.entries[columns.AMOUNTS])
     usual = past.sums(logs) / known
 
-    sums = past.totals(cells, both.entries[columns.AMOUNTS])[:n, _CARD] + payments.amounts[:, None]
+    of_card = slice(0, card.offsets[-1])
+    sums = past.totals(cells[of_card], card.entries[columns.AMOUNTS])[:n, _CARD] + payments.amounts[:, None]
     card_counts = counts[:n, _CARD] + 1
     result[:, 0:4] = card_counts
     result[:, 4:8] = sums
     result[:, 8:12] = sums / card_counts
 
     log_amount = np.log1p(payments.amounts)
-    variance = np.maximum(past.sums(logs * logs)[:n] / known[:n] - usual[:n] ** 2, 0)
+    squares = np.bincount(past.row[of_card], (logs[of_card] ** 2) * past.usable[of_card], minlength=n)
+    variance = np.maximum(squares / known[:n] - usual[:n] ** 2, 0)
     spread = np.sqrt((earlier[:n] * variance + SPREAD_WEIGHT * USUAL_SPREAD**2) / (earlier[:n] + SPREAD_WEIGHT))
     above = (log_amount - usual[:n]) * (earlier[:n] > 0)
     result[:, _AMOUNT] = payments.amounts
@@ -268,7 +296,6 @@ def _encode_rows(
     result[:, _AMOUNT + 2] = above / spread
     result[:, _AMOUNT + 3] = np.exp((log_amount - usual[n:]) * (earlier[n:] > 0))
     result[:, _AMOUNT + 4] = past.youngest()[:n] / 1000
-    of_card = slice(0, card.offsets[-1])
     row = past.row[of_card]
     visits = past.usable[of_card] & (card.entries[columns.PARTNERS] == payments.terminals[row])
     result[:, _AMOUNT + 5] = np.bincount(row, visits, minlength=n) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features import columns, history, velocity
+from features import columns, entries, history, velocity
 from features.feast_import import (
     Array,
     Entity,
@@ -24,6 +24,7 @@ from features.feast_import import (
     String,
     ValueType,
 )
+from features.past import Source
 
 PROJECT = "headrace"
 
@@ -43,14 +44,63 @@ LIST_TYPES: dict[object, FeastType] = {np.int64: Array(Int64), np.float64: Array
 FRAUD_LISTS = (columns.FRAUD_TIMES, columns.FRAUD_KNOWN_TIMES, columns.FRAUD_HASHES)
 
 
+_PAYMENT_FIELDS = (
+    columns.TRANSACTION, columns.EVENT_TIMESTAMP, columns.CARD, columns.TERMINAL, "amount",
+)  # fmt: skip
+HISTORIES: dict[str, tuple[Source, ...]] = {
+    USER_HISTORY: (
+        Source(
+            columns.SHOP_EVENTS,
+            ("type", "event_id", "event_time", "user_id", "session_id", "item_id", "quantity", "price"),
+            entries.user_entries,
+            cap=history.USER_CAP,
+            horizon=history.USER_HORIZON,
+            dtypes=history.USER_COLUMNS,
+        ),
+    ),
+    CARD_HISTORY: (
+        Source(
+            TRANSACTION_FEATURES,
+            _PAYMENT_FIELDS,
+            entries.of_features(entries.card_entries),
+            cap=history.CARD_CAP,
+            horizon=history.CARD_HORIZON,
+            dtypes=history.CARD_COLUMNS,
+        ),
+    ),
+    TERMINAL_HISTORY: (
+        Source(
+            TRANSACTION_FEATURES,
+            _PAYMENT_FIELDS,
+            entries.of_features(entries.terminal_entries),
+            cap=history.TERMINAL_CAP,
+            horizon=history.TERMINAL_HORIZON,
+            dtypes=history.TERMINAL_COLUMNS,
+        ),
+        Source(
+            columns.LABELS,
+            (columns.TRANSACTION, "event_time", columns.TERMINAL, "fraud", "transaction_time"),
+            entries.fraud_entries,
+            cap=history.TERMINAL_CAP,
+            horizon=history.TERMINAL_HORIZON,
+            dtypes=history.FRAUD_COLUMNS,
+            names=history.FRAUD_NAMES,
+            hash_column=columns.FRAUD_HASHES,
+        ),
+    ),
+}
+"""The views of which no rows are kept offline, and the tables of events that theirs are made of."""
+
+
 def _lists(dtypes: dict[str, object]) -> list[Field]:
     return [Field(name=name, dtype=LIST_TYPES[dtype]) for name, dtype in dtypes.items()]
 
 
 def _view(name: str, entity: Entity, schema: list[Field], *, offline: Path, online: bool = True) -> FeatureView:
+    table = HISTORIES[name][0].table if name in HISTORIES else name
     source = FileSource(
         name=f"{name}_source",
-        path=str((offline / name).absolute()),
+        path=str((offline / table).absolute()),
         file_format=ParquetFormat(),
         timestamp_field=columns.EVENT_TIMESTAMP,
         created_timestamp_column=columns.CREATED_TIMESTAMP,

@@ -46,14 +46,20 @@ def alerts(rate: float, seconds: float, real: bool, as_json: bool) -> None:
 @bench.command()
 @click.option("--events", default=200_000, show_default=True, help="Events at 1x.")
 @click.option("--scales", default="1", show_default=True, help="Multiples of it, as 1,4,16.")
-@click.option("--redis", default="", help="URL of a Redis database that may be emptied; without it SQLite.")
+@click.option("--real", is_flag=True, help="On Kafka and Redis instead of files and SQLite.")
+@click.option("--no-spark", is_flag=True, help="Only what comes behind Spark.")
+@click.option("--no-limits", is_flag=True, help="Without the limits beside the result, which take their time.")
+@click.option("--batch", default=250_000, show_default=True, help="Most records in one micro-batch.")
 @click.option("--json", "as_json", is_flag=True)
-def stream(events: int, scales: str, redis: str, as_json: bool) -> None:
+def stream(events: int, scales: str, real: bool, no_spark: bool, no_limits: bool, batch: int, as_json: bool) -> None:
     """Events a second from the event log through the Spark job into the online store, and where the time goes."""
     from tests.bench import event_path as measured
 
     for scale in scales.split(","):
-        found = entry.run(measured.bench, events * int(scale), redis=redis, say=lambda line: click.echo(line, err=True))
+        found = entry.run(
+            measured.bench, events * int(scale), real=real, say=lambda line: click.echo(line, err=True),
+            spark=not no_spark, limits=not no_limits, batch=batch,
+        )  # fmt: skip
         _show(found, as_json=as_json)
 
 

@@ -2,7 +2,8 @@
 
 What is known of them is read from the online store, which this job alone writes: it keeps no state of its own, so
 that it can stop anywhere and go on. Ids and items are numbers while they are folded: places in a vocabulary of the
-micro-batch. Knows nothing of Spark: it is handed Arrow tables.
+micro-batch. Offline stand the events themselves and the features of each payment. Knows nothing of Spark: it is handed
+Arrow tables.
 """
 
 from collections.abc import Callable
@@ -10,39 +11,20 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features import columns, history, velocity, views
+from features.entries import card_entries, coded, fraud_entries, user_entries
 from features.fold import Folded, fold
-from features.history import Array, History, hash_ids
+from features.history import History, feature_rows, history_rows
 from features.online_codec import Lists
 from features.store import Store, as_history, online_lists, write_online
 from infra.settings import Settings
-from streaming.tables import feature_rows, history_rows, write_table
-
-KINDS = pa.array(list(columns.KIND_CODES))
-KIND_CODES = np.array(list(columns.KIND_CODES.values()), dtype=np.int64)
-
-
-def numbers(column: pa.ChunkedArray, *, default: float) -> NDArray[np.float64]:
-    return np.asarray(pc.fill_null(column, default).to_numpy(), dtype=np.float64)
-
-
-def hashes_of(ids: pa.ChunkedArray) -> NDArray[np.int64]:
-    return hash_ids(ids.to_numpy())
-
-
-def coded(*parts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, list[NDArray[np.int64]]]:
-    """One vocabulary of several columns of strings, and each column as places in it."""
-    chunks = [chunk for part in parts for chunk in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])]
-    words = pa.concat_arrays([pa.array([], pa.string()), *chunks]).dictionary_encode()
-    codes = words.indices.to_numpy().astype(np.int64)
-    return words.dictionary, np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
+from streaming.tables import write_table
 
 
 class Histories:
-    """Applies micro-batches, one after the other; `batch` names the files they are written to.
+    """Applies micro-batches, one after the other; `batch` names the file that a payment's features are written to.
 
     before_writing: called when what is known was read and nothing was written yet; raises if it is not to be trusted.
     """
@@ -52,126 +34,94 @@ class Histories:
         self._offline = settings.offline_dir
         self._before_writing = before_writing
 
-    def fold_users(self, events: pa.Table, *, batch: str, created: datetime) -> None:
+    def fold_users(self, events: pa.Table, *, created: datetime) -> None:
         """Shop events (type, event_id, event_time, user or session, item...) into user histories."""
-        visitor = pc.coalesce(events["user_id"], pc.binary_join_element_wise("session", events["session_id"], ":"))
-        events = events.append_column("visitor", visitor)
-        events = events.filter(pc.and_(pc.is_in(events["type"], KINDS), pc.is_valid(events["visitor"])))
-        if not events.num_rows:
+        new = user_entries(events)
+        ids, (key,) = coded(new.keys)
+        if not len(ids):
             return
-        ids, (key,) = coded(events["visitor"])
-        known_lists = self._known(views.USER_HISTORY, ids)
-        self._before_writing()
-        items, (known_items, new_items) = coded(known_lists[columns.ITEMS].values, events["item_id"])
-        known = as_history(known_lists, history.USER_COLUMNS, codes={columns.ITEMS: known_items})
-        entries = {
-            columns.TIMES: events["event_time"].to_numpy(),
-            columns.ITEMS: new_items,
-            columns.KINDS: KIND_CODES[pc.index_in(events["type"], KINDS).to_numpy()],
-            columns.PRICES: numbers(events["price"], default=0.0),
-            columns.QUANTITIES: numbers(events["quantity"], default=1.0),
-            columns.EVENT_HASHES: hashes_of(events["event_id"]),
-        }
-        within = entries[columns.TIMES] >= _reach(known, cap=history.USER_CAP)[key]
-        entries = {name: column[within] for name, column in entries.items()}
-        folded = fold(known, key[within], entries, cap=history.USER_CAP, horizon=history.USER_HORIZON)
-        rows = history_rows(
-            columns.USER,
-            ids.take(pa.array(folded.key_of_row)),
-            folded.row_times,
-            folded.rows,
-            created=created,
-            vocabularies={columns.ITEMS: items},
-        )
-        if rows.num_rows:
-            self._keep(views.USER_HISTORY, batch, rows)
-            write_online(self._store, views.USER_HISTORY, rows.take(folded.last_rows))
+        lists = self._known(views.USER_HISTORY, ids)
+        items, (known_items, new_items) = coded(lists[columns.ITEMS].values, new.words[columns.ITEMS])
+        known = as_history(lists, history.USER_COLUMNS, codes={columns.ITEMS: known_items})
+        folded = fold(known, key, {**new.numbers, columns.ITEMS: new_items})
+        changed = folded.changed
+        rows = folded.merged.latest(changed, cap=history.USER_CAP, horizon=history.USER_HORIZON)
+        users, words = ids.take(pa.array(changed)), {columns.ITEMS: items}
+        newest = history_rows(columns.USER, users, rows.last_times, rows, created=created, vocabularies=words)
+        write_online(self._store, views.USER_HISTORY, newest)
 
     def fold_payments(self, payments: pa.Table, labels: pa.Table, *, batch: str, created: datetime) -> None:
-        """Transactions and late labels into card and terminal histories, and the features of each transaction.
+        """Transactions, in the order in which they arrived, and late labels into card and terminal histories, and the
+        features of each transaction: what could be known of it when it arrived.
 
         The card's history is written last: a transaction that it holds was dealt with, and is passed over from then on.
         """
-        labels = labels.filter(pc.and_kleene(labels["fraud"], pc.is_valid(labels["terminal_id"])))
-        cards, (card_key,) = coded(payments["card_id"])
+        cards, (card_key,) = coded(payments[columns.CARD])
         card_lists = self._known(views.CARD_HISTORY, cards)
-        fresh = _unseen_payments(payments, card_key, as_history(card_lists, _SEEN))
-        payments, card_key = payments.filter(pa.array(fresh)), card_key[fresh]
-        if not payments.num_rows and not labels.num_rows:
+        of_cards = card_entries(payments)
+        hashes, times = of_cards.numbers[columns.EVENT_HASHES], of_cards.numbers[columns.TIMES]
+        fresh = _unseen_payments(hashes, times, card_key, as_history(card_lists, _SEEN))
+        payments, of_cards, card_key = payments.filter(pa.array(fresh)), of_cards.keep(fresh), card_key[fresh]
+        of_frauds = fraud_entries(labels)
+        if not payments.num_rows and not len(of_frauds.keys):
             return
-        times, hashes = payments["event_time"].to_numpy(), hashes_of(payments["event_id"])
-        amounts = numbers(payments["amount"], default=0.0)
-        entries = {columns.TIMES: times, columns.AMOUNTS: amounts, columns.EVENT_HASHES: hashes}
-        places, (known_places, paid_at) = coded(card_lists[columns.PARTNERS].values, payments["terminal_id"])
+        places, (known_places, paid_at) = coded(card_lists[columns.PARTNERS].values, payments[columns.TERMINAL])
         card = fold(
             as_history(card_lists, history.CARD_COLUMNS, codes={columns.PARTNERS: known_places}),
             card_key,
-            {**entries, columns.PARTNERS: paid_at},
-            cap=history.CARD_CAP,
-            horizon=history.CARD_HORIZON,
+            {**of_cards.numbers, columns.PARTNERS: paid_at},
         )
-        terminals, (terminal_key, label_key) = coded(payments["terminal_id"], labels["terminal_id"])
+        terminals, (terminal_key, fraud_key) = coded(payments[columns.TERMINAL], of_frauds.keys)
         terminal_lists = self._known(views.TERMINAL_HISTORY, terminals)
         self._before_writing()
-        payers, (known_payers, paid_by) = coded(terminal_lists[columns.PARTNERS].values, payments["card_id"])
+        payers, (known_payers, paid_by) = coded(terminal_lists[columns.PARTNERS].values, payments[columns.CARD])
         terminal = fold(
             as_history(terminal_lists, history.TERMINAL_COLUMNS, codes={columns.PARTNERS: known_payers}),
             terminal_key,
-            {**entries, columns.PARTNERS: paid_by},
-            cap=history.TERMINAL_CAP,
-            horizon=history.TERMINAL_HORIZON,
+            {**of_cards.numbers, columns.PARTNERS: paid_by},
         )
         frauds = fold(
             as_history(terminal_lists, history.FRAUD_COLUMNS, names=history.FRAUD_NAMES),
-            label_key,
-            _frauds(labels),
-            cap=history.TERMINAL_CAP,
-            horizon=history.TERMINAL_HORIZON,
+            fraud_key,
+            of_frauds.numbers,
             hash_column=columns.FRAUD_HASHES,
         )
-
         if payments.num_rows:
-            features = velocity.encode(
-                _states_at(card.merged, card_key, times, cap=history.CARD_CAP, horizon=history.CARD_HORIZON),
-                _states_at(
-                    terminal.merged, terminal_key, times, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON
-                ),
-                frauds.merged.take(terminal_key),
-                velocity.Payments(
-                    times=times,
-                    amounts=amounts,
-                    channels=np.array(
-                        [velocity.CHANNEL_CODES.get(name, 0) for name in payments["channel"].to_pylist()],
-                        dtype=np.int64,
-                    ),
-                    cards=paid_by,
-                    terminals=paid_at,
-                    event_hashes=hashes,
-                ),
+            arrived = velocity.Payments(
+                times=of_cards.numbers[columns.TIMES],
+                amounts=of_cards.numbers[columns.AMOUNTS],
+                channels=_channels(payments),
+                cards=paid_by,
+                terminals=paid_at,
+                event_hashes=of_cards.numbers[columns.EVENT_HASHES],
+            )
+            card_then = _Then(card, card_key, arrived.times, cap=history.CARD_CAP)
+            terminal_then = _Then(terminal, terminal_key, arrived.times, cap=history.TERMINAL_CAP, partners=False)
+            features = np.concatenate(
+                [
+                    velocity.encode(
+                        card_then.rows(start, start + velocity.ROWS_AT_ONCE),
+                        terminal_then.rows(start, start + velocity.ROWS_AT_ONCE),
+                        frauds.merged.take(terminal_key[start : start + velocity.ROWS_AT_ONCE]),
+                        arrived.rows(start, start + velocity.ROWS_AT_ONCE),
+                    )
+                    for start in range(0, len(arrived), velocity.ROWS_AT_ONCE)
+                ]
             )
             columns_of = {
                 **{name: payments[name] for name in (columns.CARD, columns.TERMINAL, "amount", "channel")},
                 **{name: features[:, index].astype(np.float64) for index, name in enumerate(velocity.FEATURES)},
             }
-            table = feature_rows(columns.TRANSACTION, payments["event_id"], times, columns_of, created=created)
-            self._keep(views.TRANSACTION_FEATURES, batch, table)
-        changed = np.unique(np.concatenate((terminal.key_of_row, frauds.key_of_row)))
-        if len(changed):
-            newest = _terminal_rows(terminals, changed, terminal, frauds, payers=payers, created=created)
-            self._keep(views.TERMINAL_HISTORY, batch, newest)
-            write_online(self._store, views.TERMINAL_HISTORY, newest)
-        if len(card.last_rows):
-            last = card.last_rows
-            newest = history_rows(
-                columns.CARD,
-                cards.take(pa.array(card.key_of_row[last])),
-                card.row_times[last],
-                card.rows.take(last),
-                created=created,
-                vocabularies={columns.PARTNERS: places},
-            )
-            self._keep(views.CARD_HISTORY, batch, newest)
-            write_online(self._store, views.CARD_HISTORY, newest)
+            rows = feature_rows(columns.TRANSACTION, payments["event_id"], arrived.times, columns_of, created=created)
+            self._keep(views.TRANSACTION_FEATURES, batch, rows)
+        changed = np.union1d(terminal.changed, frauds.changed)
+        newest = _terminal_rows(terminals, changed, terminal, frauds, payers=payers, created=created)
+        write_online(self._store, views.TERMINAL_HISTORY, newest)
+        changed = card.changed
+        latest = card.merged.latest(changed, cap=history.CARD_CAP, horizon=history.CARD_HORIZON)
+        names, words = cards.take(pa.array(changed)), {columns.PARTNERS: places}
+        newest = history_rows(columns.CARD, names, latest.last_times, latest, created=created, vocabularies=words)
+        write_online(self._store, views.CARD_HISTORY, newest)
 
     def _keep(self, view: str, batch: str, rows: pa.Table) -> None:
         """Write offline rows. A micro-batch that was cut off and is done again finds some of its rows known and makes
@@ -189,23 +139,15 @@ class Histories:
 _SEEN = {columns.TIMES: np.int64, columns.EVENT_HASHES: np.int64}
 
 
-def _reach(known: History, *, cap: int) -> NDArray[np.int64]:
-    """For each row, the earliest event time that can still be folded in; shape [rows].
-
-    A full row has forgotten what lay before it. An event from there may be one of the forgotten, sent again, and to
-    restate the rows after it would empty them of the others.
-    """
-    reach = np.full(len(known), np.iinfo(np.int64).min)
-    full = known.lengths >= cap
-    oldest, last = known.times[known.offsets[:-1][full]], known.times[known.offsets[1:][full] - 1]
-    reach[full] = oldest + (last > oldest)
-    return reach
-
-
-def _unseen_payments(payments: pa.Table, key: NDArray[np.int64], known: History) -> NDArray[np.bool_]:
-    """Which payments their cards have not met yet, and do not reach back to where their cards have forgotten."""
-    hashes, times = hashes_of(payments["event_id"]), payments["event_time"].to_numpy()
-    reach = np.maximum(_reach(known, cap=history.CARD_CAP), _last_times(known) - history.CARD_HORIZON + 1)
+def _unseen_payments(
+    hashes: NDArray[np.int64], times: NDArray[np.int64], key: NDArray[np.int64], known: History
+) -> NDArray[np.bool_]:
+    """Which payments their cards have not met yet, and do not reach back to where their cards have forgotten: one from
+    there may be one of the forgotten, sent again, and what was known then cannot be told any more."""
+    full = known.lengths >= history.CARD_CAP
+    oldest, last = known.times[known.offsets[:-1][full]], known.last_times
+    reach = np.where(known.lengths > 0, last - history.CARD_HORIZON + 1, np.iinfo(np.int64).min)
+    reach[full] = np.maximum(reach[full], oldest + (last[full] > oldest))
     unseen = ~np.isin(hashes, known.entries[columns.EVENT_HASHES]) & (times >= reach[key])
     first = np.zeros(len(hashes), dtype=bool)
     first[np.unique(hashes, return_index=True)[1]] = True
@@ -213,23 +155,55 @@ def _unseen_payments(payments: pa.Table, key: NDArray[np.int64], known: History)
     return wanted
 
 
-def _frauds(labels: pa.Table) -> dict[str, Array]:
-    """Columns of FRAUD_COLUMNS from labels; without a transaction time the label's own stands in."""
-    happened = pc.coalesce(labels["transaction_time"], labels["event_time"])
-    return {
-        columns.TIMES: happened.to_numpy(),
-        columns.FRAUD_KNOWN_TIMES: labels["event_time"].to_numpy(),
-        columns.FRAUD_HASHES: hashes_of(labels["transaction_id"]),
-    }
+def _channels(payments: pa.Table) -> NDArray[np.int64]:
+    """Codes of velocity.CHANNEL_CODES; 0 for a channel without one."""
+    words = payments["channel"].combine_chunks().dictionary_encode()
+    codes = [velocity.CHANNEL_CODES.get(name, 0) for name in words.dictionary.to_pylist()]
+    found: NDArray[np.int64] = np.array([*codes, 0], dtype=np.int64)[words.indices.fill_null(-1).to_numpy()]
+    return found
 
 
-def _states_at(merged: History, key: NDArray[np.int64], times: NDArray[np.int64], *, cap: int, horizon: int) -> History:
-    """For each (key, time), what was stored of the key then: all new or all known before, it makes no difference."""
-    scale = np.int64(2**42)
-    flat = merged.row_of_entry * scale + merged.times
-    ends = np.searchsorted(flat, key * scale + times, side="right")
-    starts = np.searchsorted(flat, key * scale + np.maximum(times - horizon, 0), side="right")
-    return merged.slices(np.maximum(starts, ends - cap), ends)
+class _Then:
+    """What was known of each payment's card (or terminal) when it arrived: of those before it in the fold, the ones up
+    to its own time; the latest `cap` of them, itself, and a few more at most.
+
+    key, times: of the payments, in the order in which they arrived and were folded.
+    """
+
+    def __init__(
+        self, folded: Folded, key: NDArray[np.int64], times: NDArray[np.int64], *, cap: int, partners: bool = True
+    ) -> None:
+        """partners: whether anybody looks at PARTNERS."""
+        late = _late(key, times, keys=len(folded.merged))
+        self._late = bool(late.any())
+        entries = dict(folded.merged.entries)
+        if not partners:
+            entries.pop(columns.PARTNERS)
+        self._merged = History(folded.merged.offsets, {**entries, _ARRIVAL: folded.arrival} if self._late else entries)
+        self._ends = folded.merged.places(key, times)
+        # What came after a payment and yet lies before it in time is one of the late.
+        spare = 1 + late[key]
+        self._starts = np.maximum(folded.merged.places(key, times - velocity.HORIZON), self._ends - cap - spare)
+
+    def rows(self, start: int, end: int) -> History:
+        """The payments from `start` to `end`."""
+        states = self._merged.slices(self._starts[start:end], self._ends[start:end])
+        if not self._late:
+            return states
+        return states.keep(states.entries[_ARRIVAL] <= states.row_of_entry + start)
+
+
+_ARRIVAL = "arrival"
+
+
+def _late(key: NDArray[np.int64], times: NDArray[np.int64], *, keys: int) -> NDArray[np.int64]:
+    """Shape [keys]: how many of each key's payments are no later than one that arrived before them."""
+    by_key = np.argsort(key, kind="stable")
+    own, when = key[by_key], times[by_key]
+    rank = own * (np.ptp(times) + 1) + (when - times.min())
+    late = rank[1:] <= np.maximum.accumulate(rank)[:-1]
+    counts: NDArray[np.int64] = np.bincount(own[1:][late], minlength=keys)
+    return counts
 
 
 def _terminal_rows(
@@ -242,26 +216,11 @@ def _terminal_rows(
     created: datetime,
 ) -> pa.Table:
     """The newest row of each changed terminal: its payments and its known frauds, side by side."""
-    latest = _newest(payments.merged, changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
-    known = _newest(frauds.merged, changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
+    latest = payments.merged.latest(changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
+    known = frauds.merged.latest(changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
     lists = {
         **history.to_arrow(known, names=history.FRAUD_NAMES),
         **history.to_arrow(latest, vocabularies={columns.PARTNERS: payers}),
     }
-    times = np.maximum(_last_times(latest), _last_times(known))
+    times = np.maximum(latest.last_times, known.last_times)
     return feature_rows(columns.TERMINAL, terminals.take(pa.array(changed)), times, lists, created=created)
-
-
-def _newest(merged: History, keys: NDArray[np.int64], *, cap: int, horizon: int) -> History:
-    """The stored row of each key: its latest entries."""
-    kept = merged.take(keys)
-    starts = np.maximum(kept.offsets[:-1], kept.offsets[1:] - cap)
-    kept = kept.slices(starts, kept.offsets[1:])
-    return kept.keep(kept.times > np.repeat(_last_times(kept) - horizon, kept.lengths))
-
-
-def _last_times(rows: History) -> NDArray[np.int64]:
-    """Time of each row's last entry; 0 for an empty row."""
-    if not len(rows.times):
-        return np.zeros(len(rows), dtype=np.int64)
-    return np.where(rows.lengths > 0, rows.times[rows.offsets[1:] - 1], 0)

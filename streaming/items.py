@@ -15,10 +15,10 @@ from pyspark.sql import functions as F
 from features import columns, history, views
 from features.columns import SHOP_EVENTS
 from features.feast_import import FeatureStore
-from features.history import DAY, History
+from features.history import DAY, History, history_rows
 from features.store import write_online
 from infra.settings import Settings
-from streaming.tables import history_rows, write_table
+from streaming.tables import write_table
 
 COUNTED = ("event_id", "type", "event_time", columns.ITEM, "quantity", "price", "order_id")
 
@@ -60,9 +60,8 @@ def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Tab
     ends = np.arange(1, len(days) + 1)
     if not every_day:
         ends = ends[np.diff(key, append=-1) != 0]
-    scale = np.int64(2**42)
-    starts = np.searchsorted(key * scale + days, key[ends - 1] * scale + days[ends - 1] - history.ITEM_HORIZON, "right")
-    rows = History(np.array([0, len(days)]), entries).slices(starts, ends)
+    of_items = History(np.searchsorted(key, np.arange(len(items) + 1)), entries)
+    rows = of_items.at(key[ends - 1], days[ends - 1], cap=history.ITEM_CAP, horizon=history.ITEM_HORIZON)
     names = pa.array(items[key[ends - 1]], pa.string())
     return history_rows(columns.ITEM, names, days[ends - 1] + DAY, rows, created=created)
 

@@ -1,7 +1,7 @@
 """The Spark job that turns the event log into features: `headrace features` (catch up, then stop) and
 `headrace stream` (go on for ever).
 
-One micro-batch: Spark reads the new records, parses and checks them; what cannot be used is dead-lettered; the rest
+One micro-batch: Spark reads the new records; they are parsed and checked; what is of no use is dead-lettered; the rest
 goes to the tables and is folded into the histories. Everything a micro-batch does may be done again after a crash
 without counting twice. Beside it, item windows and experiment outcomes are renewed every few seconds, and the tables
 over all items are made where they are missing; `headrace features`, once a day, makes them anew.
@@ -34,13 +34,16 @@ from infra.log.client import START, EventLog, Position, open_log
 from infra.settings import Settings
 from streaming import exposures, metrics
 from streaming.histories import Histories
+from streaming.parsing import in_order_of_arrival, parse
 from streaming.renewal import Renewal, rebuild_tables
 from streaming.session import JobError, open_session
-from streaming.source import READ_TOPICS, parse, reached, read_stream
+from streaming.source import READ_TOPICS, reached, read_stream
 from streaming.tables import as_schema, dead_letter, write_status, write_table
 
 logger = logging.getLogger(__name__)
 
+WANTED = ("topic", "partition", "offset", "value", "timestamp")
+"""What of a record is handed over by Spark."""
 QUERY = "features"
 ONLINE_PATIENCE_SECONDS = 300.0
 """How long a micro-batch waits for an online store that does not answer before the job gives up."""
@@ -71,7 +74,7 @@ class FeatureJob:
 
     def handle(self, records: DataFrame, batch_id: int) -> None:
         started = time.monotonic()
-        events = parse(records).toArrow()
+        events = parse(records.select(*WANTED).toArrow())
         name = f"batch-{batch_id:012d}"
         valid = events.filter(pc.is_null(events["reason"]))
         if valid.num_rows < events.num_rows:
@@ -82,11 +85,7 @@ class FeatureJob:
         labels = valid.filter(pc.equal(kind, "label"))
         impressions = valid.filter(pc.equal(kind, "impression"))
         shop = valid.filter(pc.is_in(kind, pa.array(["item", "view", "cart", "purchase", "return"])))
-
-        for table, rows in ((SHOP_EVENTS, shop), (IMPRESSIONS, impressions), (LABELS, labels)):
-            if rows.num_rows:
-                write_table(self._settings.offline_dir / table, name, as_schema(rows, table))
-        self._fold(shop, payments, labels, batch=name)
+        self.take(shop, in_order_of_arrival(payments), labels, impressions, batch=name)
 
         self.items_touched.update(pc.unique(shop["item_id"]).to_pylist())
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
@@ -95,8 +94,12 @@ class FeatureJob:
         self.batch_seconds = time.monotonic() - started
         metrics.tell_batch(events, seconds=self.batch_seconds, now=time.time())
 
-    def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
-        """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
+    def take(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, impressions: pa.Table, *, batch: str) -> None:
+        """Keep the events of a micro-batch in the tables, then fold them, until the online store has it all: an outage
+        of the store makes the job late, and nothing worse. payments: in the order in which they arrived."""
+        for table, rows in ((SHOP_EVENTS, shop), (IMPRESSIONS, impressions), (LABELS, labels)):
+            if rows.num_rows:
+                write_table(self._settings.offline_dir / table, batch, as_schema(rows, table))
         given_up = time.monotonic() + ONLINE_PATIENCE_SECONDS
         while True:
             try:
@@ -105,7 +108,7 @@ class FeatureJob:
                 created = datetime.now(UTC)
                 # They share nothing, and most of either is spent outside Python's lock.
                 with ThreadPoolExecutor(2) as pool:
-                    users = pool.submit(self._histories.fold_users, shop, batch=batch, created=created)
+                    users = pool.submit(self._histories.fold_users, shop, created=created)
                     cards = pool.submit(self._histories.fold_payments, payments, labels, batch=batch, created=created)
                 users.result()
                 cards.result()

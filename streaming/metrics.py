@@ -21,7 +21,7 @@ RENEWALS_FAILED = Counter("headrace_stream_renewals_failed_total", "Renewals tha
 
 
 def tell_batch(events: pa.Table, *, seconds: float, now: float) -> None:
-    """Count a micro-batch as streaming.source.parse gave it. now: seconds since the epoch."""
+    """Count a micro-batch as streaming.parsing.parse gave it. now: seconds since the epoch."""
     BATCH_SECONDS.observe(seconds)
     for topic, count in _counts(events["topic"]):
         RECORDS.labels(topic).inc(count)

@@ -1,4 +1,4 @@
-"""What is renewed beside the stream: the tables over all items, item windows, experiment outcomes.
+"""What is renewed beside the stream: the tables over all items, item windows, experiment outcomes, and fewer files.
 
 A thread of the driver, whose Spark jobs run in a pool of their own. Knows nothing of micro-batches but what they
 touched.
@@ -14,15 +14,19 @@ from typing import Protocol
 from pyspark.sql import SparkSession
 
 from features import views
+from features.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
 from features.store import open_store
 from features.timeline import NoDataError, read_timeline
 from infra.settings import Settings
-from streaming import co_purchase, exposures, items, metrics
+from streaming import co_purchase, compaction, exposures, items, metrics
 from streaming.tables import write_status
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
+COMPACTION_SECONDS = 60.0
+GROWING = (SHOP_EVENTS, IMPRESSIONS, LABELS, views.TRANSACTION_FEATURES)
+"""The tables to which micro-batches add files."""
 
 
 class Touched(Protocol):
@@ -54,7 +58,7 @@ class Renewal(threading.Thread):
         self._halt = stop
         self._store = open_store(settings)
         self._tables_stand = False
-        self._next_items = self._next_exposures = 0.0
+        self._next_items = self._next_exposures = self._next_compaction = 0.0
 
     def run(self) -> None:
         # A pool of their own, so that the tasks of a micro-batch do not queue behind theirs.
@@ -65,10 +69,12 @@ class Renewal(threading.Thread):
                     self._renew_items()
                 if self._job.impressions_seen and time.monotonic() >= self._next_exposures:
                     self._renew_exposures()
+                if time.monotonic() >= self._next_compaction:
+                    self._compact()
             except Exception:
                 if not self._halt.is_set():
                     metrics.RENEWALS_FAILED.inc()
-                    logger.exception("renewing item windows or experiment outcomes failed; trying again")
+                    logger.exception("a renewal beside the stream failed; trying again")
 
     def _renew_items(self) -> None:
         self._tables_stand = self._tables_stand or _tables_stand(self._settings)
@@ -97,6 +103,11 @@ class Renewal(threading.Thread):
 
         took = _timed("experiment outcomes", lambda: exposures.run(self._spark, self._settings), or_else=put_back)
         self._next_exposures = _next(self._settings.exposures_refresh_seconds, took=took)
+
+    def _compact(self) -> None:
+        folders = [self._settings.offline_dir / name for name in GROWING]
+        took = _timed("files", lambda: [compaction.compact(folder) for folder in folders], or_else=lambda: None)
+        self._next_compaction = _next(COMPACTION_SECONDS, took=took)
 
 
 def rebuild_tables(spark: SparkSession, settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""The event log as a Spark streaming source, and the schema of what stands in it.
+"""The event log as a Spark streaming source.
 
 The columns are those of Spark's Kafka source (topic, partition, offset, key, value, timestamp), so that the jobs do
 not know which log they read. Offsets are kept by Spark's checkpoint.
@@ -29,28 +29,9 @@ READ_TOPICS = (topics.LABELS, topics.TRANSACTIONS, topics.SHOP, topics.IMPRESSIO
 RECORD_SCHEMA = "topic string, partition int, offset bigint, key string, value string, timestamp bigint"
 BATCH_ROWS = 20_000
 PARTITION_BYTES = 8 * 2**20
+POLL_RECORDS = 20_000
 BYTES_PER_RECORD = 300
 """What one record is taken to need when a micro-batch is limited: offsets of the file log are bytes."""
-
-EVENT_SCHEMA = """
-    type string, event_id string, event_time timestamp, user_id string, session_id string, item_id string,
-    quantity double, price double, order_id string, request_id string, title string, category string,
-    card_id string, terminal_id string, amount double, channel string,
-    transaction_id string, fraud boolean, transaction_time timestamp,
-    surface string, model string, experiment string, variation string, bucket int, degraded boolean,
-    items array<struct<item_id: string, position: int, score: double, source: string, propensity: double>>
-"""
-"""Union of the fields of the events that the jobs read (features/events.py; a test compares the two)."""
-
-RECORD_COLUMNS = ("topic", "partition", "offset", "value", "timestamp")
-
-NEEDED = (
-    (("item", "view", "cart", "purchase", "return"), ("item_id",)),
-    (("transaction",), ("card_id", "terminal_id", "amount")),
-    (("label",), ("transaction_id", "fraud")),
-    (("impression",), ("surface", "items")),
-)
-"""Event types that the jobs read, and the fields without which they cannot be used."""
 
 
 class LogRange(InputPartition):
@@ -171,6 +152,9 @@ def _kafka_records(spark: SparkSession, settings: Settings, names: list[str], *,
         .option("startingOffsets", "earliest")
         # Records that were dropped before the job read them are a hole in the features: stop and say so.
         .option("failOnDataLoss", "true")
+        # Its consumers are made for many small polls; ours read a backlog.
+        .option("kafka.max.poll.records", POLL_RECORDS)
+        .option("kafka.max.partition.fetch.bytes", PARTITION_BYTES)
     )
     if limit is not None:
         source = source.option("maxOffsetsPerTrigger", limit)
@@ -196,36 +180,3 @@ def reached(end_offset: str, *, prefix: str = "") -> dict[str, Position]:
         offsets = {int(one): offset for one, offset in found.items()} if isinstance(found, dict) else {PARTITION: found}
         positions[topic.removeprefix(prefix)] = Position(offsets)
     return positions
-
-
-def parse(records: DataFrame) -> DataFrame:
-    """RECORD_SCHEMA to (topic, partition, offset, value, timestamp, event fields..., times in int64 ms).
-
-    `value` is kept only for a record that cannot be an event of its topic: then `reason` says why.
-    """
-    return (
-        records.selectExpr(*RECORD_COLUMNS, f"from_json(value, '{EVENT_SCHEMA}') AS event")
-        .selectExpr(*RECORD_COLUMNS, "event.*")
-        .selectExpr("*", f"{_reason()} AS reason")
-        .withColumns(
-            {
-                "value": F.expr("CASE WHEN reason IS NOT NULL THEN value END"),
-                "event_time": F.expr("unix_millis(event_time)"),
-                "transaction_time": F.expr("unix_millis(transaction_time)"),
-            }
-        )
-    )
-
-
-def _reason() -> str:
-    """Why a record cannot be used, in SQL; null where it can. As text, for the plan is made anew in every micro-batch,
-    and each call between Python and Java costs a millisecond."""
-    known = ", ".join(f"'{kind}'" for kinds, _ in NEEDED for kind in kinds)
-    cases = [
-        f"WHEN type IS NULL OR type NOT IN ({known}) THEN 'unknown type'",
-        "WHEN event_id IS NULL OR event_time IS NULL THEN 'no event_id or event_time'",
-    ]
-    for kinds, needed in NEEDED:
-        these = ", ".join(f"'{kind}'" for kind in kinds)
-        cases += [f"WHEN type IN ({these}) AND {column} IS NULL THEN 'no {column}'" for column in needed]
-    return f"CASE {' '.join(cases)} END"

@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from features import columns, events
 from features.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
-from features.history import History, to_arrow
 from infra import topics
 from infra.durable import replacing
 from infra.log.client import EventLog
+from streaming.parsing import SHOWN_ITEM
 
 ROW_GROUP = 50_000
 """Rows that a reader can skip together: histories are written in order of time, and most readers want the end."""
@@ -26,15 +24,6 @@ ROW_GROUP = 50_000
 ORIGIN = ("topic", "partition", "offset")
 
 _STRINGS = ("user_id", "session_id", "order_id", "request_id")
-SHOWN_ITEM = pa.struct(
-    [
-        ("item_id", pa.string()),
-        ("position", pa.int32()),
-        ("score", pa.float64()),
-        ("source", pa.string()),
-        ("propensity", pa.float64()),
-    ]
-)
 SCHEMAS = {
     SHOP_EVENTS: columns.SHOP_EVENTS_SCHEMA,
     IMPRESSIONS: pa.schema(
@@ -48,7 +37,7 @@ SCHEMAS = {
     LABELS: pa.schema(
         [
             ("event_id", pa.string()), ("transaction_id", pa.string()), ("event_time", pa.int64()),
-            ("fraud", pa.bool_()),
+            ("fraud", pa.bool_()), ("terminal_id", pa.string()), ("transaction_time", pa.int64()),
         ]
     ),
 }  # fmt: skip
@@ -70,34 +59,6 @@ def as_schema(table: pa.Table, name: str) -> pa.Table:
     """The columns of a known table, in its types."""
     schema = SCHEMAS[name]
     return table.select(schema.names).cast(schema)
-
-
-def feature_rows(
-    key: str, ids: pa.Array, times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
-) -> pa.Table:
-    """Rows of a history view: `ids` (strings) and `times` (ms) of shape [rows], `lists` by stored column name."""
-    stamp = pa.timestamp("us", tz="UTC")
-    return pa.table(
-        {
-            key: ids,
-            **lists,
-            columns.EVENT_TIMESTAMP: pa.array(times * 1000, pa.int64()).cast(stamp),
-            columns.CREATED_TIMESTAMP: pa.repeat(pa.scalar(created, stamp), len(ids)),
-        }
-    )
-
-
-def history_rows(
-    key: str,
-    ids: pa.Array,
-    times: NDArray[np.int64],
-    rows: History,
-    *,
-    created: datetime,
-    vocabularies: Mapping[str, pa.Array] | None = None,
-) -> pa.Table:
-    """Rows of a history view; `vocabularies` as in features.history.to_arrow."""
-    return feature_rows(key, ids, times, to_arrow(rows, vocabularies=vocabularies), created=created)
 
 
 def dead_letter(log: EventLog, rejected: pa.Table) -> None:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from features import columns, history, store, views
 from features.candidates import Candidates, Visitor, visitor
 from features.catalogue import Catalogue, item_windows
+from features.entries import user_entries
 from features.feast_import import FeatureStore
 from features.fold import fold
-from features.history import DAY, History, from_arrow, hash_ids
+from features.history import DAY, History, from_arrow
 from features.timeline import Timeline, holdout_file
 from infra.settings import Settings
 
@@ -137,27 +138,10 @@ def states_held_back(feast: FeatureStore, orders: Orders, later: pd.DataFrame, *
     users, key = np.unique(orders.users, return_inverse=True)
     known = states_from_feast(feast, Orders(users, np.full(len(users), split), []))
     place = {name: row for row, name in enumerate(users)}
-    later = later[later[columns.USER].isin(place) & later["type"].isin(columns.KIND_CODES)]
-    entries = {
-        columns.TIMES: later["event_time"].to_numpy(np.int64),
-        columns.ITEMS: later[columns.ITEM].to_numpy(object),
-        columns.KINDS: later["type"].map(columns.KIND_CODES).to_numpy(np.int64),
-        columns.PRICES: later["price"].fillna(0.0).to_numpy(np.float64),
-        columns.QUANTITIES: later["quantity"].fillna(1.0).to_numpy(np.float64),
-        columns.EVENT_HASHES: hash_ids(later["event_id"].tolist()),
-    }
-    folded = fold(
-        known,
-        later[columns.USER].map(place).to_numpy(np.int64),
-        entries,
-        cap=history.USER_CAP,
-        horizon=history.USER_HORIZON,
-    )
-    merged = folded.merged
-    scale = np.int64(2**42)
-    ends = np.searchsorted(merged.row_of_entry * scale + merged.times, key * scale + orders.times, side="left")
-    starts = np.maximum(merged.offsets[key], ends - history.USER_CAP)
-    return merged.slices(starts, np.maximum(ends, starts))
+    new = user_entries(pa.Table.from_pandas(later[later[columns.USER].isin(place)], preserve_index=False))
+    row = np.array([place[name] for name in new.keys.to_pylist()], dtype=np.int64)
+    merged = fold(known, row, {**new.numbers, columns.ITEMS: new.words[columns.ITEMS].to_numpy()}).merged
+    return merged.at(key, orders.times - 1, cap=history.USER_CAP, horizon=history.USER_HORIZON)
 
 
 def queries_of(orders: Orders, states: History, catalogue: Catalogue) -> list[Query]:
@@ -230,4 +214,4 @@ class ItemDays:
             name: totals[name].to_numpy(np.float64) for name in history.ITEM_COLUMNS if name != columns.TIMES
         }
         key = self._catalogue.indices(totals[columns.ITEM].tolist())
-        return fold(known, key, entries, cap=10_000, horizon=10_000 * DAY, hash_column=columns.TIMES).merged
+        return fold(known, key, entries, hash_column=columns.TIMES).merged

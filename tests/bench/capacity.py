@@ -22,8 +22,8 @@ def measured(value: float, *, unit: str, how: str) -> float:
 
 
 REQUEST_COST = "tests/bench/request_cost.py on the data of `make demo SMALL=1` (699 users, 3,177 items), SQLite"
-EVENT_PATH = "tests/bench/event_path.py --events 40000 --scales 1 --redis ..."
-BEHIND_SPARK = "tests/bench/event_path.py --events 160000 --scales 1 --no-spark --redis ..."
+EVENT_PATH = "headrace bench stream --real --events 800000"
+BEHIND_SPARK = "headrace bench stream --real --events 400000 --no-spark"
 DEMO = "README: `make demo`, 443,174 records, 2 cores"
 
 
@@ -39,8 +39,8 @@ class Measured:
     shop_event_bytes: float = measured(175, unit="bytes in the log", how=REQUEST_COST)
     impression_bytes: float = measured(2_061, unit="bytes in the log, 20 items shown", how=REQUEST_COST)
     payment_bytes: float = measured(616, unit="bytes in the log, payment and decision", how=REQUEST_COST)
-    stream_cpu_ms: float = measured(0.156, unit="ms of CPU an event, driver and executors", how=EVENT_PATH)
-    driver_cpu_ms: float = measured(0.022, unit="ms of CPU an event, in the one driver", how=BEHIND_SPARK)
+    stream_cpu_ms: float = measured(0.030, unit="ms of CPU an event, driver and executors", how=EVENT_PATH)
+    driver_cpu_ms: float = measured(0.014, unit="ms of CPU an event, in the one driver", how=BEHIND_SPARK)
     online_row_bytes: float = measured(963, unit="bytes of Redis a row of 20 events", how=BEHIND_SPARK)
     rebuild_core_ms: float = measured(0.39, unit="core-ms an event of the whole history", how=DEMO + ", step 2")
     train_core_ms: float = measured(0.41, unit="core-ms an event of the window", how=DEMO + ", step 3")

@@ -1,20 +1,20 @@
 """Events a second from the event log through real Spark into the online store, and where the time goes.
 
-    python tests/bench/event_path.py --events 50000 [--redis redis://127.0.0.1:6379/0] [--scales 1 4 16] [--no-spark]
+    headrace bench stream [--real] [--scales 1,4,16] [--no-spark] [--no-limits]
 
-The events come from a load simulator (below): nobody's real behaviour, only its skew. Beside what the job reaches
-stand its limits: what Spark alone reaches on the same log when it only reads, or reads and parses, and throws the
-rows away; and with --no-spark what everything behind Spark reaches alone. CPU seconds are those of all processes, but
-for Redis: on a machine that does other things too they tell more than the clock.
+From files into SQLite, or from a real Kafka into a real Redis, started for it. The events come from a load simulator
+(below): nobody's real behaviour, only its skew. Beside what the job reaches stand its limits: what Spark alone reaches
+on the same log when it only reads, or reads and parses, and throws the rows away; the same bytes through a bare line
+of HSET; and with --no-spark what everything behind Spark reaches alone. CPU seconds are those of all processes, but for
+Kafka and Redis: on a machine that does other things too they tell more than the clock.
 """
 
-import argparse
-import sys
+import contextlib
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,25 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from features import store
+from features import columns, velocity
 from features.events import rfc3339
+from features.online import EncodedRows, OnlineStore, OnlineView
+from features.online_codec import entity_keys
+from features.online_recovery import OnlineGuard
+from features.online_redis import RedisAddress, RedisRows
+from features.online_sqlite import SqliteRows
 from features.windows import HOUR
-from infra import topics
+from infra import processes, redis, topics
+from infra.kafka import broker
 from infra.log.client import open_log
 from infra.settings import Settings
 from streaming import histories, job, source
+from streaming.parsing import parse
 from streaming.session import open_session
+from streaming.tables import SCHEMAS
+from tests.apps.servers import free_port
+from tests.bench.servers import free_port_pair
+from tests.redis_server import RedisServer
 
 EVENTS_PER_USER = 20
 PAYMENT_SHARE = 0.1
@@ -41,6 +50,8 @@ KINDS = np.array(["view", "cart", "purchase", "return"])
 KIND_SHARES = (0.75, 0.12, 0.12, 0.01)
 START = 1_790_000_000_000
 WARM_EVENTS = 50_000
+HSET_ROWS = 20_000
+"""So many of the rows that were written are written again, through a bare pipeline."""
 CHUNK = 20_000
 
 
@@ -91,12 +102,15 @@ def append(settings: Settings, events: pa.Table) -> None:
             log.append(topic, records)
 
 
-def cpu_seconds() -> float:
-    """Of this process and all that it started and that still live (Spark's JVM and its Python workers)."""
+def cpu_seconds(*, but: set[int]) -> float:
+    """Of this process and all that it started and that still live (Spark's JVM and its Python workers), `but` the
+    servers with these process ids."""
     own = psutil.Process()
     total = 0.0
     for process in (own, *own.children(recursive=True)):
         try:
+            if process.pid in but:
+                continue
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
@@ -129,78 +143,120 @@ class Stages:
         return call
 
     def watch(self, name: str, owner: Any, attribute: str) -> None:
-        original = getattr(owner, attribute)
-        self._undo.append((owner, attribute, original))
-        setattr(owner, attribute, self.timed(name, original))
+        self.replace(owner, attribute, self.timed(name, getattr(owner, attribute)))
+
+    def replace(self, owner: Any, attribute: str, by: Any) -> None:
+        self._undo.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, by)
 
     def stop(self) -> None:
         for owner, attribute, original in reversed(self._undo):
             setattr(owner, attribute, original)
 
 
-class _Parsed:
-    """What parse() gave, whose toArrow() is timed: Spark reads and parses when the rows are asked for."""
+class _Records:
+    """A micro-batch, whose handing over is timed: Spark reads when the rows are asked for."""
 
     def __init__(self, frame: Any, stages: Stages) -> None:
-        self.toArrow = stages.timed("read and parse (Spark)", frame.toArrow)
+        self._frame = frame
+        self.toArrow = stages.timed("read (Spark)", frame.toArrow)
+        self._stages = stages
+
+    def select(self, *names: str) -> "_Records":
+        return _Records(self._frame.select(*names), self._stages)
 
 
 def watched(stages: Stages) -> None:
     for owner, name, stage in (
         (histories.Histories, "fold_users", "the rest of folding"),
         (histories.Histories, "fold_payments", "the rest of folding"),
-        (histories, "online_lists", "known rows read"),
+        (histories, "online_lists", "known rows decoded"),
         (histories, "fold", "fold"),
         (histories, "history_rows", "rows as Arrow"),
         (histories, "feature_rows", "rows as Arrow"),
         (histories, "write_table", "Parquet write"),
-        (histories, "write_online", "online write"),
-        (histories.velocity, "encode", "payment features"),
+        (OnlineStore, "write", "rows encoded"),
+        (RedisRows, "write", "online write"),
+        (RedisRows, "read", "online read"),
+        (SqliteRows, "write", "online write"),
+        (SqliteRows, "read", "online read"),
+        (velocity, "encode", "payment features"),
+        (job, "parse", "parse"),
         (job, "write_table", "Parquet write"),
-        (job.OnlineGuard, "check", "guard"),
-        (job.OnlineGuard, "confirm", "guard"),
+        (OnlineGuard, "check", "guard"),
+        (OnlineGuard, "confirm", "guard"),
     ):
         stages.watch(stage, owner, name)
 
 
-def with_spark(settings: Settings, events: pa.Table, stages: Stages) -> tuple[float, float]:
+class Written:
+    """Keeps the first rows that an online store was given."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.rows: list[tuple[OnlineView, EncodedRows]] = []
+        self.count = 0
+        for owner in (RedisRows, SqliteRows):
+            stages.replace(owner, "write", self._seen(owner.write))
+
+    def _seen(self, write: Callable[..., None]) -> Callable[..., None]:
+        def call(adapter: Any, view: OnlineView, rows: EncodedRows) -> None:
+            if sum(len(some.ids) for _, some in self.rows) < HSET_ROWS:
+                self.rows.append((view, rows))
+            self.count += len(rows.ids)
+            write(adapter, view, rows)
+
+        return call
+
+    def hset(self, url: str) -> float:
+        """Rows a second of a bare pipeline of HSET into Redis, one field a feature: no times compared, no script."""
+        client = RedisAddress.parse(url).connect(timeout_seconds=60)
+        count, started = 0, time.perf_counter()
+        for view, rows in self.rows:
+            pipe = client.pipeline(transaction=False)
+            for key, *values in zip(entity_keys(view.join_key, rows.ids, project="hset"), *rows.values, strict=True):
+                pipe.execute_command(
+                    "HSET", key, *(word for pair in zip(view.dtypes, values, strict=True) for word in pair)
+                )
+            pipe.execute()
+            count += len(rows.ids)
+        return count / (time.perf_counter() - started)
+
+
+def with_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers: set[int]) -> tuple[float, float]:
     """The real job on the log; (seconds, CPU seconds) from the end of a small first load on: JVM and workers warm."""
-    parse = job.parse
-    job.parse = lambda records: _Parsed(parse(records), stages)  # type: ignore[attr-defined]
-    try:
-        with job._session(settings, "bench") as spark:
-            append(settings, simulate(WARM_EVENTS, seed=1, prefix="w"))
-            features = job.FeatureJob(settings)
-            features.handle = stages.timed("waiting for folds, checks, status", features.handle)  # type: ignore[method-assign]
-            query = job._start(spark, settings, features)
-            query.processAllAvailable()
-            query.stop()
-            stages.seconds.clear()
-            append(settings, events)
-            started, cpu = time.perf_counter(), cpu_seconds()
-            query = job._start(spark, settings, features)
-            query.processAllAvailable()
-            took, used = time.perf_counter() - started, cpu_seconds() - cpu
-            job._finish(query)
-            return took, used
-    finally:
-        job.parse = parse  # type: ignore[attr-defined]
+    with job._session(settings, "bench") as spark:
+        append(settings, simulate(WARM_EVENTS, seed=1, prefix="w"))
+        features = job.FeatureJob(settings)
+        handle = stages.timed("waiting for folds, checks, status", features.handle)
+        features.handle = lambda records, batch_id: handle(_Records(records, stages), batch_id)  # type: ignore[method-assign]
+        query = job._start(spark, settings, features)
+        query.processAllAvailable()
+        query.stop()
+        stages.seconds.clear()
+        append(settings, events)
+        started, cpu = time.perf_counter(), cpu_seconds(but=servers)
+        query = job._start(spark, settings, features)
+        query.processAllAvailable()
+        took, used = time.perf_counter() - started, cpu_seconds(but=servers) - cpu
+        job._finish(query)
+        return took, used
 
 
-def without_spark(settings: Settings, events: pa.Table, stages: Stages) -> tuple[float, float]:
+def without_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers: set[int]) -> tuple[float, float]:
     """Everything behind Spark, in micro-batches of the configured size."""
     features = job.FeatureJob(settings)
-    fold = stages.timed("waiting for folds, checks, status", features._fold)
-    no_labels = pa.table({name: pa.array([], kind) for name, kind in (
-        ("transaction_id", pa.string()), ("event_time", pa.int64()), ("terminal_id", pa.string()),
-        ("fraud", pa.bool_()), ("transaction_time", pa.int64()))})  # fmt: skip
-    started, cpu = time.perf_counter(), cpu_seconds()
+    take = stages.timed("waiting for folds, checks, status", features.take)
+    for name in SCHEMAS[columns.SHOP_EVENTS].names:
+        if name not in events.column_names:
+            events = events.append_column(name, pa.nulls(events.num_rows, pa.string()))
+    labels, impressions = (SCHEMAS[name].empty_table() for name in (columns.LABELS, columns.IMPRESSIONS))
+    started, cpu = time.perf_counter(), cpu_seconds(but=servers)
     size = settings.stream_batch_records
     for number, start in enumerate(range(0, events.num_rows, size)):
         part = events.slice(start, size)
         pays = pc.equal(part["type"], "transaction")
-        fold(part.filter(pc.invert(pays)), part.filter(pays), no_labels, batch=f"batch-{number:012d}")
-    return time.perf_counter() - started, cpu_seconds() - cpu
+        take(part.filter(pc.invert(pays)), part.filter(pays), labels, impressions, batch=f"batch-{number:012d}")
+    return time.perf_counter() - started, cpu_seconds(but=servers) - cpu
 
 
 def limit(settings: Settings, *, parsed: bool) -> float:
@@ -210,7 +266,9 @@ def limit(settings: Settings, *, parsed: bool) -> float:
 
     def handle(records: Any, batch_id: int) -> None:
         started = time.perf_counter()
-        (source.parse(records) if parsed else records).toArrow()
+        table = records.select(*job.WANTED).toArrow()
+        if parsed:
+            parse(table)
         seconds.append(time.perf_counter() - started)
 
     for _ in range(2):  # the first is to warm up
@@ -224,55 +282,63 @@ def limit(settings: Settings, *, parsed: bool) -> float:
     return sum(seconds)
 
 
+@contextlib.contextmanager
+def _servers(settings: Settings, *, real: bool) -> Iterator[tuple[Settings, set[int]]]:
+    """The settings to measure with, and the process ids of the servers that were started for it."""
+    if not real:
+        yield settings, set()
+        return
+    nodes = broker.plan(free_port_pair())
+    more = {"kafka_bootstrap": broker.bootstrap(nodes), "kafka_partitions": 2, "redis_port": free_port(),
+            "kafka_timeout_seconds": 30.0, "tools_dir": settings.tools_dir.absolute()}  # fmt: skip
+    settings = settings.model_copy(update=more)
+    settings = settings.model_copy(update={"redis_url": redis.url(settings)})
+    try:
+        broker.start(settings, nodes)
+        with RedisServer(settings):
+            started = {one.pid for one in psutil.Process().children(recursive=True)}
+            yield settings, started | {one.pid for one in processes.alive(settings).values()}
+    finally:
+        processes.stop_all(settings)
+
+
 def bench(
-    count: int, *, redis: str, say: Callable[[str], None], spark: bool = True, batch: int = 250_000
+    count: int, *, real: bool, say: Callable[[str], None], spark: bool = True, limits: bool = True, batch: int = 250_000
 ) -> dict[str, object]:
     """Measure `count` events; `say` gets the time of each stage. Returns what the JSON line holds."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder), redis_url=redis, stream_batch_records=batch)
-        if redis:
-            store.open_store(settings).online.rows._address.connect(timeout_seconds=60).flushdb()  # type: ignore[attr-defined]
+    with (
+        tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder,
+        _servers(Settings(data_dir=Path(folder), stream_batch_records=batch), real=real) as (settings, servers),
+    ):
         events, stages = simulate(count, seed=7), Stages()
+        written = Written(stages)
         watched(stages)
-        took, used = (with_spark if spark else without_spark)(settings, events, stages)
-        stages.stop()
+        try:
+            took, used = (with_spark if spark else without_spark)(settings, events, stages, servers=servers)
+        finally:
+            stages.stop()
         named = sum(stages.seconds.values())
         for name, seconds in sorted(stages.seconds.items(), key=lambda item: -item[1]):
             say(f"  {seconds:7.2f} s {seconds / took:5.0%}  {name}")
         say(f"  {named:7.2f} s {named / took:5.0%}  in all; what is missing is between micro-batches")
         found: dict[str, object] = {
             "bench": "stream",
-            "store": "redis" if redis else "sqlite",
+            "log": "kafka" if real and spark else "files" if spark else "none",
+            "store": "redis" if real else "sqlite",
             "spark": spark,
             "events": count,
             "seconds": round(took, 1),
             "events_per_s": round(count / took),
-            "events_per_cpu_s": round(count / used),
+            "cpu_seconds_per_million": round(used / count * 1e6, 1),
+            "online_rows": written.count,
             "offline_bytes_per_event": round(
                 sum(path.stat().st_size for path in Path(folder, "offline").rglob("*.parquet")) / count
             ),
         }
-        if spark:
-            found["limit_read_per_s"] = round(count / limit(settings, parsed=False))
-            found["limit_read_and_parse_per_s"] = round(count / limit(settings, parsed=True))
+        if limits and spark:
+            total = count + WARM_EVENTS
+            found["limit_read_per_s"] = round(total / limit(settings, parsed=False))
+            found["limit_read_and_parse_per_s"] = round(total / limit(settings, parsed=True))
+        if limits and real:
+            found["limit_hset_rows_per_s"] = round(written.hset(settings.redis_url))
         return found
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=50_000, help="events at 1x")
-    parser.add_argument("--scales", type=int, nargs="*", default=[1, 4, 16])
-    parser.add_argument("--redis", default="", help="URL of a Redis database that may be emptied; without it SQLite")
-    parser.add_argument("--no-spark", action="store_true", help="only what comes behind Spark")
-    parser.add_argument("--batch", type=int, default=250_000, help="records in a micro-batch, at most")
-    arguments = parser.parse_args()
-    for scale in arguments.scales:
-        print(
-            bench(
-                arguments.events * scale,
-                redis=arguments.redis,
-                say=print,
-                spark=not arguments.no_spark,
-                batch=arguments.batch,
-            )
-        )

@@ -1,11 +1,11 @@
 """What a payment's features were when it was decided is what the Spark job writes of it for training: the same numbers.
 
-Random streams of payments over few cards and terminals: some late, some twice, frauds that become known, and a feature
-job that lags behind the scorer by whole micro-batches. One thing is kept apart, for there the two may differ: payments
-of one micro-batch come in order of their time. Offline, a payment sees all of its micro-batch that happened before it;
-the scorer could not see what had not arrived.
+Random streams of payments over few cards and terminals: some late, some twice, frauds that become known, histories that
+are full, and a feature job that lags behind the scorer by whole micro-batches. Offline as online, a payment sees what
+had arrived before it. tests/streaming/test_decided_then.py does the same with the whole job on real Spark.
 """
 
+import dataclasses
 import itertools
 import time
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from apps.adapters.feast_reader import FeastReader
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
+from features import history
 from features.events import Transaction, from_milliseconds
 from features.velocity import FEATURES, HOUR
 from infra.log.files import FileLog
@@ -45,12 +46,14 @@ class Arrival:
     """It becomes known as a fraud at the next time the job catches up."""
 
 
+Features = dict[str, NDArray[np.float32]]
+"""Payment to float32 [len(FEATURES)]."""
 ARRIVALS = st.builds(
     Arrival,
     card=st.integers(0, 2),
     terminal=st.integers(0, 2),
     amount=st.sampled_from([1.0, 12.5, 99.99, 800.0]),
-    minutes=st.integers(1, 600),
+    minutes=st.one_of(st.integers(0, 600), st.just(6 * 24 * 60)),
     late_minutes=st.sampled_from([0, 0, 0, 30, 3_000]),
     repeats=st.booleans(),
     folds=st.booleans(),
@@ -66,7 +69,7 @@ class Run:
         self._job = job
         self._name = f"run{next(runs)}"
         log = FileLog(folder / f"log-{self._name}")
-        self.online: dict[str, NDArray[np.float32]] = {}
+        self.online: Features = {}
         self._seen: list[NDArray[np.float32]] = []
         self._service = FraudService(
             lambda: None,
@@ -84,7 +87,7 @@ class Run:
         card, terminal = f"{self._name}-c{arrival.card}", f"{self._name}-t{arrival.terminal}"
         hours = (moment - START) / HOUR
         payment = paid(name, hours, card=card, terminal=terminal, amount=arrival.amount) | {"event_time": moment}
-        if arrival.folds or any(moment <= other["event_time"] for other in self._batch):
+        if arrival.folds:
             self.fold(now=now)
         self._decide(payment)
         self._batch += [payment] * (1 + arrival.repeats)
@@ -109,7 +112,7 @@ class Run:
             self._job.pay(labels=tuple(labels))
         self._batch, self._frauds = [], []
 
-    def offline(self) -> dict[str, NDArray[np.float32]]:
+    def offline(self) -> Features:
         rows = self._job.features()
         return {name: np.array([rows[name][one] for one in FEATURES], dtype=np.float32) for name in self.online}
 
@@ -119,18 +122,41 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return Job(tmp_path_factory.mktemp("windows"))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(arrivals=st.lists(ARRIVALS, min_size=1, max_size=25))
-def test_what_was_decided_on_is_what_training_sees(job: Job, tmp_path: Path, arrivals: list[Arrival]) -> None:
-    run, now = Run(job, tmp_path), START + 100 * 24 * HOUR
+def play(job: Job, folder: Path, arrivals: list[Arrival]) -> None:
+    run, now = Run(job, folder), START + 100 * 24 * HOUR
     for number, arrival in enumerate(arrivals):
         now += arrival.minutes * MINUTE
         run.take(number, arrival, now=now)
     run.fold(now=now)
-    offline = run.offline()
-    different = {
-        name: [(one, a, b) for one, a, b in zip(FEATURES, online, offline[name], strict=True) if a != b]
-        for name, online in run.online.items()
-        if not np.array_equal(online, offline[name])
+    assert not different(run.online, run.offline())
+
+
+def different(online: Features, offline: Features) -> dict[str, list[tuple[str, float, float]]]:
+    """The features that are not the same to the last bit, by payment."""
+    assert online.keys() == offline.keys()
+    return {
+        name: [(one, a, b) for one, a, b in zip(FEATURES, seen, offline[name], strict=True) if a != b]
+        for name, seen in online.items()
+        if not np.array_equal(seen, offline[name])
     }
-    assert not different
+
+
+examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@examples
+@given(arrivals=st.lists(ARRIVALS, min_size=1, max_size=25))
+def test_what_was_decided_on_is_what_training_sees(job: Job, tmp_path: Path, arrivals: list[Arrival]) -> None:
+    play(job, tmp_path, arrivals)
+
+
+@examples
+@given(arrivals=st.lists(ARRIVALS, min_size=8, max_size=25))
+def test_also_where_cards_and_terminals_have_forgotten(job: Job, tmp_path: Path, arrivals: list[Arrival]) -> None:
+    """Of a full history nothing is told that is late, for its past may be forgotten, nor which of two payments of one
+    millisecond it forgets first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "CARD_CAP", 3)
+        patch.setattr(history, "TERMINAL_CAP", 4)
+        on_time = [dataclasses.replace(one, late_minutes=0, minutes=max(1, one.minutes)) for one in arrivals]
+        play(job, tmp_path, on_time)

@@ -17,11 +17,11 @@ def empty(keys: int = 3) -> History:
     return from_lists([{} for _ in range(keys)], DTYPES)
 
 
-def run(known: History, events: list[tuple[int, int, int]], *, cap: int = CAP) -> Folded:
+def run(known: History, events: list[tuple[int, int, int]]) -> Folded:
     key, time, event = (
         np.array(part, dtype=np.int64) for part in (zip(*events, strict=True) if events else ([], [], []))
     )
-    return fold(known, key, {columns.TIMES: time, columns.EVENT_HASHES: event}, cap=cap, horizon=HORIZON)
+    return fold(known, key, {columns.TIMES: time, columns.EVENT_HASHES: event})
 
 
 def as_lists(history: History) -> list[list[tuple[int, int]]]:
@@ -39,16 +39,37 @@ def naive(events: list[tuple[int, int, int]]) -> dict[int, list[tuple[int, int]]
     return {wanted: sorted((t, e) for (k, e), t in first.items() if k == wanted) for wanted in range(3)}
 
 
-@given(EVENTS)
-def test_rows_hold_the_latest_events_up_to_their_time(events: list[tuple[int, int, int]]) -> None:
+@given(EVENTS, st.lists(st.tuples(st.integers(0, 2), st.integers(-5, 130)), max_size=10))
+def test_rows_hold_the_latest_events_up_to_a_moment(
+    events: list[tuple[int, int, int]], moments: list[tuple[int, int]]
+) -> None:
     folded = run(empty(), events)
     expected = naive(events)
     assert as_lists(folded.merged) == [expected[key] for key in range(3)]
-    rows = as_lists(folded.rows)
-    seen = list(zip(folded.key_of_row.tolist(), folded.row_times.tolist(), strict=True))
-    assert seen == sorted({(key, time) for key, entries in expected.items() for time, _ in entries})
-    for (key, time), row in zip(seen, rows, strict=True):
-        assert row == [(t, e) for t, e in expected[key] if time - HORIZON < t <= time][-CAP:]
+    assert folded.changed.tolist() == sorted({key for key, _, _ in events})
+
+    def cut(entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [(t, e) for t, e in entries if t > entries[-1][0] - HORIZON][-CAP:]
+
+    keys, times = (np.array([one[place] for one in moments], dtype=np.int64) for place in (0, 1))
+    then = folded.merged.at(keys, times, cap=CAP, horizon=HORIZON)
+    assert as_lists(then) == [cut([(t, e) for t, e in expected[key] if t <= moment]) for key, moment in moments]
+    latest = folded.merged.latest(np.arange(3), cap=CAP, horizon=HORIZON)
+    assert as_lists(latest) == [cut(expected[key]) for key in range(3)]
+    assert latest.last_times.tolist() == [max((t for t, _ in expected[key]), default=0) for key in range(3)]
+
+
+@given(EVENTS, EVENTS)
+def test_an_entry_tells_when_it_arrived(first: list[tuple[int, int, int]], second: list[tuple[int, int, int]]) -> None:
+    before = run(empty(), first)
+    after = run(before.merged, second)
+    place: dict[tuple[int, int], int] = {}
+    for number, (key, _, event) in enumerate(second):
+        place.setdefault((key, event), number)
+    rows, hashes = after.merged.row_of_entry.tolist(), after.merged.entries[columns.EVENT_HASHES].tolist()
+    assert after.arrival.tolist() == [place.get(one, -1) for one in zip(rows, hashes, strict=True)]
+    known = {(key, event) for key, _, event in first}
+    assert after.changed.tolist() == sorted({key for key, _, event in second if (key, event) not in known})
 
 
 @given(EVENTS, EVENTS)
@@ -63,17 +84,4 @@ def test_a_batch_that_arrives_again_changes_nothing(events: list[tuple[int, int,
     once = run(empty(), events)
     again = run(once.merged, events)
     assert as_lists(again.merged) == as_lists(once.merged)
-    assert len(again.rows) == 0
-
-
-def test_a_late_event_restates_the_rows_after_it() -> None:
-    once = run(empty(1), [(0, 10, 1), (0, 30, 3)])
-    late = run(once.merged, [(0, 20, 2)])
-    assert late.row_times.tolist() == [20, 30]
-    assert as_lists(late.rows) == [[(10, 1), (20, 2)], [(10, 1), (20, 2), (30, 3)]]
-
-
-def test_the_last_row_of_each_key_is_found() -> None:
-    folded = run(empty(), [(0, 10, 1), (0, 20, 2), (2, 5, 3)])
-    assert folded.last_rows.tolist() == [1, 2]
-    assert run(empty(), []).last_rows.tolist() == []
+    assert again.changed.tolist() == []

@@ -1,5 +1,7 @@
 """Ragged arrays held against plain lists of lists."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -9,14 +11,17 @@ from features import columns
 from features.history import (
     FRAUD_COLUMNS,
     FRAUD_NAMES,
+    ITEM_COLUMNS,
     USER_COLUMNS,
     History,
     from_arrow,
     from_lists,
     hash_ids,
+    history_rows,
     to_arrow,
 )
 
+CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
 DTYPES = {columns.TIMES: np.int64, columns.ITEMS: object}
 ROWS = st.lists(st.lists(st.tuples(st.integers(0, 99), st.text(max_size=3)), max_size=5).map(sorted), max_size=6)
 Rows = list[list[tuple[int, str]]]
@@ -103,3 +108,19 @@ def test_a_hash_is_the_same_in_every_process_and_version() -> None:
     assert hash_ids(["order-1:1", "käse"]).tolist() == [4038353298303094884, 6615373531926677468]
     assert hash_ids([]).shape == (0,)
     assert len(set(hash_ids([f"e-{number}" for number in range(10_000)]).tolist())) == 10_000
+
+
+def test_rows_of_a_history_bear_both_times() -> None:
+    lists = {name: [0.5] for name in ITEM_COLUMNS} | {columns.TIMES: [1]}
+    rows = from_lists([lists], ITEM_COLUMNS)
+    table = history_rows(
+        columns.ITEM,
+        np.array(["i"], dtype=object),
+        np.array([1_500]),
+        rows,
+        created=datetime(2026, 11, 22, 12, tzinfo=UTC),
+    )
+    (row,) = table.to_pylist()
+    assert row[columns.EVENT_TIMESTAMP] == datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
+    assert row[columns.CREATED_TIMESTAMP] == CREATED
+    assert (row[columns.ITEM], row[columns.TIMES], row[columns.UNITS]) == ("i", [1], [0.5])

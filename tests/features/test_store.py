@@ -16,8 +16,7 @@ from infra.settings import Settings
 
 STAMP = pa.timestamp("us", tz="UTC")
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
-TIMES = f"{views.USER_HISTORY}__{columns.TIMES}"
-ITEMS = f"{views.USER_HISTORY}__{columns.ITEMS}"
+NEIGHBOURS = f"{views.ITEM_NEIGHBOURS}__{columns.NEIGHBOURS}"
 
 
 @pytest.fixture(scope="module")
@@ -54,27 +53,40 @@ def user_rows(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), pa.schema({columns.USER: pa.string(), **lists, **stamps}))
 
 
+def near(item: str, minutes: float, *neighbours: str, created: float = 0) -> dict[str, Any]:
+    """A row of the items' neighbours that holds from so many minutes after noon on."""
+    return {
+        columns.ITEM: item, columns.NEIGHBOURS: list(neighbours), columns.SIMILARITIES: [0.5] * len(neighbours),
+        columns.EVENT_TIMESTAMP: at(minutes), columns.CREATED_TIMESTAMP: at(created),
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def write(settings: Settings) -> Callable[..., None]:
-    """Writes rows of the user history into a file of their own."""
-    folder = settings.offline_dir / views.USER_HISTORY
+    """Writes rows of the items' neighbours into a file of their own."""
+    folder = settings.offline_dir / views.ITEM_NEIGHBOURS
     folder.mkdir(parents=True)
+    lists = {columns.NEIGHBOURS: pa.list_(pa.string()), columns.SIMILARITIES: pa.list_(pa.float64())}
+    stamps = {columns.EVENT_TIMESTAMP: STAMP, columns.CREATED_TIMESTAMP: STAMP}
+    schema = pa.schema({columns.ITEM: pa.string(), **lists, **stamps})
 
     def write(*rows: dict[str, Any]) -> None:
-        pq.write_table(user_rows(*rows), folder / f"batch-{len(list(folder.iterdir()))}.parquet")
+        table = pa.Table.from_pylist(list(rows), schema)
+        pq.write_table(table, folder / f"batch-{len(list(folder.iterdir()))}.parquet")
 
     return write
 
 
 @pytest.fixture(scope="module")
-def items_at(feast: Any) -> Callable[..., list[list[str] | None]]:
-    """The items of (user, minutes after noon) pairs, as they were then."""
+def near_at(feast: Any) -> Callable[..., list[list[str] | None]]:
+    """The neighbours of (item, minutes after noon) pairs, as they were then."""
 
     def read(*examples: tuple[str, float], before: bool = False) -> list[list[str] | None]:
-        users, minutes = zip(*examples, strict=True)
+        items, minutes = zip(*examples, strict=True)
         moments = pd.to_datetime([at(minute) for minute in minutes], utc=True)
-        frame = pd.DataFrame({columns.USER: users, columns.EVENT_TIMESTAMP: moments})
-        found: list[list[str] | None] = store.historical(feast, views.USERS, frame, before=before)[ITEMS].to_pylist()
+        frame = pd.DataFrame({columns.ITEM: items, columns.EVENT_TIMESTAMP: moments})
+        rows = store.historical(feast, views.ITEM_NEIGHBOURHOOD, frame, before=before)
+        found: list[list[str] | None] = rows[NEIGHBOURS].to_pylist()
         return found
 
     return read
@@ -84,44 +96,41 @@ Write = Callable[..., None]
 Read = Callable[..., list[list[str] | None]]
 
 
-def test_each_example_gets_the_row_that_held_then_in_the_order_asked(write: Write, items_at: Read) -> None:
-    write(user_row("ann", 0, "a"), user_row("ann", 10, "a", "b"), user_row("bob", 5, "c"))
-    assert items_at(("bob", 60), ("ann", 9.9), ("ann", 10), ("ann", -1), ("nobody", 60), ("ann", 9.9)) == [
+def test_each_example_gets_the_row_that_held_then_in_the_order_asked(write: Write, near_at: Read) -> None:
+    write(near("ann", 0, "a"), near("ann", 10, "a", "b"), near("bob", 5, "c"))
+    assert near_at(("bob", 60), ("ann", 9.9), ("ann", 10), ("ann", -1), ("nobody", 60), ("ann", 9.9)) == [
         ["c"], ["a"], ["a", "b"], None, None, ["a"],
     ]  # fmt: skip
 
 
-def test_before_is_strict(write: Write, items_at: Read) -> None:
-    write(user_row("cat", 0, "a"), user_row("cat", 10, "a", "bought just now"))
-    assert items_at(("cat", 10), before=True) == [["a"]]
-    assert items_at(("cat", 10)) == [["a", "bought just now"]]
-    assert items_at(("cat", 0), ("cat", 10 + 1 / 60_000), before=True) == [None, ["a", "bought just now"]]
+def test_before_is_strict(write: Write, near_at: Read) -> None:
+    write(near("cat", 0, "a"), near("cat", 10, "a", "bought just now"))
+    assert near_at(("cat", 10), before=True) == [["a"]]
+    assert near_at(("cat", 10)) == [["a", "bought just now"]]
+    assert near_at(("cat", 0), ("cat", 10 + 1 / 60_000), before=True) == [None, ["a", "bought just now"]]
 
 
-def test_a_planted_future_row_does_not_leak(write: Write, items_at: Read) -> None:
-    write(user_row("dan", 0, "a"))
+def test_a_planted_future_row_does_not_leak(write: Write, near_at: Read) -> None:
+    write(near("dan", 0, "a"))
     moments = [("dan", minute) for minute in (-5.0, 0.0, 1.0, 59.0)]
-    without = items_at(*moments)
-    write(user_row("dan", 60, "a", "future", created=-1000), user_row("dan", 10**6, "future"))
-    assert items_at(*moments) == without == [None, ["a"], ["a"], ["a"]]
-    assert items_at(("dan", 60)) == [["a", "future"]]
+    without = near_at(*moments)
+    write(near("dan", 60, "a", "future", created=-1000), near("dan", 10**6, "future"))
+    assert near_at(*moments) == without == [None, ["a"], ["a"], ["a"]]
+    assert near_at(("dan", 60)) == [["a", "future"]]
 
 
-def test_a_row_that_was_written_again_replaces_the_older_one(write: Write, items_at: Read) -> None:
-    write(user_row("eve", 10, "late", "a", created=200))
-    write(user_row("eve", 10, "a", created=100), user_row("eve", 0, "early", created=300))
-    assert items_at(("eve", 11), ("eve", 5)) == [["late", "a"], ["early"]]
+def test_a_row_that_was_written_again_replaces_the_older_one(write: Write, near_at: Read) -> None:
+    write(near("eve", 10, "late", "a", created=200))
+    write(near("eve", 10, "a", created=100), near("eve", 0, "early", created=300))
+    assert near_at(("eve", 11), ("eve", 5)) == [["late", "a"], ["early"]]
 
 
 def test_the_columns_of_a_service_are_named_after_their_view(feast: Any, write: Write) -> None:
-    write(user_row("fay", 0, "a"))
-    frame = pd.DataFrame({columns.USER: ["fay"], columns.EVENT_TIMESTAMP: [pd.Timestamp(NOON)], "mine": [5]})
-    found = store.historical(feast, views.USERS, frame, before=False)
-    assert {f"{views.USER_HISTORY}__{name}" for name in history.USER_COLUMNS} <= set(found.column_names)
+    write(near("fay", 0, "a"))
+    frame = pd.DataFrame({columns.ITEM: ["fay"], columns.EVENT_TIMESTAMP: [pd.Timestamp(NOON)], "mine": [5]})
+    found = store.historical(feast, views.ITEM_NEIGHBOURHOOD, frame, before=False)
+    assert set(found.column_names) >= {NEIGHBOURS, f"{views.ITEM_NEIGHBOURS}__{columns.SIMILARITIES}"}
     assert found["mine"].to_pylist() == [5]
-    assert history.from_arrow(
-        found, history.USER_COLUMNS, names={name: f"{views.USER_HISTORY}__{name}" for name in history.USER_COLUMNS}
-    ).entries[columns.EVENT_HASHES].tolist() == [-(2**63)]
     assert frame[columns.EVENT_TIMESTAMP][0] == NOON  # the caller's frame is left as it was
 
 

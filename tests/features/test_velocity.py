@@ -78,15 +78,17 @@ def naive(row: dict[str, Any]) -> dict[str, float]:
     """The definitions, read one payment at a time."""
     at, amount = row["time"], row["amount"]
 
-    def past(lists: dict[str, list[Any]]) -> list[tuple[int, float, str]]:
+    def past(lists: dict[str, list[Any]], *, cap: int) -> list[tuple[int, float, str]]:
         entries = zip(*(lists[name] for name in history.CARD_COLUMNS), strict=True)
-        return [(time, paid, who) for time, paid, who, own in entries if time <= at and own != row["hash"]]
+        others = [(time, paid, who) for time, paid, who, own in entries if time <= at and own != row["hash"]]
+        return [entry for entry in others if at - entry[0] < 37 * DAY][-cap:]
 
     def known() -> list[tuple[int, int]]:
         entries = zip(*(row["frauds"][name] for name in row["frauds"]), strict=True)
         return [(time, told) for time, told, own in entries if time <= at and told <= at and own != row["hash"]]
 
-    card, terminal, frauds = past(row["card"]), past(row["terminal"]), known()
+    card, terminal = past(row["card"], cap=history.CARD_CAP), past(row["terminal"], cap=history.TERMINAL_CAP)
+    frauds = known()
     values: dict[str, float] = {}
     for window, width in CARD_WINDOWS.items():
         paid = [entry[1] for entry in card if at - entry[0] < width] + [amount]
@@ -115,15 +117,17 @@ def naive(row: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-@given(st.lists(cases(), min_size=1, max_size=4))
+@given(st.lists(cases(), min_size=1, max_size=4), st.sampled_from([3, 256]))
 @settings(max_examples=200, deadline=None)
-def test_features_are_what_their_definitions_say(rows: list[dict[str, Any]]) -> None:
-    result = encoded(rows)
+def test_features_are_what_their_definitions_say(rows: list[dict[str, Any]], cap: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "CARD_CAP", cap)
+        patch.setattr(history, "TERMINAL_CAP", cap + 1)
+        result, expected = encoded(rows), [naive(row) for row in rows]
     assert result.shape == (len(rows), len(FEATURES))
     assert result.dtype == np.float32
-    for values, row in zip(result, rows, strict=True):
-        expected = naive(row)
-        np.testing.assert_allclose(values, [float(expected[name]) for name in FEATURES], rtol=1e-4, atol=1e-4)
+    for values, told in zip(result, expected, strict=True):
+        np.testing.assert_allclose(values, [float(told[name]) for name in FEATURES], rtol=1e-4, atol=1e-4)
 
 
 @given(cases(), st.integers(1, 40 * DAY))

@@ -1,5 +1,6 @@
 """Micro-batches folded into histories on a real feature store: once each, in any order, and never from the future."""
 
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from features import columns, history, store, velocity, views
 from features.velocity import DAY, HOUR
 from infra.settings import Settings
+from streaming import tables
 from streaming.histories import Histories
 
 START = 20_000 * DAY
@@ -39,6 +41,20 @@ def paid(event_id: str, hours: float, *, card: str = "c", terminal: str = "t", a
     return {**event, "terminal_id": terminal, "amount": amount}
 
 
+def keep(settings: Settings, name: str, rows: pa.Table, *, batch: str) -> None:
+    """Events in their table, as the job keeps them before it folds them."""
+    if rows.num_rows:
+        tables.write_table(settings.offline_dir / name, batch, whole(name, rows))
+
+
+def whole(name: str, rows: pa.Table) -> pa.Table:
+    """Rows with all columns of their table."""
+    for field in tables.SCHEMAS[name]:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return tables.as_schema(rows, name)
+
+
 class Job:
     """Histories on a store of its own, batch after batch."""
 
@@ -56,10 +72,14 @@ class Job:
         }
 
     def shop(self, *events: dict[str, Any], batch: int | None = None) -> None:
-        self.histories.fold_users(table(SHOP, *events), **self._next(batch))
+        named, rows = self._next(batch), table(SHOP, *events)
+        keep(self.settings, "shop_events", rows, batch=named["batch"])
+        self.histories.fold_users(rows, created=named["created"])
 
     def pay(self, *payments: dict[str, Any], labels: tuple[dict[str, Any], ...] = (), batch: int | None = None) -> None:
-        self.histories.fold_payments(table(PAYMENT, *payments), table(LABEL, *labels), **self._next(batch))
+        named, known = self._next(batch), table(LABEL, *labels)
+        keep(self.settings, "labels", known, batch=named["batch"])
+        self.histories.fold_payments(table(PAYMENT, *payments), known, **named)
 
     def now(self, view: str, key: str) -> dict[str, Any]:
         return store.online_rows(self.feast, view, [key])[0]
@@ -81,6 +101,13 @@ class Job:
         newest = rows.sort_values(columns.CREATED_TIMESTAMP).drop_duplicates(columns.TRANSACTION, keep="last")
         kept: dict[str, dict[str, float]] = newest.set_index(columns.TRANSACTION)[list(velocity.FEATURES)].T.to_dict()
         return kept
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch, cap: int) -> None:
+    """Have user histories hold no more than `cap` entries."""
+    monkeypatch.setattr(history, "USER_CAP", cap)
+    (source,) = views.HISTORIES[views.USER_HISTORY]
+    monkeypatch.setitem(views.HISTORIES, views.USER_HISTORY, (dataclasses.replace(source, cap=cap),))
 
 
 @pytest.fixture
@@ -130,7 +157,6 @@ def test_a_batch_that_runs_again_changes_nothing(job: Job) -> None:
         assert job.items_at(0, 1, 2) == [["a"], ["a", "b"], ["a", "b", "c"]]
     job.shop(*events, batch=8)  # the same events once more, as new records
     assert job.items_at(0, 1, 2) == [["a"], ["a", "b"], ["a", "b", "c"]]
-    assert len(list((job.settings.offline_dir / views.USER_HISTORY).iterdir())) == 2
 
 
 @pytest.mark.parametrize("crash", ["before online", "after online"])
@@ -154,7 +180,7 @@ def test_a_batch_that_was_cut_off_is_made_whole(job: Job, monkeypatch: pytest.Mo
 def test_what_a_full_history_has_forgotten_may_come_again_without_harm(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "USER_CAP", 4)
+    shorten(monkeypatch, 4)
     events = [bought(f"e{number}", number // 2) for number in range(12)]  # two events an hour
     job.shop(*events)
     hours = range(6)
@@ -174,7 +200,7 @@ def test_what_a_full_history_has_forgotten_may_come_again_without_harm(
 def test_more_events_at_one_moment_than_a_history_holds_do_not_block_it(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "USER_CAP", 4)
+    shorten(monkeypatch, 4)
     job.shop(*(bought(f"a{number}", 0) for number in range(6)))
     job.shop(*(bought(f"b{number}", 0) for number in range(6)))
     order = {f"{letter}{number}" for letter in "ab" for number in range(6)}
@@ -188,7 +214,7 @@ def test_payments_get_features_from_what_was_there_then(job: Job) -> None:
     features = job.features()
     assert {name: features[name]["card_count_24h"] for name in features} == {"p1": 1, "p2": 2, "p3": 3, "q": 1}
     assert {name: features[name]["card_sum_24h"] for name in features} == {"p1": 10, "p2": 40, "p3": 45, "q": 10}
-    assert {name: features[name]["terminal_count_24h"] for name in features} == {"p1": 1, "p2": 3, "p3": 1, "q": 3}
+    assert {name: features[name]["terminal_count_24h"] for name in features} == {"p1": 1, "p2": 2, "p3": 1, "q": 3}
     assert {name: features[name]["terminal_new"] for name in features} == {"p1": 1, "p2": 0, "p3": 1, "q": 1}
     assert job.now(views.CARD_HISTORY, "c")[columns.PARTNERS] == ["t", "t", "u"]
     assert sorted(job.now(views.TERMINAL_HISTORY, "t")[columns.PARTNERS]) == ["c", "c", "d"]
@@ -246,7 +272,14 @@ def test_payments_that_a_card_has_forgotten_may_come_again_without_harm(
     payments = [paid(f"p{day}", 24 * day) for day in days]
     job.pay(*payments)
     expected, card = job.features(), job.now(views.CARD_HISTORY, "c")
-    assert [expected[f"p{day}"]["card_count_30d"] for day in days] == [1, 2, 3, 3, 3, 1]
+    assert [expected[f"p{day}"]["card_count_30d"] for day in days] == [
+        1,
+        2,
+        3,
+        4,
+        4,
+        1,
+    ]  # itself, and what its card remembers
     for part in (payments[:2], payments[1:5], payments):
         job.pay(*part)
         assert job.features() == expected
@@ -272,8 +305,9 @@ def test_a_fraud_counts_from_when_it_was_known(job: Job) -> None:
 
 def test_nothing_to_fold_writes_nothing(job: Job) -> None:
     job.shop()
-    job.shop(bought("listed", 0, type="item"))
+    job.histories.fold_users(table(SHOP, bought("listed", 0, type="item")), created=datetime.now(UTC))
     job.pay()
-    job.pay(labels=({"transaction_id": "x", "event_time": START, "terminal_id": None, "fraud": True},))
+    nowhere = {"transaction_id": "x", "event_time": START, "terminal_id": None, "fraud": True}
+    job.histories.fold_payments(table(PAYMENT), table(LABEL, nowhere), batch="batch-9", created=datetime.now(UTC))
     assert not job.settings.offline_dir.exists() or not list(job.settings.offline_dir.iterdir())
     assert np.all([job.items() is None, job.now(views.CARD_HISTORY, "c")[columns.TIMES] is None])

@@ -1,80 +1,25 @@
-"""The log as a Spark source: every record once, over restarts and damage; and the schema of what stands in it."""
+"""The log as a Spark source: every record once, over restarts and damage."""
 
 import json
 import os
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
-from pydantic import AwareDatetime, BaseModel
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import (
-    ArrayType,
-    BooleanType,
-    DataType,
-    DoubleType,
-    IntegerType,
-    StringType,
-    StructType,
-    TimestampType,
-)
 
-from features import events
 from infra import processes, topics
 from infra.log.client import START, open_log
 from infra.log.files import FileLog
 from infra.settings import Settings
 from streaming import source
+from streaming.parsing import parse
 from streaming.session import open_session
-from streaming.source import EVENT_SCHEMA, NEEDED, READ_TOPICS, RECORD_SCHEMA, LogReader, parse, reached, read_stream
+from streaming.source import READ_TOPICS, RECORD_SCHEMA, LogReader, reached, read_stream
 
-READ = (
-    events.ItemListed, events.ItemViewed, events.ItemAddedToCart, events.ItemPurchased, events.ItemReturned,
-    events.Transaction, events.Label, events.Impression,
-)  # fmt: skip
-SPARK_TYPES: dict[object, DataType] = {
-    str: StringType(), float: DoubleType(), int: IntegerType(), bool: BooleanType(),
-    AwareDatetime: TimestampType(),
-}  # fmt: skip
 TIME = "2026-11-22T10:15:00.120Z"
-
-
-def spark_type(annotation: object) -> DataType:
-    """What a field of an event is in Spark."""
-    kind, held = get_origin(annotation), [part for part in get_args(annotation) if part is not type(None)]
-    if kind is tuple:
-        return ArrayType(spark_type(held[0]))
-    if kind is Literal:
-        return SPARK_TYPES[type(held[0])]
-    if kind is not None:  # Annotated, or a field that may be absent
-        return spark_type(held[0])
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        shape = StructType()
-        for name, field in annotation.model_fields.items():
-            shape.add(name, spark_type(field.annotation))
-        return shape
-    return SPARK_TYPES[annotation]
-
-
-@pytest.mark.slow
-def test_the_schema_is_the_union_of_the_events_that_are_read(spark: SparkSession) -> None:
-    schema = spark.createDataFrame([], EVENT_SCHEMA).schema
-    theirs = {name: spark_type(field.annotation) for model in READ for name, field in model.model_fields.items()}
-    assert theirs.pop("schema_version") == IntegerType()  # there is one version so far
-    assert theirs.pop("scored") == BooleanType()  # the stream folds a payment whoever scored it
-    assert theirs.pop("http_request_id") == StringType()  # whose call it was is for the alert desk
-    assert {field.name: field.dataType for field in schema} == theirs
-
-
-def test_every_event_of_the_topics_that_are_read_is_known_with_fields_that_exist() -> None:
-    kinds = {kind for kinds, _ in NEEDED for kind in kinds}
-    assert kinds == {kind for kind, topic in events.TOPIC_OF.items() if topic in READ_TOPICS}
-    by_kind = {get_args(model.model_fields["type"].annotation)[0]: model for model in READ}
-    for kinds_of, fields in NEEDED:
-        assert all(by_kind[kind].model_fields[field].is_required() for kind in kinds_of for field in fields)
 
 
 def number(value: int, kind: str = "view") -> bytes:
@@ -181,45 +126,14 @@ def test_a_query_that_starts_again_goes_on_where_it_was(
     assert len(seen) > 3
 
 
-RECORDS: dict[str, tuple[Any, str | None]] = {
-    "good": ({"type": "view", "item_id": "i"}, None),
-    "half": ('{"type": "view", "event_id"', "unknown type"),
-    "no object": ("[1, 2]", "unknown type"),
-    "nothing": ("", "unknown type"),
-    "other type": ({"type": "refund"}, "unknown type"),
-    "not read": ({"type": "decision"}, "unknown type"),
-    "no id": ({"type": "view", "item_id": "i", "event_id": None}, "no event_id or event_time"),
-    "no time": ({"type": "view", "item_id": "i", "event_time": "yesterday"}, "no event_id or event_time"),
-    "no item": ({"type": "purchase"}, "no item_id"),
-    "no card": ({"type": "transaction", "terminal_id": "t", "amount": 1}, "no card_id"),
-    "no amount": ({"type": "transaction", "terminal_id": "t", "card_id": "c"}, "no amount"),
-    "no fraud": ({"type": "label", "transaction_id": "x"}, "no fraud"),
-    "no items": ({"type": "impression", "surface": "home"}, "no items"),
-    "offset of time": ({"type": "view", "item_id": "i", "event_time": "2026-11-22T11:15:00.120+01:00"}, None),
-}
-
-
-@pytest.mark.slow
-def test_records_are_told_from_events_with_a_reason(spark: SparkSession) -> None:
-    common = {"event_id": "e", "event_time": TIME}
-    values = [value if isinstance(value, str) else json.dumps({**common, **value}) for value, _ in RECORDS.values()]
-    rows = [("t", 0, offset, "k", value, 0) for offset, value in enumerate(values)]
-    parsed = parse(spark.createDataFrame(rows, RECORD_SCHEMA)).collect()
-    assert {name: row.reason for name, row in zip(RECORDS, parsed, strict=True)} == {
-        name: reason for name, (_, reason) in RECORDS.items()
-    }
-    assert [row.value for row in parsed] == [None if row.reason is None else values[row.offset] for row in parsed]
-    good = [row for row in parsed if row.reason is None]
-    assert {row.event_time for row in good} == {events.milliseconds(datetime.fromisoformat(TIME))}
-
-
 def gather(spark: SparkSession, settings: Settings, folder: Path) -> list[list[Any]]:
     """The parsed rows of each micro-batch, without their places and append times, which differ between logs."""
     batches: list[list[Any]] = []
 
     def handle(records: DataFrame, batch: int) -> None:
         assert records.schema == spark.createDataFrame([], RECORD_SCHEMA).schema
-        batches.append(sorted(map(str, parse(records).drop("partition", "offset", "timestamp").collect())))
+        rows = parse(records.toArrow()).drop_columns(["partition", "offset", "timestamp"])
+        batches.append(sorted(map(str, rows.to_pylist())))
 
     query = (
         read_stream(spark, settings).writeStream.foreachBatch(handle).option("checkpointLocation", str(folder)).start()

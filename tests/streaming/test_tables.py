@@ -1,24 +1,18 @@
 """Files of the offline store are whole or absent, and a dead letter tells where it came from."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features import columns
 from features.columns import SHOP_EVENTS
-from features.history import ITEM_COLUMNS, from_lists
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog
 from streaming import tables
-from streaming.tables import SCHEMAS, as_schema, dead_letter, history_rows, write_table
-
-CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
+from streaming.tables import SCHEMAS, as_schema, dead_letter, write_table
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,16 +39,6 @@ def test_a_known_table_has_its_columns_in_its_types() -> None:
     table = as_schema(pa.table(loose), SHOP_EVENTS)
     assert table.schema == SCHEMAS[SHOP_EVENTS]
     assert (table["quantity"].to_pylist(), table["user_id"].to_pylist()) == ([2.0], [None])
-
-
-def test_rows_of_a_history_bear_both_times() -> None:
-    lists = {name: [0.5] for name in ITEM_COLUMNS} | {columns.TIMES: [1]}
-    rows = from_lists([lists], ITEM_COLUMNS)
-    table = history_rows(columns.ITEM, np.array(["i"], dtype=object), np.array([1_500]), rows, created=CREATED)
-    (row,) = table.to_pylist()
-    assert row[columns.EVENT_TIMESTAMP] == datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
-    assert row[columns.CREATED_TIMESTAMP] == CREATED
-    assert (row[columns.ITEM], row[columns.TIMES], row[columns.UNITS]) == ("i", [1], [0.5])
 
 
 def test_a_dead_letter_keeps_value_reason_and_origin(tmp_path: Path) -> None:

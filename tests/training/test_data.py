@@ -103,7 +103,7 @@ class Shop:
         known = [row for row in rows if not hold_back or row["event_time"] < SPLIT]
         write_table(self.settings.offline_dir / "shop_events", "batch-0", table(known))
         write_table(self.settings.offline_dir / "shop_events", "batch-1", table(known[:20]))  # some arrived twice
-        Histories(self.feast, self.settings).fold_users(table(known), batch="batch-0", created=CREATED)
+        Histories(self.feast, self.settings).fold_users(table(known), created=CREATED)
         write_table(
             self.settings.offline_dir / views.ITEM_HISTORY, "all",
             item_rows(totals(known), every_day=True, created=CREATED),

@@ -1,0 +1,98 @@
+"""Two scorers divide the payments in Kafka between them: every payment is decided once, and alerts once."""
+
+import json
+import shutil
+import urllib.request
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.store import open_store
+from infra import processes, topics
+from infra.log.client import START, EventLog, open_log
+from infra.settings import Settings
+from tests.apps.servers import ROOT, free_port
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("java") is None, reason="no java"),
+]
+
+SCORERS, CARDS, EACH = 2, 60, 7
+BURST = 5
+"""From this payment of an hour on a card is reviewed, where there is no model (apps/fraud/service.py)."""
+
+
+def payments() -> list[tuple[str, dict[str, Any]]]:
+    started = datetime.now(UTC) - timedelta(minutes=20)
+    return [
+        (
+            f"card-{card}",
+            {
+                "type": "transaction", "event_id": f"p-{card}-{number}", "amount": 5.0, "channel": "chip",
+                "event_time": (started + timedelta(seconds=60 * number + card)).isoformat(),
+                "card_id": f"card-{card}", "terminal_id": f"terminal-{card % 7}",
+            },
+        )
+        for number in range(EACH)
+        for card in range(CARDS)
+    ]  # fmt: skip
+
+
+def decisions(log: EventLog) -> list[dict[str, Any]]:
+    found, position = [], START
+    while records := log.read(topics.DECISIONS, position):
+        found += [json.loads(record.value) for record in records]
+        position = position.after(records)
+    return found
+
+
+def decided_by(port: int) -> float:
+    """How many decisions the scorer with its metrics on this port has made."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("headrace_fraud_decisions_total{"))
+
+
+def test_two_scorers_decide_every_payment_once(kafka_settings: Settings, tmp_path: Path) -> None:
+    settings = kafka_settings.model_copy(update={"kafka_partitions": 6, "kafka_timeout_seconds": 20.0})
+    log, made, ports = open_log(settings), payments(), [free_port() for _ in range(SCORERS)]
+    half = len(made) // 2
+    sent = [(card, json.dumps(told).encode()) for card, told in made]
+    log.append(topics.TRANSACTIONS, sent[:half])
+    shares = [
+        Settings(
+            **{name: getattr(settings, name) for name in settings.model_fields_set - {"data_dir"}},
+            data_dir=tmp_path / f"scorer-{share}", scorer_share=share, scorer_shares=SCORERS,
+            scorer_metrics_port=ports[share],
+        )
+        for share in range(SCORERS)
+    ]  # fmt: skip
+    try:
+        for share in shares:
+            open_store(share)
+            processes.start(share, "scorer", "score", extra={"PYTHONPATH": str(ROOT)})
+        assert processes.wait_until(lambda: len(decisions(log)) >= half, seconds=180), log_tails(shares)
+        log.append(topics.TRANSACTIONS, sent[half:] + sent[half : half + 50])  # and some of them twice
+        end = log.end(topics.TRANSACTIONS)
+        assert processes.wait_until(lambda: log.committed("scorer", topics.TRANSACTIONS).covers(end), seconds=120), (
+            log_tails(shares)
+        )
+        told = decisions(log)
+        by_scorer = [decided_by(port) for port in ports]
+    finally:
+        for share in shares:
+            processes.stop_all(share)
+    assert Counter(one["event_id"] for one in told) == Counter(one["event_id"] for _, one in made)
+    alerts = Counter(one["event_id"] for one in told if one["outcome"] != "approve")
+    assert alerts == Counter(f"p-{card}-{number}" for card in range(CARDS) for number in range(BURST - 1, EACH))
+    assert sum(by_scorer) == len(made)
+    assert min(by_scorer) > 0
+
+
+def log_tails(shares: list[Settings]) -> str:
+    return "\n".join(processes.log_tail(share, "scorer") for share in shares)
