@@ -5,12 +5,13 @@ Knows nothing of models or stores: vector search hits come in as an argument.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import columns
-from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.catalogue import ITEM_WINDOWS, Catalogue, Leaders, Subset, leaders
 from features.history import History
 from features.windows import DAY
 
@@ -38,7 +39,7 @@ NEVER_DAYS = 400.0
 _COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Visitor:
     """What is known of one user or session at one moment; arrays over entries, oldest first."""
 
@@ -51,21 +52,25 @@ class Visitor:
     prices: NDArray[np.float64]
     quantities: NDArray[np.float64]
 
-    @property
+    @cached_property
+    def _latest(self) -> NDArray[np.int64]:
+        """Places of `recent` among the entries."""
+        wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
+        return np.flatnonzero(wanted)[-RECENT_ITEMS:]
+
+    @cached_property
     def recent(self) -> NDArray[np.int64]:
         """The latest RECENT_ITEMS items, oldest first; returned ones and unknown ones left out."""
-        wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
-        recent: NDArray[np.int64] = self.items[wanted][-RECENT_ITEMS:]
-        return recent
+        return self.items[self._latest]
 
-    @property
+    @cached_property
     def recency_weights(self) -> NDArray[np.float32]:
         """Weight of each of `recent`: 1 for the last visit, halved for each visit before it."""
-        wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
-        times = self.times[wanted][-RECENT_ITEMS:]
-        visits = np.unique(times)
-        weights: NDArray[np.float32] = (0.5 ** (len(visits) - 1 - np.searchsorted(visits, times))).astype(np.float32)
-        return weights
+        times = self.times[self._latest]
+        visit = np.cumsum(times[1:] != times[:-1])
+        last = visit[-1] if len(visit) else 0
+        weights: NDArray[np.float32] = np.exp2(np.concatenate(([0], visit)) - last).astype(np.float32)
+        return weights[: len(times)]
 
 
 def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: list[str] | None = None) -> Visitor:
@@ -111,17 +116,20 @@ def draw(
     tower_hits: NDArray[np.int64],
     user_vector: NDArray[np.float32],
     per_source: int,
-    allowed: NDArray[np.bool_] | None = None,
+    allowed: Subset | None = None,
+    best_sellers: Leaders | None = None,
 ) -> Candidates:
     """Draw at most `per_source` candidates from each source and describe them.
 
     windows: item_windows of the catalogue at who.at; tower_hits: catalogue indices, nearest first; user_vector: shape
-    [D], zeros when there is none; allowed: shape [N], which items may be shown (None: all).
+    [D], zeros when there is none; allowed: which items may be shown (None: all); best_sellers: leaders(windows), where that is
+    worked out already.
     """
     co_items, co_scores, co_best, because = _co_purchase(who, catalogue)
     own = _Own(who)
-    hot = _top(windows[:, ITEM_WINDOWS.index("item_orders_7d")], per_source // 2, allowed)
-    popular = _top(windows[:, ITEM_WINDOWS.index("item_orders_30d")], per_source // 2, allowed)
+    sellers = best_sellers or leaders(windows)
+    hot = _first(sellers.hot, per_source // 2, allowed)
+    popular = _first(sellers.popular, per_source // 2, allowed)
     drawn = [
         _allowed(co_items[np.argsort(-co_scores, kind="stable")], allowed)[:per_source],
         _allowed(own.items[np.argsort(-own.score, kind="stable")], allowed)[:per_source],
@@ -155,19 +163,20 @@ def draw(
     return Candidates(items, ranks, features, reason)
 
 
-def _top(scores: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """The `count` allowed items with the highest scores above 0, highest first."""
-    usable = scores if allowed is None else np.where(allowed, scores, 0)
-    count = min(count, len(usable))
-    if not count:
-        return np.empty(0, dtype=np.int64)
-    best = np.argpartition(-usable, count - 1)[:count]
-    best = best[np.lexsort((best, -usable[best]))]
-    return best[usable[best] > 0]
+def _first(items: NDArray[np.int64], count: int, allowed: Subset | None) -> NDArray[np.int64]:
+    """The first `count` allowed ones; few are looked at where most are allowed."""
+    if allowed is None:
+        return items[:count]
+    looked = 4 * count
+    while True:
+        found = items[:looked][allowed.holds(items[:looked])]
+        if len(found) >= count or looked >= len(items):
+            return found[:count]
+        looked *= 8
 
 
-def _allowed(items: NDArray[np.int64], allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    return items if allowed is None else items[allowed[items]]
+def _allowed(items: NDArray[np.int64], allowed: Subset | None) -> NDArray[np.int64]:
+    return items if allowed is None else items[allowed.holds(items)]
 
 
 def _find(sorted_items: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -186,14 +195,21 @@ def _co_purchase(
     recent, weights = who.recent, who.recency_weights
     near = catalogue.neighbours[recent]
     pull = catalogue.similarities[recent] * weights[:, None]
-    real = near >= 0
-    items, place = np.unique(near[real], return_inverse=True)
-    flat = pull[real].astype(np.float64)
-    total = np.bincount(place, weights=flat, minlength=len(items)).astype(np.float64)
-    order = np.lexsort((-flat, place))
-    leads = np.searchsorted(place[order], np.arange(len(items)))
-    origin = np.broadcast_to(recent[:, None], near.shape)[real]
-    return items.astype(np.int64), total, flat[order][leads], origin[order][leads].astype(np.int64)
+    place = np.flatnonzero(near >= 0)
+    flat, pulls = near.ravel()[place], np.maximum(pull.ravel()[place], 0)
+    # One sort of whole numbers, by item and then by falling pull: floats that are not negative are ordered as their bits.
+    key = (flat.astype(np.int64) << 32) | (np.int64(2**32 - 1) - pulls.view(np.uint32))
+    order = np.argsort(key)
+    flat, pulls = flat[order], pulls[order].astype(np.float64)
+    first = _starts(flat)
+    total = np.add.reduceat(pulls, first) if len(first) else pulls
+    origin = recent[place[order[first]] // max(1, near.shape[1])]
+    return flat[first].astype(np.int64), total, pulls[first], origin.astype(np.int64)
+
+
+def _starts(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each run of equal values begins."""
+    return np.flatnonzero(np.diff(values, prepend=values[:1] - 1)) if len(values) else np.empty(0, dtype=np.int64)
 
 
 class _Own:
@@ -203,20 +219,24 @@ class _Own:
         known = who.items >= 0
         self.at = who.at
         bought = known & (who.kinds == columns.KIND_CODES["purchase"])
-        pairs = np.unique(np.column_stack((who.items[bought], who.times[bought])), axis=0)
-        item_of, times = pairs[:, 0], pairs[:, 1]
-        self.items, self._first, counts = np.unique(item_of, return_index=True, return_counts=True)
+        item_of, times = who.items[bought], who.times[bought]
+        order = np.lexsort((times, item_of))
+        item_of, times = item_of[order], times[order]
+        again = (item_of[1:] == item_of[:-1]) & (times[1:] == times[:-1])
+        once = np.concatenate((np.ones(min(1, len(times)), dtype=bool), ~again))
+        item_of, times = item_of[once], times[once]
+        self._first = _starts(item_of)
+        self.items = item_of[self._first]
+        counts = np.diff(self._first, append=len(item_of))
         self._orders = counts.astype(np.float64)
         age_days = (who.at - times) / DAY
-        place = np.repeat(np.arange(len(self.items)), counts)
-        self.score = np.bincount(place, weights=0.5 ** (age_days / 60), minlength=len(self.items)).astype(np.float64)
-        self._idle = age_days[self._first + counts - 1] if len(counts) else np.empty(0)
-        self._span = (age_days[self._first] - self._idle) if len(counts) else np.empty(0)
-        self._visits = max(1, len(np.unique(times)))
-        self._returned = np.unique(who.items[known & (who.kinds == columns.KIND_CODES["return"])])
-        self._viewed = np.unique(
-            who.items[known & (who.kinds <= columns.KIND_CODES["cart"]) & (who.times > who.at - DAY)]
-        )
+        halved = np.exp2(-age_days / 60)
+        self.score: NDArray[np.float64] = np.add.reduceat(halved, self._first) if len(times) else halved
+        self._idle = age_days[self._first + counts - 1]
+        self._span = age_days[self._first] - self._idle
+        self._visits = max(1, len(set(times.tolist())))
+        self._returned = who.items[known & (who.kinds == columns.KIND_CODES["return"])]
+        self._viewed = who.items[known & (who.kinds <= columns.KIND_CODES["cart"]) & (who.times > who.at - DAY)]
 
     def describe(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
         """OWN_FEATURES of each item, shape [C, len(OWN_FEATURES)]."""
@@ -230,8 +250,9 @@ class _Own:
         result[found, 2] = idle
         result[found, 3] = np.minimum(idle / np.maximum(interval, 1.0), 10.0)
         result[found, 4] = orders / self._visits
-        result[:, 5] = np.isin(items, self._returned)
-        result[:, 6] = np.isin(items, self._viewed)
+        for place, done in ((5, self._returned), (6, self._viewed)):
+            if len(done):
+                result[:, place] = np.isin(items, done)
         return result
 
 
@@ -241,15 +262,16 @@ def _user_features(who: Visitor) -> NDArray[np.float32]:
     times, spend = who.times[bought], (who.prices * who.quantities)[bought]
     if not len(times):
         return np.array([0, 0, 0, 0, 0, 0, 0, NEVER_DAYS, NEVER_DAYS], dtype=np.float32)
-    visits = np.unique(times)
-    orders = [float((visits > who.at - days * DAY).sum()) for days in (30, 90, 400)]
+    # Few and in order already: Python's own sets are quicker here than sorting arrays.
+    visits = sorted(set(times.tolist()))
+    orders = [float(sum(visit > who.at - days * DAY for visit in visits)) for days in (30, 90, 400)]
     interval = (visits[-1] - visits[0]) / DAY / max(1, len(visits) - 1) if len(visits) > 1 else NEVER_DAYS
     return np.array(
         [
             *orders,
             spend[times > who.at - 90 * DAY].sum(),
             who.prices[bought].mean(),
-            len(np.unique(who.items[bought])),
+            len(set(who.items[bought].tolist())),
             len(times) / len(visits),
             (who.at - visits[-1]) / DAY,
             interval,
