@@ -53,9 +53,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.fraud = services.fraud
     app.state.decisions = services.decisions
     app.state.experiments = services.experiments
+    app.state.rules = services.rules
     app.state.console = ConsoleFeed(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)
-    for router in (ingest.router, recommend.router, fraud.router, experiments.router, console.router):
+    for router in (
+        ingest.router,
+        recommend.router,
+        recommend.rules_router,
+        fraud.router,
+        experiments.router,
+        console.router,
+    ):
         app.include_router(router)
     _add_health(app, services)
     # The last one added is the outermost.

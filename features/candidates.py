@@ -107,6 +107,10 @@ class Candidates:
     def column(self, name: str) -> NDArray[np.float32]:
         return self.features[:, _COLUMN[name]]
 
+    def keep(self, wanted: NDArray[np.bool_]) -> "Candidates":
+        """Those where `wanted` (shape [C]) holds."""
+        return Candidates(self.items[wanted], self.ranks[wanted], self.features[wanted], self.because[wanted])
+
 
 def draw(
     who: Visitor,
@@ -116,24 +120,27 @@ def draw(
     tower_hits: NDArray[np.int64],
     user_vector: NDArray[np.float32],
     per_source: int,
+    quotas: tuple[int, ...] | None = None,
     allowed: Subset | None = None,
     best_sellers: Leaders | None = None,
 ) -> Candidates:
-    """Draw at most `per_source` candidates from each source and describe them.
+    """Draw at most `per_source` candidates from each source, or as `quotas` says in the order of SOURCES, and describe
+    them.
 
     windows: item_windows of the catalogue at who.at; tower_hits: catalogue indices, nearest first; user_vector: shape
-    [D], zeros when there is none; allowed: which items may be shown (None: all); best_sellers: leaders(windows), where that is
-    worked out already.
+    [D], zeros when there is none; allowed: which items may be shown (None: all); best_sellers:
+    leaders(windows), where that is worked out already.
     """
     co_items, co_scores, co_best, because = _co_purchase(who, catalogue)
     own = _Own(who)
     sellers = best_sellers or leaders(windows)
-    hot = _first(sellers.hot, per_source // 2, allowed)
-    popular = _first(sellers.popular, per_source // 2, allowed)
+    together, again, near, selling = quotas or (per_source,) * len(SOURCES)
+    hot = _first(sellers.hot, selling // 2, allowed)
+    popular = _first(sellers.popular, selling // 2, allowed)
     drawn = [
-        _allowed(co_items[np.argsort(-co_scores, kind="stable")], allowed)[:per_source],
-        _allowed(own.items[np.argsort(-own.score, kind="stable")], allowed)[:per_source],
-        _allowed(tower_hits, allowed)[:per_source],
+        _allowed(co_items[np.argsort(-co_scores, kind="stable")], allowed)[:together],
+        _allowed(own.items[np.argsort(-own.score, kind="stable")], allowed)[:again],
+        _allowed(tower_hits, allowed)[:near],
         np.concatenate((hot, popular[~np.isin(popular, hot)])),
     ]
     items = np.unique(np.concatenate(drawn)).astype(np.int64)
@@ -154,7 +161,7 @@ def draw(
     features[:, first : first + len(OWN_FEATURES)] = own.describe(items)
     first = _COLUMN[ITEM_WINDOWS[0]]
     features[:, first : first + len(ITEM_WINDOWS)] = windows[items]
-    user = _user_features(who)
+    user = user_features(who)
     prices = catalogue.prices[items]
     mean_price = user[USER_FEATURES.index("user_mean_price")]
     features[:, _COLUMN["item_price"]] = prices
@@ -197,7 +204,7 @@ def _co_purchase(
     pull = catalogue.similarities[recent] * weights[:, None]
     place = np.flatnonzero(near >= 0)
     flat, pulls = near.ravel()[place], np.maximum(pull.ravel()[place], 0)
-    # One sort of whole numbers, by item and then by falling pull: floats that are not negative are ordered as their bits.
+    # One sort of whole numbers, by item and then by falling pull: floats from 0 up are ordered as their bits.
     key = (flat.astype(np.int64) << 32) | (np.int64(2**32 - 1) - pulls.view(np.uint32))
     order = np.argsort(key)
     flat, pulls = flat[order], pulls[order].astype(np.float64)
@@ -256,7 +263,7 @@ class _Own:
         return result
 
 
-def _user_features(who: Visitor) -> NDArray[np.float32]:
+def user_features(who: Visitor) -> NDArray[np.float32]:
     """USER_FEATURES, shape [len(USER_FEATURES)]."""
     bought = who.kinds == columns.KIND_CODES["purchase"]
     times, spend = who.times[bought], (who.prices * who.quantities)[bought]

@@ -6,6 +6,7 @@ LABELS = "labels"  # late fraud labels; key: card, or transaction where the card
 IMPRESSIONS = "impressions"  # what was shown, where, why; key: user or session
 DECISIONS = "decisions"  # scored transactions; an alert is a decision whose outcome is not approve; key: card
 EXPERIMENTS = "experiments"  # experiment definitions, the last one of a key holds; key: experiment
+RULES = "rules"  # what each surface does after ranking, the last one of a surface holds; key: surface
 DEAD_LETTERS = "dead_letters"  # what could not be an event, with reason and origin; key: reason
 
-ALL = (SHOP, TRANSACTIONS, LABELS, IMPRESSIONS, DECISIONS, EXPERIMENTS, DEAD_LETTERS)
+ALL = (SHOP, TRANSACTIONS, LABELS, IMPRESSIONS, DECISIONS, EXPERIMENTS, RULES, DEAD_LETTERS)

@@ -31,6 +31,9 @@ class FeastReader:
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         return online_rows(self._store(), views.USER_HISTORY, ids)
 
+    def user_history(self, user: str) -> History:
+        return online_history(self._store(), views.USER_HISTORY, [user], history.USER_COLUMNS)
+
     def item_histories(self, ids: Sequence[str]) -> History:
         return online_history(self._store(), views.ITEM_HISTORY, ids, history.ITEM_COLUMNS)
 

@@ -145,7 +145,7 @@ def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
                 if answer.status == 200:
                     return
         except (OSError, urllib.error.HTTPError):
@@ -156,7 +156,7 @@ def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
 def _put(port: int, path: str, body: object) -> None:
     address = f"http://127.0.0.1:{port}{path}"
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(address, orjson.dumps(body), headers, method="PUT")  # noqa: S310
+    request = urllib.request.Request(address, orjson.dumps(body), headers, method="PUT")
     with urllib.request.urlopen(request, timeout=10):  # noqa: S310
         time.sleep(1.5)  # every worker follows the log
 
