@@ -77,7 +77,7 @@ class Recommender(Protocol):
 class Impressions(Protocol):
     """Where what was shown is written down; infra.log.spool.SpooledLog is one."""
 
-    def append(self, key: str, value: bytes) -> bool:
+    def post(self, key: str, value: bytes) -> bool:
         """Keep an impression, whatever fails, without waiting for the event log; False while the log is down, or when
         the impression is lost."""
         ...

@@ -96,6 +96,8 @@ class RecommenderFiles:
         return vector
 
     def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
+        # OpenMP keeps this for each calling thread. The API's workers are the parallelism, as with ONNX.
+        faiss.omp_set_num_threads(1)
         if allowed is not None and allowed.members is not None:
             return self._among(allowed.members, vector, count)
         searched, parameters = self._index, None

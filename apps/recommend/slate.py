@@ -72,7 +72,9 @@ def arrange(
     if rules.diversity is not None and len(order) > 1:
         order = diversify(order, ground.vectors, rules.diversity, n=n)
     pins = _pins(rules, ground, kept, n=n)
-    listed = _within_quotas(order, ground, rules, pins=pins, slate=slate, traced=traced)
+    # What nobody will see, not even a trace, is not counted.
+    needed = len(order) if traced else n + (exploration.pool if exploration is not None else 0)
+    listed = _within_quotas(order, ground, rules, pins=pins, slate=slate, needed=needed, traced=traced)
     _fill(slate, listed, pins, n=n, exploration=exploration, rng=rng)
     if traced:
         shown_rows = set(slate.rows)
@@ -164,27 +166,30 @@ def _pins(rules: SurfaceRules, ground: Ground, kept: NDArray[np.bool_], *, n: in
 
 
 def _within_quotas(
-    order: Rows, ground: Ground, rules: SurfaceRules, *, pins: dict[int, int], slate: Slate, traced: bool
+    order: Rows, ground: Ground, rules: SurfaceRules, *, pins: dict[int, int], slate: Slate, needed: int, traced: bool
 ) -> list[int]:
     """The rows that are not pinned, without those that would be too many of one value."""
     pinned = set(pins.values())
-    rows = [row for row in order.tolist() if row not in pinned]
-    for rule in rules.rules:
-        if not isinstance(rule, Quota):
+    quotas = [rule for rule in rules.rules if isinstance(rule, Quota)]
+    counts: dict[tuple[str, str], int] = {}
+    for row in pinned:
+        for rule in quotas:
+            value = rule.field, ground.value_of(rule.field, row)
+            counts[value] = counts.get(value, 0) + 1
+    rows: list[int] = []
+    for row in order.tolist():
+        if len(rows) >= needed:
+            break
+        if row in pinned:
             continue
-        counts: dict[str, int] = {}
-        for row in pinned:
-            value = ground.value_of(rule.field, row)
-            counts[value] = counts.get(value, 0) + 1
-        within = []
-        for row in rows:
-            value = ground.value_of(rule.field, row)
-            counts[value] = counts.get(value, 0) + 1
-            if counts[value] <= rule.most:
-                within.append(row)
-            elif traced:
-                slate.dropped[row] = ("quota", f"more than {rule.most} of {rule.field} {value!r}")
-        rows = within
+        values = [(rule.field, ground.value_of(rule.field, row)) for rule in quotas]
+        full = [rule for rule, value in zip(quotas, values, strict=True) if counts.get(value, 0) >= rule.most]
+        if not full:
+            rows.append(row)
+            for value in dict.fromkeys(values):
+                counts[value] = counts.get(value, 0) + 1
+        elif traced:
+            slate.dropped[row] = ("quota", f"more than {full[0].most} of one {full[0].field}")
     return rows
 
 

@@ -7,6 +7,7 @@ a request are the server's alone: on a machine that does other things too they t
 """
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -54,6 +55,7 @@ def run(
 
         base = folder or Path(tempfile.gettempdir()) / "headrace-bench"
         settings = Settings(data_dir=base / f"{items}x{width}", candidates_per_source=max(1, candidates // 3))
+        logging.disable(logging.INFO)
         serve_world.build(settings, items=items, width=width, say=(lambda text: None) if as_json else say)
         kind, recall = serve_world.index_recall(settings)
     bodies = make_bodies(items, seed=7)

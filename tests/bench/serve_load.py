@@ -6,6 +6,7 @@ nothing of what the answers say but their status.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -99,18 +100,18 @@ def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: 
     async def go() -> Measured:
         loop, measured = asyncio.get_running_loop(), Measured()
         connections = await _connect(port, clients)
-        begin = loop.time() + WARM_SECONDS
+        begin = time.perf_counter() + WARM_SECONDS
         end = begin + seconds
 
         async def one(connection: _Connection, place: int) -> None:
-            while (sent := loop.time()) < end and not connection.broken:
+            while (sent := time.perf_counter()) < end and not connection.broken:
                 status = await asyncio.wait_for(connection.ask(requests[place % len(requests)]), TIMEOUT_SECONDS)
                 place += clients
                 if sent >= begin:
                     measured.errors += status != 200
                     if status == 200:
-                        measured.ms.append((loop.time() - sent) * 1000)
-                    measured.seconds = loop.time() - begin
+                        measured.ms.append((time.perf_counter() - sent) * 1000)
+                    measured.seconds = time.perf_counter() - begin
 
         await asyncio.gather(*(one(connection, place) for place, connection in enumerate(connections)))
         for connection in connections:
@@ -127,7 +128,7 @@ def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: flo
         loop, measured = asyncio.get_running_loop(), Measured()
         idle = deque(await _connect(port, CONNECTIONS))
         freed: deque[asyncio.Future[None]] = deque()
-        start = loop.time() + 0.05
+        start = time.perf_counter() + 0.05
 
         async def one(number: int) -> None:
             intended = start + number / rate
@@ -145,15 +146,15 @@ def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: flo
             if intended >= start + WARM_SECONDS:
                 measured.errors += status != 200
                 if status == 200:
-                    measured.ms.append((loop.time() - intended) * 1000)
+                    measured.ms.append((time.perf_counter() - intended) * 1000)
 
         tasks = []
         for number in range(int(rate * (seconds + WARM_SECONDS))):
-            if (pause := start + number / rate - loop.time()) > 0:
+            if (pause := start + number / rate - time.perf_counter()) > 0:
                 await asyncio.sleep(pause)
             tasks.append(asyncio.create_task(one(number)))
         await asyncio.gather(*tasks)
-        measured.seconds = loop.time() - start - WARM_SECONDS
+        measured.seconds = time.perf_counter() - start - WARM_SECONDS
         for connection in idle:
             connection.close()
         return measured
