@@ -77,7 +77,6 @@ class Recommender(Protocol):
 class Impressions(Protocol):
     """Where what was shown is written down; infra.log.spool.SpooledLog is one."""
 
-    def post(self, key: str, value: bytes) -> bool:
-        """Keep an impression, whatever fails, without waiting for the event log; False while the log is down, or when
-        the impression is lost."""
+    def append(self, key: str, value: bytes) -> bool:
+        """Keep an impression, whatever fails; False when the event log does not hold it yet, or never will."""
         ...

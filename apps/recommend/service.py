@@ -271,7 +271,7 @@ class RecommendService:
         }
         value = orjson.dumps({name: told for name, told in impression.items() if told is not None})
         with span("log append", topic=topics.IMPRESSIONS):
-            return self._impressions.post(request.user_id or session or str(anonymous), value)
+            return self._impressions.append(request.user_id or session or str(anonymous), value)
 
 
 NOBODY = from_lists([{}], history.USER_COLUMNS)

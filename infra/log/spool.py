@@ -193,8 +193,6 @@ class _Waiting:
     value: bytes
     done: threading.Event = field(default_factory=threading.Event)
     stored: bool = False
-    posted: bool = False
-    """Nobody waits for it: whoever cannot store it puts it into the spool."""
 
 
 class SpooledLog:
@@ -225,8 +223,6 @@ class SpooledLog:
         self._on_lost = on_lost
         self._on_change = on_change
         self._waiting: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
-        self._under_way: list[_Waiting] = []
-        self._began = 0.0
         self._down_until = 0.0
         self._pause = FIRST_PAUSE_SECONDS
         self._failing = False
@@ -271,43 +267,6 @@ class SpooledLog:
             logger.error("one of the %s is lost: the log is down, and the spool takes no more", self._topic)
         self._changed()
         return False
-
-    def post(self, key: str, value: bytes) -> bool:
-        """Keep a record without waiting for the log; False while the log is down, or when the record is lost.
-
-        The writer thread takes it within milliseconds. A process that is killed loses what it had not taken yet: at
-        the most what was posted while one append to the log was under way, and that goes to the spool once it takes
-        longer than `wait_seconds`.
-        """
-        if self._thread is None:
-            self.start()
-        began = self._began
-        if began and time.monotonic() - began > self._wait_seconds and not self._spool.records:
-            self._down(f"it did not answer within {self._wait_seconds:.1f} s")
-            for one in [*self._under_way, *self._drained()]:
-                self._keep(one.key, one.value)
-        if self._spool.records or time.monotonic() < self._down_until or self._halt.is_set():
-            return self._keep(key, value) and False
-        self._waiting.put(_Waiting(key, value, posted=True))
-        return True
-
-    def _drained(self) -> Iterator[_Waiting]:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                yield self._waiting.get_nowait()
-
-    def _keep(self, key: str, value: bytes) -> bool:
-        """Into the spool; a record that cannot be kept is counted as lost."""
-        try:
-            kept = self._spool.append(encode_line(int(self._clock() * 1000), key, value))
-        except LogError:
-            logger.exception("a record for %s cannot stand in any log", self._topic)
-            kept = False
-        if not kept:
-            self._on_lost()
-            logger.error("one of the %s is lost: neither the log nor the spool takes it", self._topic)
-        self._changed()
-        return kept
 
     def _down(self, why: str) -> None:
         if not self._failing:
@@ -359,21 +318,15 @@ class SpooledLog:
             return
         while len(batch) < BATCH and not self._waiting.empty():
             batch.append(self._waiting.get())
-        self._under_way, self._began = batch, time.monotonic()
         stored = self._append([(one.key, one.value) for one in batch])
-        self._under_way, self._began = [], 0.0
         for one in batch:
             one.stored = stored
             one.done.set()
-            if one.posted and not stored:
-                self._keep(one.key, one.value)
 
     def _send_to_spool(self) -> None:
         """Calls that met the log as it failed spool their records themselves."""
-        for one in self._drained():
-            one.done.set()
-            if one.posted:
-                self._keep(one.key, one.value)
+        while not self._waiting.empty():
+            self._waiting.get().done.set()
 
     def _deliver(self) -> None:
         pairs = self._spool.oldest(BATCH)

@@ -76,7 +76,7 @@ class FakeImpressions:
         self._log = log
         self.down = False
 
-    def post(self, key: str, value: bytes) -> bool:
+    def append(self, key: str, value: bytes) -> bool:
         if not self.down:
             self._log.append(topics.IMPRESSIONS, [(key, value)])
         return not self.down
