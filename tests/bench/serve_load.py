@@ -98,7 +98,7 @@ def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: 
     """`clients` that each send again as soon as they are answered; the first WARM_SECONDS do not count."""
 
     async def go() -> Measured:
-        loop, measured = asyncio.get_running_loop(), Measured()
+        measured = Measured()
         connections = await _connect(port, clients)
         begin = time.perf_counter() + WARM_SECONDS
         end = begin + seconds
@@ -121,7 +121,7 @@ def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: 
     return uvloop.run(go())
 
 
-def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: float) -> Measured:
+def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: float) -> Measured:  # noqa: C901
     """`rate` requests a second, evenly; the first WARM_SECONDS of them do not count."""
 
     async def go() -> Measured:
