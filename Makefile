@@ -11,14 +11,15 @@ BIN := .venv/bin
 on = $(filter-out 0 no false,$(1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dags check test demo down lock clean
+.PHONY: help setup setup-dags setup-peers check test demo up down lock clean
 
 help:
 	@echo 'make setup   everything that the other targets need (they call it themselves)'
 	@echo 'make check   lint, format, types, import rules, house rules'
 	@echo 'make test    every test that this machine can run'
 	@echo 'make demo    the whole flow on a real shop, then serve: [SMALL=1] [DETACH=1] [DATA=path] [PORT=n]'
-	@echo 'make down    stop what `make demo DETACH=1` left running'
+	@echo 'make up      the real servers on this machine: Kafka, Redis, Spark, scorer, API, Airflow [AIRFLOW=0]'
+	@echo 'make down    stop what `make up` or `make demo DETACH=1` left running'
 	@echo 'make lock    pin the requirements anew'
 	@echo 'make clean   remove the environments and caches, and keep the data in var/'
 
@@ -26,6 +27,8 @@ setup: .venv/ready $(if $(shell command -v java),.venv/spark-classes.jsa)
 	@$(BIN)/python -m infra.doctor || true
 
 setup-dags: .venv-dags/ready
+
+setup-peers: .venv-peers/ready
 
 .tools/bin/uv: $(LOCKS)/tools.txt
 	$(if $(PYTHON),,$(error Headrace needs Python 3.11 or 3.12 on PATH and found neither))
@@ -52,6 +55,13 @@ setup-dags: .venv-dags/ready
 	$(UV) pip sync --quiet --python .venv-dags/bin/python --require-hashes $<
 	@touch $@
 
+# Other projects' recommenders, for `headrace bench quality` only.
+.venv-peers/ready: $(LOCKS)/peers.txt | $(filter .tools/%,$(UV))
+	$(if $(PYTHON),,$(error Headrace needs Python 3.11 or 3.12 on PATH and found neither))
+	test -x .venv-peers/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-peers
+	$(UV) pip sync --quiet --python .venv-peers/bin/python --require-hashes $<
+	@touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,11 +77,14 @@ demo: setup
 	@$(BIN)/headrace demo $(if $(call on,$(SMALL)),--small) $(if $(call on,$(DETACH)),--detach) \
 		$(if $(DATA),--data '$(DATA)') $(if $(PORT),--port $(PORT))
 
+up: setup $(if $(filter 0 no false,$(AIRFLOW)),,setup-dags)
+	@$(BIN)/headrace up $(if $(filter 0 no false,$(AIRFLOW)),--no-airflow)
+
 down:
 	@$(BIN)/headrace down
 
 lock: | $(filter .tools/%,$(UV))
-	@for role in dev serve stream train dags; do \
+	@for role in dev serve stream train dags peers; do \
 		$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \
 			pyproject.toml --extra $$role --output-file $(LOCKS)/$$role.txt || exit 1; \
 	done
@@ -79,6 +92,6 @@ lock: | $(filter .tools/%,$(UV))
 		- --output-file $(LOCKS)/tools.txt
 
 clean:
-	rm -rf .venv .venv-dags .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-dags .venv-peers .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf spark-warehouse metastore_db derby.log *.egg-info
 	find apps dags features infra streaming tests training -name __pycache__ -type d -prune -exec rm -rf {} +

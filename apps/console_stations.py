@@ -46,7 +46,8 @@ class Stations:
         free = shutil.disk_usage(folder if folder.exists() else ".").free
         last = max((one.last_append for one in readings.values() if one.last_append), default=None)
         state = f"last record {ago(last, now)}" if last else "nothing in it yet"
-        held = size(sum(one.size_bytes for one in readings.values()))
+        sizes = [one.size_bytes for one in readings.values() if one.size_bytes is not None]
+        held = size(sum(sizes)) if sizes else f"{sum(one.records for one in readings.values()):,} records"
         return Station("Event log", "ok" if free > FREE_BYTES_WANTED else "warn", held, f"{state}; {size(free)} free")
 
     def _feature_job(self, now: datetime) -> Station:

@@ -102,8 +102,9 @@ def _add_health(app: FastAPI, services: Services) -> None:
         age = stream_age_seconds(settings)
         metrics.FEATURE_AGE_SECONDS.set(-1 if age is None else age)
         for topic in topics.ALL:
-            size = sum(path.stat().st_size for path in (settings.log_dir / topic).glob("*.log"))
-            metrics.LOG_BYTES.labels(topic).set(size)
+            # Kafka tells its own size to whoever watches Kafka.
+            if (folder := settings.log_dir / topic).is_dir():
+                metrics.LOG_BYTES.labels(topic).set(sum(path.stat().st_size for path in folder.glob("*.log")))
         processes = settings.metrics_dir if settings.api_workers > 1 else None
         return Response(metrics.exposition(processes), media_type=CONTENT_TYPE_LATEST)
 

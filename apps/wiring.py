@@ -27,7 +27,7 @@ from apps.recommend.service import RecommendService, Serving
 from features.candidates import CANDIDATE_FEATURES
 from features.velocity import FEATURES
 from infra import topics
-from infra.log.client import open_log
+from infra.log.client import Share, open_log
 from infra.log.spool import Spool, SpooledLog
 from infra.observability import traces
 from infra.settings import Settings
@@ -195,10 +195,11 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
     flush = traces.start(settings, "headrace-scorer")
     services = Services(settings)
     if settings.scorer_metrics_port:
-        start_http_server(settings.scorer_metrics_port, addr="127.0.0.1")
+        start_http_server(settings.scorer_metrics_port, addr=settings.metrics_host)
     halt = services.keep_fresh()
     try:
-        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop)
+        share = Share(settings.scorer_share, settings.scorer_shares)
+        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop, share=share)
     finally:
         halt()
         flush()

@@ -1,5 +1,7 @@
 """Every column name of the stored tables, spelled once. Times are int64 milliseconds since the epoch."""
 
+import pyarrow as pa
+
 USER = "user_id"
 ITEM = "item_id"
 CARD = "card_id"
@@ -38,3 +40,12 @@ NEIGHBOURS = "neighbours"
 SIMILARITIES = "similarities"
 
 KIND_CODES = {"view": 0, "cart": 1, "purchase": 2, "return": 3}
+
+SHOP_EVENTS_SCHEMA = pa.schema(
+    [
+        ("event_id", pa.string()), ("type", pa.string()), ("event_time", pa.int64()), ("user_id", pa.string()),
+        ("session_id", pa.string()), ("item_id", pa.string()), ("quantity", pa.float64()), ("price", pa.float64()),
+        ("order_id", pa.string()), ("request_id", pa.string()), ("title", pa.string()), ("category", pa.string()),
+    ]
+)  # fmt: skip
+"""Shop events as a table: the fields of the item events of features/events.py."""

@@ -8,9 +8,11 @@ Knows nothing of transport, storage or features.
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
+import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from infra import topics
+from infra.log.client import origin
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 """An identifier: 1 to 128 characters, none of them a control character."""
@@ -200,6 +202,20 @@ def key_of(event: Event) -> str:
 def to_json(event: Event) -> bytes:
     """The event as it goes to the log: compact JSON, times with the offset they came with, unset fields left out."""
     return event.model_dump_json(exclude_none=True).encode()
+
+
+def dead_letter(
+    topic: str, partition: int, offset: int, *, value: str, reason: str, detail: str | None = None
+) -> tuple[str, bytes]:
+    """(key, JSON) of a record of the log that cannot be used: named after where it lies, and kept as it came."""
+    letter = {
+        "event_id": origin(topic, partition, offset),
+        "reason": reason,
+        **({} if detail is None else {"detail": detail}),
+        "origin": {"topic": topic, "partition": partition, "offset": offset},
+        "value": value,
+    }
+    return reason, orjson.dumps(letter)
 
 
 def milliseconds(moment: datetime) -> int:

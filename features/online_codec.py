@@ -5,6 +5,7 @@ Int64List, a DoubleList or a StringList. The messages are never built: a list co
 and bytes become arrays, by numpy. tests/contracts/test_online_store.py holds both ways against Feast itself.
 """
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,6 @@ def decode_varints(data: Bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return low.view(np.int64), ends
 
 
-
 @lru_cache(maxsize=65_536)
 def _varint(value: int) -> bytes:
     data = bytearray()
@@ -142,42 +142,40 @@ def encode_lists(lists: pa.Array) -> list[bytes]:
     """Each row of an Arrow list array (of int64, float64, strings or dictionaries of strings) as Feast's Value; a null
     row is the empty Value."""
     offsets = lists.offsets.to_numpy()
-    flat = lists.values  # offsets count from its start, also in a slice
-    kind = flat.type
-    known = lists.is_valid().to_numpy(zero_copy_only=False) if lists.null_count else None
-    if pa.types.is_integer(kind):
-        used = flat.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(zero_copy_only=False)
-        data, sizes = encode_varints(used)
-        places = np.concatenate(([0], np.cumsum(sizes)))[offsets - offsets[0]]
-        return _values(data.tobytes(), places, known, tag=TAGS[np.int64])
-    if pa.types.is_floating(kind):
-        used = flat.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(zero_copy_only=False)
-        data = used.astype("<f8", copy=False).tobytes()
-        return _values(data, (offsets - offsets[0]) * 8, known, tag=TAGS[np.float64])
-    used = flat.slice(offsets[0], offsets[-1] - offsets[0])
-    words = used if pa.types.is_dictionary(kind) else used.dictionary_encode()
-    vocabulary = [one.encode() for one in words.dictionary.to_pylist()]
-    spelled = pa.array([_ITEM + _varint(len(one)) + one for one in vocabulary], pa.binary()).take(words.indices)
-    places = np.frombuffer(spelled.buffers()[1], dtype=np.int32)[spelled.offset :][offsets - offsets[0]]
-    data = spelled.buffers()[2].to_pybytes() if len(spelled) and spelled.buffers()[2] else b""
-    return _spelled_values(data, places.tolist(), known)
+    used = lists.values.slice(offsets[0], offsets[-1] - offsets[0])  # offsets count on in a slice of an array
+    offsets = offsets - offsets[0]
+    if pa.types.is_integer(used.type):
+        packed, sizes = encode_varints(used.to_numpy(zero_copy_only=False))
+        values = _packed(packed.tobytes(), np.concatenate(([0], np.cumsum(sizes)))[offsets], tag=TAGS[np.int64])
+    elif pa.types.is_floating(used.type):
+        numbers = used.to_numpy(zero_copy_only=False).astype("<f8", copy=False)
+        values = _packed(numbers.tobytes(), offsets * 8, tag=TAGS[np.float64])
+    else:
+        values = _spelled(used, offsets)
+    if not lists.null_count:
+        return values
+    return [value if known else b"" for value, known in zip(values, lists.is_valid().to_pylist(), strict=True)]
 
 
-def _values(data: bytes, places: NDArray[np.int64], known: NDArray[np.bool_] | None, *, tag: bytes) -> list[bytes]:
-    empty, ends = tag + b"\0", places.tolist()
-    values = [
+def _packed(data: bytes, places: NDArray[np.int64], *, tag: bytes) -> list[bytes]:
+    """Values of packed numbers: row i has the bytes from places[i] to places[i + 1]."""
+    empty = tag + b"\0"
+    return [
         _head(tag, end - start) + data[start:end] if end > start else empty
-        for start, end in zip(ends[:-1], ends[1:], strict=True)
+        for start, end in itertools.pairwise(places.tolist())
     ]
-    return values if known is None else [one if kept else b"" for one, kept in zip(values, known, strict=True)]
 
 
-def _spelled_values(data: bytes, places: list[int], known: NDArray[np.bool_] | None) -> list[bytes]:
+def _spelled(strings: pa.Array, offsets: NDArray[np.int64]) -> list[bytes]:
+    """Values of strings: each word is spelled once, and then copied to where it occurs."""
+    words = strings if pa.types.is_dictionary(strings.type) else strings.dictionary_encode()
+    vocabulary = [word.encode() for word in words.dictionary.to_pylist()]
+    spelled = pa.array([_ITEM + _varint(len(word)) + word for word in vocabulary], pa.binary()).take(words.indices)
+    _, ends, joined = spelled.buffers()
+    data = joined.to_pybytes() if joined else b""
+    places = np.frombuffer(ends, dtype=np.int32)[spelled.offset :][offsets] if len(spelled) else offsets
     tag = TAGS[object]
-    values = [
-        tag + _varint(end - start) + data[start:end] for start, end in zip(places[:-1], places[1:], strict=True)
-    ]
-    return values if known is None else [one if kept else b"" for one, kept in zip(values, known, strict=True)]
+    return [tag + _varint(end - start) + data[start:end] for start, end in itertools.pairwise(places.tolist())]
 
 
 def decode_lists(values: Sequence[bytes | None], dtype: Any) -> Lists:

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode, RedisCluster, key_slot
+from redis.cluster import ClusterNode, RedisCluster
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
 from features.online import OnlineStoreError, OnlineView
@@ -140,7 +141,8 @@ class RedisAddress:
             "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         }  # fmt: skip
         if self.cluster:
-            return RedisCluster(startup_nodes=[ClusterNode(*node) for node in self.nodes], **options)
+            nodes = [ClusterNode(*node) for node in self.nodes]  # type: ignore[no-untyped-call]
+            return RedisCluster(startup_nodes=nodes, **options)
         host, port = self.nodes[0]
         return Redis(host=host, port=port, db=self.database, **options)
 
@@ -165,7 +167,7 @@ class RedisRows:
                 found: dict[int, list[bytes | None]] = {}
                 pipe, calls = client.pipeline(transaction=False), self._calls(keys)
                 for places in calls:
-                    pipe.eval(READ, len(places), *(keys[place] for place in places), *fields)
+                    pipe.execute_command("EVAL", READ, len(places), *(keys[place] for place in places), *fields)
                 for places, answer in zip(calls, pipe.execute(), strict=True):
                     found.update(zip(places, answer, strict=True))
                 rows += [found[place] for place in range(len(keys))]
@@ -180,7 +182,12 @@ class RedisRows:
         event_us: NDArray[np.int64],
         created_us: NDArray[np.int64],
     ) -> None:
-        shared = [len(values), f"_ts:{view.name}", f"_created:{view.name}", *(_field(view, name) for name in view.dtypes)]
+        shared = [
+            len(values),
+            f"_ts:{view.name}",
+            f"_created:{view.name}",
+            *(_field(view, name) for name in view.dtypes),
+        ]
         keys = entity_keys(view.join_key, ids, project=self._project)
         columns = [event_us.tolist(), created_us.tolist(), _stamps(event_us), *values]
         with self._answers(patient=True) as client:
@@ -188,7 +195,7 @@ class RedisRows:
                 pipe = client.pipeline(transaction=False)
                 for rows in calls:
                     arguments = itertools.chain.from_iterable([column[row] for column in columns] for row in rows)
-                    pipe.eval(WRITE, len(rows), *(keys[row] for row in rows), *shared, *arguments)
+                    pipe.execute_command("EVAL", WRITE, len(rows), *(keys[row] for row in rows), *shared, *arguments)
                 pipe.execute()
 
     def _calls(self, keys: list[bytes]) -> list[Sequence[int]]:
@@ -233,7 +240,7 @@ class RedisRows:
             if client is None:
                 client = self._clients[patient] = self._address.connect(timeout_seconds=self._timeouts[patient])
             yield client
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             raise OnlineStoreError(
                 f"cannot reach Redis at {self._address} ({type(error).__name__}: {error}); start it with `make up` or "
                 "unset HEADRACE_REDIS_URL"
@@ -241,7 +248,7 @@ class RedisRows:
 
 
 def _slot_ranges(client: Any) -> list[tuple[tuple[int, int], str]]:
-    return [(slots, "%s:%s" % node["primary"]) for slots, node in client.cluster_slots().items()]
+    return [(slots, "{}:{}".format(*node["primary"])) for slots, node in client.cluster_slots().items()]
 
 
 _TAGS: dict[int, str] = {}

@@ -7,23 +7,15 @@ import logging
 import signal
 import sys
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 
+from infra.bench import bench
+from infra.entry import pair, run, settings
 from infra.observability import logs
-from infra.settings import Settings
-
-
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValueError as error:
-        raise click.ClickException(f"the settings in the environment are not usable: {error}") from error
 
 
 def _stop_on_signal() -> threading.Event:
@@ -52,7 +44,7 @@ def cli() -> None:
         # Deprecations inside the libraries are for us, in the tests, and not for whoever runs a command.
         logging.captureWarnings(capture=True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    logs.set_up(_settings())
+    logs.set_up(settings())
 
 
 @cli.command()
@@ -60,7 +52,7 @@ def doctor() -> None:
     """Say what is missing on this machine, and how to get it."""
     from infra.doctor import check, exit_code, render
 
-    findings = check(_settings())
+    findings = check(settings())
     click.echo(render(findings))
     sys.exit(exit_code(findings))
 
@@ -83,9 +75,9 @@ def import_(
     """Bring history into the event log: Online Retail, the simulated shop, or your own CSV, Parquet or JSONL file."""
     from apps.ingest import history
 
-    _run(
-        history.run, _settings(), source=source, data=data, customers=customers, hold_out_days=hold_out_days,
-        mapping=dict(_pair(text) for text in mapping), kind=kind, now=datetime.now(UTC), say=click.echo,
+    run(
+        history.run, settings(), source=source, data=data, customers=customers, hold_out_days=hold_out_days,
+        mapping=dict(pair(text) for text in mapping), kind=kind, now=datetime.now(UTC), say=click.echo,
     )  # fmt: skip
 
 
@@ -99,8 +91,8 @@ def simulate(cards: int, terminals: int, days: int, live_days: int, seed: int) -
     """Write simulated card payments with known frauds into the event log (a simulator, for load and ground truth)."""
     from apps.simulate import history
 
-    _run(
-        history.run, _settings(), cards=cards, terminals=terminals, days=days, live_days=live_days, seed=seed,
+    run(
+        history.run, settings(), cards=cards, terminals=terminals, days=days, live_days=live_days, seed=seed,
         now=datetime.now(UTC), say=click.echo,
     )  # fmt: skip
 
@@ -111,7 +103,7 @@ def features(refill_online: bool) -> None:
     """Turn everything in the event log into features, and stop (Spark, Feast)."""
     from streaming import job
 
-    _run(job.refill_online if refill_online else job.catch_up, _settings(), say=click.echo)
+    run(job.refill_online if refill_online else job.catch_up, settings(), say=click.echo)
 
 
 @cli.command()
@@ -119,7 +111,7 @@ def stream() -> None:
     """Turn new events into features as they come, until stopped (Spark, Feast)."""
     from streaming import job
 
-    _run(job.run, _settings(), stop=_stop_on_signal())
+    run(job.run, settings(), stop=_stop_on_signal())
 
 
 @cli.command()
@@ -129,7 +121,7 @@ def train(config: str) -> None:
     from training import train as training
     from training.configs import CONFIGS
 
-    _run(training.run, _settings(), CONFIGS[config](), now=datetime.now(UTC), say=click.echo)
+    run(training.run, settings(), CONFIGS[config](), now=datetime.now(UTC), say=click.echo)
 
 
 @cli.command()
@@ -138,7 +130,7 @@ def releases() -> None:
     from features.manifest import current_version
     from training.publish import versions
 
-    folder = _settings().releases_dir
+    folder = settings().releases_dir
     current = current_version(folder)
     for version in versions(folder):
         click.echo(f"{'*' if version == current else ' '} {version}")
@@ -149,7 +141,7 @@ def rollback() -> None:
     """Serve the release before the current one."""
     from training import publish
 
-    click.echo(f"serving {_run(publish.rollback, _settings().releases_dir)} from now on")
+    click.echo(f"serving {run(publish.rollback, settings().releases_dir)} from now on")
 
 
 @cli.command()
@@ -157,7 +149,7 @@ def serve() -> None:
     """Run the API and the console, in HEADRACE_API_WORKERS processes."""
     from apps import serve as api
 
-    _run(api.run, _settings())
+    run(api.run, settings())
 
 
 @cli.command()
@@ -165,7 +157,7 @@ def score() -> None:
     """Score the transactions that arrive in the event log, until stopped."""
     from apps.wiring import run_scorer
 
-    _run(run_scorer, _settings(), stop=_stop_on_signal())
+    run(run_scorer, settings(), stop=_stop_on_signal())
 
 
 @cli.command()
@@ -176,7 +168,7 @@ def traffic(seconds: float, orders: int | None, surface: str) -> None:
     """Send what was held back as live traffic through the public API."""
     from apps.simulate import traffic as held_out
 
-    _run(held_out.run, _settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
+    run(held_out.run, settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
 
 
 @cli.group()
@@ -218,9 +210,9 @@ def dead_letters(target: Path | None, reason: str | None, samples: int) -> None:
     from apps.ingest import dead_letters as letters
 
     if target is None:
-        _run(letters.show, _settings(), reason=reason, samples=samples, say=click.echo)
+        run(letters.show, settings(), reason=reason, samples=samples, say=click.echo)
     else:
-        _run(letters.export, _settings(), target, reason=reason, say=click.echo)
+        run(letters.export, settings(), target, reason=reason, say=click.echo)
 
 
 @cli.command()
@@ -229,7 +221,7 @@ def replay(file: Path) -> None:
     """Put mended dead letters back: FILE is what `dead-letters --export` wrote, with its values corrected."""
     from apps.ingest import dead_letters as letters
 
-    if _run(letters.replay, _settings(), file, now=datetime.now(UTC), say=click.echo):
+    if run(letters.replay, settings(), file, now=datetime.now(UTC), say=click.echo):
         sys.exit(1)
 
 
@@ -238,7 +230,7 @@ def exposures() -> None:
     """Join impressions to their outcomes for the experiment reports (Spark)."""
     from streaming import job
 
-    rows = _run(job.join_exposures, _settings())
+    rows = run(job.join_exposures, settings())
     click.echo(f"{rows:,} rows of experiment units")
 
 
@@ -248,7 +240,7 @@ def report(key: str) -> None:
     """Print an experiment's report."""
     from apps.wiring import print_report
 
-    _run(print_report, _settings(), key, say=click.echo)
+    run(print_report, settings(), key, say=click.echo)
 
 
 @cli.command()
@@ -258,7 +250,7 @@ def log(topic: str | None, last: int) -> None:
     """Show the topics of the event log, or the latest records of one."""
     from infra.log import show
 
-    _run(show.show, _settings(), topic, last=last, say=click.echo)
+    run(show.show, settings(), topic, last=last, say=click.echo)
 
 
 @cli.command()
@@ -270,41 +262,29 @@ def demo(small: bool, detach: bool, data: Path | None, port: int | None) -> None
     """The whole story on one machine: import, features, training, serving, replay, reports."""
     from infra import demo as story
 
-    _run(story.run, small=small, detach=detach, data=data, port=port, say=click.echo)
+    run(story.run, small=small, detach=detach, data=data, port=port, say=click.echo)
+
+
+@cli.command()
+@click.option("--airflow/--no-airflow", default=True, show_default=True, help="With Airflow, or without.")
+def up(airflow: bool) -> None:
+    """Start the real servers on this machine: Kafka, Redis, feature job, scorer, API, Airflow."""
+    from infra import stack
+
+    run(stack.up, settings(), airflow=airflow, say=click.echo)
 
 
 @cli.command()
 def down() -> None:
-    """Stop what the demo left running."""
+    """Stop what `up` or the demo left running."""
     from infra import demo as story
+    from infra import processes
 
-    stopped = story.down()
+    stopped = [*story.down(), *processes.stop_all(settings())]
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not equals or not field or not column:
-        raise click.ClickException(f"--map {text}: write FIELD=COLUMN, for example --map user_id=customer")
-    return field, column
-
-
-def _run(verb: Any, *arguments: Any, **options: Any) -> Any:
-    """Call an entry point; its own errors become one clear line instead of a traceback."""
-    from infra.log.client import LogError, LogFullError
-
-    started = time.monotonic()
-    try:
-        return verb(*arguments, **options)
-    except (LogError, LogFullError) as error:
-        raise click.ClickException(str(error)) from error
-    except Exception as error:
-        # The packages name their own errors ...Error and word them for the user; anything else is a bug.
-        if type(error).__module__.split(".")[0] in ("apps", "features", "infra", "streaming", "training"):
-            raise click.ClickException(str(error)) from error
-        raise
-    finally:
-        logging.getLogger(__name__).debug("took %.1f s", time.monotonic() - started)
+cli.add_command(bench)
 
 
 def main() -> None:

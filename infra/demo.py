@@ -39,6 +39,8 @@ class DemoError(Exception):
 def _settings(port: int | None) -> Settings:
     chosen: dict[str, Any] = {} if port is None else {"port": port}
     base = Settings()
+    if "exposures_refresh_seconds" not in base.model_fields_set:
+        chosen["exposures_refresh_seconds"] = 3  # the story ends when its last outcome is joined
     if "data_dir" not in base.model_fields_set:
         chosen["data_dir"] = Path("var/demo").absolute()
     return Settings(**{**base.model_dump(include=base.model_fields_set), **chosen})
@@ -79,7 +81,7 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
     with _Step(say, "1  Events: a shop's year and card payments into the event log"):
         words = ["import", "online-retail", "--hold-out-days", "30"]
         words += ["--data", str(data)] if data else []
-        words += ["--customers", "700"] if small else []
+        words += ["--customers", "500"] if small else []
         payments = ["simulate", *(("--cards", "700", "--terminals", "400", "--live-days", "1") if small else ())]
         with ThreadPoolExecutor() as pool:  # beside each other: their topics are apart
             for done in [pool.submit(_do, settings, *command) for command in (words, payments)]:
@@ -102,7 +104,7 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
         _put_experiment(settings)
         say(f"serving release {_get(settings, '/readyz')['release']} on {_address(settings)}")
     with _Step(say, "5  Traffic: the held-out month, live, model against its best floor"):
-        _do(settings, "traffic", "--seconds", "12" if small else "80")
+        _do(settings, "traffic", "--seconds", "10" if small else "80")
     with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)

@@ -25,7 +25,7 @@ GIBIBYTE = 2**30
 JAVA_MINIMUM = 17
 VECTOR_MODULE = "jdk.incubator.vector"
 ROLES = {
-    "serve": ("click", "fastapi", "feast", "duckdb", "faiss", "onnxruntime", "tea_tasting", "uvicorn"),
+    "serve": ("click", "confluent_kafka", "fastapi", "feast", "duckdb", "faiss", "onnxruntime", "tea_tasting"),
     "stream": ("pyspark",),
     "train": ("torch", "torchrec", "fbgemm_gpu", "onnx", "sklearn"),
 }
@@ -129,7 +129,7 @@ def _java(machine: Machine, java_home: str) -> Finding:
     # On Ubuntu releases still in use the default is older than 17.
     package = "openjdk-21-jre-headless" if machine.distribution == "ubuntu" else "default-jre-headless"
     remedy = machine.install("a Java 17 or later", apt=package, brew="--cask temurin@21")
-    purpose = "Spark (headrace features, stream, exposures, demo)"
+    purpose = "Spark (headrace features, stream, exposures, demo); a Kafka broker of this machine"
     path = str(Path(java_home) / "bin" / "java") if java_home else shutil.which("java")
     printed = _output(path, "-version") if path else None
     if path is None or printed is None:
@@ -278,6 +278,7 @@ def _extras(machine: Machine) -> Iterator[Finding]:
     for subject, names, purpose, apt, brew in (
         ("Chromium", ("chromium", "chromium-browser", "google-chrome"), "the browser tests", "chromium", "chromium"),
         ("Docker", ("docker",), "servers in containers", "docker.io", "docker"),
+        ("Maven", ("mvn",), "the jars of Kafka and of Spark's Kafka source, once", "maven", "maven"),
         ("Redis", ("redis-server",), "tests against a real Redis", "redis-server", "redis"),
     ):
         path = next(filter(None, map(shutil.which, names)), None)

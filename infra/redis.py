@@ -1,7 +1,7 @@
 """The Redis of one data directory: how to start it on this machine, and whether it answers.
 
 Writes are kept in an append-only file that is synced every second: a crash may lose what came within the last one or
-two. The feature job notices and writes it anew (streaming/refill.py), for the log and the offline tables have it.
+two. The feature job notices and writes it anew (features/online_recovery.py), for the offline tables have it.
 """
 
 import contextlib

@@ -23,6 +23,14 @@ class Settings(BaseSettings):
     queue_milliseconds: int = Field(100, ge=1, description="Longest wait of a request for its turn, before a 503.")
 
     segment_mebibytes: int = Field(64, ge=1, description="A log segment is closed at this size.")
+    kafka_bootstrap: str | None = Field(None, description="Kafka servers, host:port,...; unset: the log is on files.")
+    kafka_port: int = Field(9092, ge=1, le=65000, description="First port of the brokers that `make up` starts.")
+    kafka_topic_prefix: str = Field("", description="In front of every topic and group: several logs in one cluster.")
+    kafka_partitions: int = Field(6, ge=1, description="Partitions of a topic when it is created.")
+    kafka_replication: int = Field(1, ge=1, description="Copies of a topic; a majority must have a record.")
+    kafka_retention_days: int | None = Field(None, ge=1, description="Kafka drops older records; unset: it keeps all.")
+    kafka_timeout_seconds: float = Field(3.0, gt=0, description="Longest wait for an answer of Kafka.")
+    tools_dir: Path = Field(Path(".tools"), description="Where the jars of Kafka and of Spark's Kafka source are put.")
     max_event_bytes: int = Field(16_384, ge=256, description="Largest accepted event, as JSON.")
     max_batch_events: int = Field(1_000, ge=1, description="Most events in one POST /v1/events.")
     max_future_seconds: int = Field(300, ge=0, description="Events dated further ahead are refused.")
@@ -51,6 +59,7 @@ class Settings(BaseSettings):
 
     redis_url: str = Field("", repr=False, description="Online store in Redis; unset it is SQLite.")
     redis_port: int = Field(6379, ge=1, le=65535, description="Port of the Redis that `make up` starts.")
+    airflow_port: int = Field(8080, ge=1, le=65535, description="Port of the Airflow that `make up` starts.")
     redis_timeout_milliseconds: int = Field(200, ge=1, description="Longest wait of a request for Redis.")
 
     online_retail_url: str = Field(
@@ -63,13 +72,15 @@ class Settings(BaseSettings):
     decisions_kept: int = Field(200_000, ge=1, description="Latest decisions the API can join a label to.")
     drift_sample_requests: int = Field(50, ge=1, description="One request in so many is held against training.")
     drift_window_seconds: int = Field(3_600, ge=1, description="How far back the drift of model inputs looks.")
-
+    scorer_share: int = Field(0, ge=0, description="Which of the scorers this one is, from 0.")
+    scorer_shares: int = Field(1, ge=1, description="Scorers that divide the partitions of the transactions.")
     log_level: str = Field("INFO", description="Level of the application log.")
     log_format: Literal["text", "json"] = Field("text", description="Lines of the application log: text, or JSON.")
     log_requests: bool = Field(False, description="One log line for every request, not for failures alone.")
     pseudonym_key: SecretStr | None = Field(None, description="Secret that ids are hashed with in the log; or random.")
     otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector (HTTP) that gets traces.")
     scorer_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace score` serves /metrics there; 0: not.")
+    metrics_host: str = Field("127.0.0.1", description="Address that the scorer's and the stream's /metrics listen on.")
     stream_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace stream` serves /metrics there; 0: not.")
 
     @cached_property

@@ -47,6 +47,11 @@ QUERY = "features"
 ONLINE_PATIENCE_SECONDS = 300.0
 """How long a micro-batch waits for an online store that does not answer before the job gives up."""
 ONLINE_RETRY_SECONDS = 0.5
+LOST = (
+    "\nKafka dropped records before the job had read them, or the topics were made anew. Keep them longer "
+    "(HEADRACE_KAFKA_RETENTION_DAYS); to build the features anew from what is there, remove the folders checkpoints, "
+    "offline and feast of HEADRACE_DATA_DIR and run `headrace features`"
+)
 
 
 class FeatureJob:
@@ -90,7 +95,7 @@ class FeatureJob:
         self.records += events.num_rows
         seconds = time.monotonic() - started
         metrics.tell_batch(events, seconds=seconds, now=time.time())
-        self._write_status(seconds)
+        self.write_status(seconds)
 
     def _fold(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, *, batch: str) -> None:
         """Fold until the online store has it all: an outage of the store makes the job late, and nothing worse."""
@@ -100,8 +105,12 @@ class FeatureJob:
                 if self._guard.check():
                     self._touch_all_items()
                 created = datetime.now(UTC)
-                self._histories.fold_users(shop, batch=batch, created=created)
-                self._histories.fold_payments(payments, labels, batch=batch, created=created)
+                # They share nothing, and most of either is spent outside Python's lock.
+                with ThreadPoolExecutor(2) as pool:
+                    users = pool.submit(self._histories.fold_users, shop, batch=batch, created=created)
+                    cards = pool.submit(self._histories.fold_payments, payments, labels, batch=batch, created=created)
+                users.result()
+                cards.result()
                 self._guard.confirm(batch)
                 return
             except OnlineStoreError as error:
@@ -117,7 +126,7 @@ class FeatureJob:
             self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
             self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
-    def _write_status(self, seconds: float) -> None:
+    def write_status(self, seconds: float = 0.0) -> None:
         status = {"records": self.records, "rejected": self.rejected, "batch_seconds": round(seconds, 3)}
         _write_status(self._settings, STATUS_FILE, status)
 
@@ -146,26 +155,32 @@ class Renewal(threading.Thread):
         self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "renewal")
         store = open_store(self._settings)
         next_items = next_exposures = 0.0
-        tables_looked_at = False
+        tables_stand = False
         while not self._halt.wait(0.5):
             try:
-                if not tables_looked_at:
-                    if not self._caught_up():
-                        continue
-                    if not _tables_stand(self._settings):
+                if not tables_stand:
+                    tables_stand = _tables_stand(self._settings)
+                    if not tables_stand and self._job.items_touched and self._caught_up():
+                        self._job.items_touched = set()
                         with _timed("tables"):
                             rebuild_tables(self._spark, self._settings)
-                        self._job.items_touched = set()
-                    tables_looked_at = True
-                if self._job.items_touched and time.monotonic() >= next_items:
+                elif self._job.items_touched and time.monotonic() >= next_items:
                     touched, self._job.items_touched = self._job.items_touched, set()
-                    with _timed("item windows") as took:
-                        items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
+                    try:
+                        with _timed("item windows") as took:
+                            items.refresh(self._spark, store, self._settings, touched, latest=self._job.latest)
+                    except Exception:
+                        self._job.items_touched |= touched
+                        raise
                     next_items = _next(self._settings.population_refresh_seconds, took=took())
                 if self._job.impressions_seen and time.monotonic() >= next_exposures:
                     self._job.impressions_seen = False
-                    with _timed("experiment outcomes") as took:
-                        exposures.run(self._spark, self._settings)
+                    try:
+                        with _timed("experiment outcomes") as took:
+                            exposures.run(self._spark, self._settings)
+                    except Exception:
+                        self._job.impressions_seen = True
+                        raise
                     next_exposures = _next(self._settings.exposures_refresh_seconds, took=took())
             except Exception:
                 if not self._halt.is_set():
@@ -181,13 +196,14 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     os.nice(settings.stream_nice)  # Spark's own processes inherit it
     with (
         _sole_job(settings),
-        metrics.served(settings.stream_metrics_port),
+        metrics.served(settings.stream_metrics_port, host=settings.metrics_host),
         _session(settings, "headrace-stream") as spark,
     ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
+        job.write_status()  # it is up, also where there is nothing to read yet
         log = open_log(settings)
-        renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log), stop=stop)
+        renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
         renewal.start()
         while query.isActive and not stop.wait(0.2):
             pass
@@ -210,8 +226,8 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
                 with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
                     job = FeatureJob(settings)
                     query = _start(spark, settings, job)
-                    while query.isActive and not _caught_up(query, log):
-                        bar.n = min(total, sum(position.total for position in _reached(query).values()))
+                    while query.isActive and not _caught_up(query, log, settings):
+                        bar.n = min(total, sum(position.total for position in _reached(query, settings).values()))
                         bar.refresh()
                         time.sleep(0.2)
                     with contextlib.suppress(StreamingQueryException):  # told by _finish
@@ -249,8 +265,8 @@ def _timed(what: str) -> Iterator[Callable[[], float]]:
 
 
 def _next(seconds: float, *, took: float) -> float:
-    """When to renew again: renewing never takes more than a quarter of the time."""
-    return time.monotonic() + max(seconds, 3 * took)
+    """When to renew again: renewing never takes more than half of the time."""
+    return time.monotonic() + max(seconds, took)
 
 
 def _tables_stand(settings: Settings) -> bool:
@@ -317,14 +333,17 @@ def _start(spark: SparkSession, settings: Settings, job: FeatureJob) -> Streamin
     )
 
 
-def _reached(query: StreamingQuery) -> dict[str, Position]:
+def _reached(query: StreamingQuery, settings: Settings) -> dict[str, Position]:
     """How far the query has read each topic."""
     progress = query.lastProgress
-    return reached(progress["sources"][0]["endOffset"]) if progress and progress["sources"] else {}
+    ends = [source["endOffset"] for source in progress["sources"] if source["endOffset"]] if progress else []
+    return {
+        topic: position for end in ends for topic, position in reached(end, prefix=settings.kafka_topic_prefix).items()
+    }
 
 
-def _caught_up(query: StreamingQuery, log: EventLog) -> bool:
-    positions = _reached(query)
+def _caught_up(query: StreamingQuery, log: EventLog, settings: Settings) -> bool:
+    positions = _reached(query, settings)
     return all(positions.get(topic, START).covers(log.end(topic)) for topic in READ_TOPICS)
 
 
@@ -332,4 +351,4 @@ def _finish(query: StreamingQuery) -> None:
     error = query.exception()
     query.stop()
     if error is not None:
-        raise JobError(f"the feature job stopped: {error}")
+        raise JobError(f"the feature job stopped: {error}{LOST if 'data loss' in str(error).lower() else ''}")

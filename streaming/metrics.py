@@ -39,12 +39,12 @@ def _counts(values: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def served(port: int) -> Iterator[None]:
-    """Show the metrics at /metrics of `port` on the loopback, as long as this lasts; not at all for port 0."""
+def served(port: int, *, host: str) -> Iterator[None]:
+    """Show the metrics at /metrics of `host` and `port`, as long as this lasts; not at all for port 0."""
     if not port:
         yield
         return
-    server, thread = start_http_server(port, addr="127.0.0.1")
+    server, thread = start_http_server(port, addr=host)
     try:
         yield
     finally:

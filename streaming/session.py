@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from infra.kafka.jars import SPARK, jars
 from infra.settings import Settings
 
 CLASS_ARCHIVE = Path(sys.prefix) / "spark-classes.jsa"
@@ -26,12 +27,15 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("SPARK_CONF_DIR", str(NO_CONF))
+    # Its source for Kafka is no part of pyspark.
+    more = ",".join(str(path) for path in jars(settings, SPARK)) if settings.kafka_bootstrap is not None else ""
     try:
         builder = (
             SparkSession.builder.appName(app)
             .master(settings.spark_master)
             .config("spark.driver.memory", settings.spark_driver_memory)
             .config("spark.driver.extraJavaOptions", _java_options(settings))
+            .config("spark.jars", more)
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.ui.enabled", "false")

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
 
 from infra import topics
-from infra.log.client import Position
+from infra.log.client import Position, make_topic
 from infra.log.files import PARTITION, FileLog
 
 if TYPE_CHECKING:  # Spark starts several Python workers that import this module, and need no settings
@@ -41,6 +41,8 @@ EVENT_SCHEMA = """
     items array<struct<item_id: string, position: int, score: double, source: string, propensity: double>>
 """
 """Union of the fields of the events that the jobs read (features/events.py; a test compares the two)."""
+
+RECORD_COLUMNS = ("topic", "partition", "offset", "value", "timestamp")
 
 NEEDED = (
     (("item", "view", "cart", "purchase", "return"), ("item_id",)),
@@ -135,7 +137,9 @@ def _to_batch(rows: list[tuple[str, int, str, str, int]]) -> pa.RecordBatch:
 
 
 def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
-    """The records of READ_TOPICS as an endless DataFrame of RECORD_SCHEMA."""
+    """The records of READ_TOPICS as an endless DataFrame of RECORD_SCHEMA, from whichever log the settings name."""
+    if settings.kafka_bootstrap is not None:
+        return _read_kafka(spark, settings)
     spark.dataSource.register(LogSource)
     return (
         spark.readStream.format(FORMAT)
@@ -146,9 +150,52 @@ def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
     )
 
 
-def reached(end_offset: str) -> dict[str, Position]:
-    """How far a query has read each topic, from the end offset in its progress."""
-    return {topic: Position({PARTITION: offset}) for topic, offset in json.loads(end_offset).items()}
+def _read_kafka(spark: SparkSession, settings: Settings) -> DataFrame:
+    """Spark's own Kafka source, twice: its limit takes from all topics in proportion to what waits in them.
+
+    So labels come without a limit: each micro-batch holds every label that was there when it was planned, and no
+    payment of it or of a later one is scored without a fraud that was known by then. Labels are few.
+    """
+    for topic in READ_TOPICS:  # the source does not wait for a topic that nobody has written to
+        make_topic(settings, topic)
+    labels = _kafka_records(spark, settings, [topics.LABELS], limit=None)
+    others = [topic for topic in READ_TOPICS if topic != topics.LABELS]
+    return labels.unionByName(_kafka_records(spark, settings, others, limit=settings.stream_batch_records))
+
+
+def _kafka_records(spark: SparkSession, settings: Settings, names: list[str], *, limit: int | None) -> DataFrame:
+    source = (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
+        .option("subscribe", ",".join(settings.kafka_topic_prefix + name for name in names))
+        .option("startingOffsets", "earliest")
+        # Records that were dropped before the job read them are a hole in the features: stop and say so.
+        .option("failOnDataLoss", "true")
+    )
+    if limit is not None:
+        source = source.option("maxOffsetsPerTrigger", limit)
+    return source.load().select(
+        F.substring("topic", len(settings.kafka_topic_prefix) + 1, 249).alias("topic"),
+        "partition",
+        "offset",
+        F.col("key").cast("string"),
+        F.col("value").cast("string"),
+        F.unix_millis("timestamp").alias("timestamp"),
+    )
+
+
+def reached(end_offset: str, *, prefix: str = "") -> dict[str, Position]:
+    """How far a query has read each topic, from the end offset in its progress.
+
+    >>> reached('{"labels": 40}'), reached('{"a-labels": {"0": 3, "1": 5}}', prefix="a-")
+    ({'labels': Position(offsets={0: 40})}, {'labels': Position(offsets={0: 3, 1: 5})})
+    """
+    positions = {}
+    for topic, found in json.loads(end_offset).items():
+        # The files have one partition; Spark's Kafka source names each.
+        offsets = {int(one): offset for one, offset in found.items()} if isinstance(found, dict) else {PARTITION: found}
+        positions[topic.removeprefix(prefix)] = Position(offsets)
+    return positions
 
 
 def parse(records: DataFrame) -> DataFrame:
@@ -156,20 +203,29 @@ def parse(records: DataFrame) -> DataFrame:
 
     `value` is kept only for a record that cannot be an event of its topic: then `reason` says why.
     """
-    parsed = records.withColumn("event", F.from_json("value", EVENT_SCHEMA)).select(
-        "topic", "partition", "offset", "value", "timestamp", "event.*"
+    return (
+        records.selectExpr(*RECORD_COLUMNS, f"from_json(value, '{EVENT_SCHEMA}') AS event")
+        .selectExpr(*RECORD_COLUMNS, "event.*")
+        .selectExpr("*", f"{_reason()} AS reason")
+        .withColumns(
+            {
+                "value": F.expr("CASE WHEN reason IS NOT NULL THEN value END"),
+                "event_time": F.expr("unix_millis(event_time)"),
+                "transaction_time": F.expr("unix_millis(transaction_time)"),
+            }
+        )
     )
-    missing = F.when(F.col("event_id").isNull() | F.col("event_time").isNull(), F.lit("no event_id or event_time"))
+
+
+def _reason() -> str:
+    """Why a record cannot be used, in SQL; null where it can. As text, for the plan is made anew in every micro-batch,
+    and each call between Python and Java costs a millisecond."""
+    known = ", ".join(f"'{kind}'" for kinds, _ in NEEDED for kind in kinds)
+    cases = [
+        f"WHEN type IS NULL OR type NOT IN ({known}) THEN 'unknown type'",
+        "WHEN event_id IS NULL OR event_time IS NULL THEN 'no event_id or event_time'",
+    ]
     for kinds, needed in NEEDED:
-        for column in needed:
-            missing = missing.when(F.col("type").isin(*kinds) & F.col(column).isNull(), F.lit(f"no {column}"))
-    known = [kind for kinds, _ in NEEDED for kind in kinds]
-    reason = F.when(F.col("type").isNull() | ~F.col("type").isin(*known), F.lit("unknown type")).otherwise(missing)
-    return parsed.withColumns(
-        {
-            "reason": reason,
-            "value": F.when(reason.isNotNull(), F.col("value")),
-            "event_time": F.unix_millis("event_time"),
-            "transaction_time": F.unix_millis("transaction_time"),
-        }
-    )
+        these = ", ".join(f"'{kind}'" for kind in kinds)
+        cases += [f"WHEN type IN ({these}) AND {column} IS NULL THEN 'no {column}'" for column in needed]
+    return f"CASE {' '.join(cases)} END"

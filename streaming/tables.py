@@ -9,15 +9,14 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features import columns
+from features import columns, events
 from features.history import History, to_arrow
 from infra import topics
-from infra.log.client import EventLog, origin
+from infra.log.client import EventLog
 
 ROW_GROUP = 50_000
 """Rows that a reader can skip together: histories are written in order of time, and most readers want the end."""
@@ -38,14 +37,7 @@ SHOWN_ITEM = pa.struct(
     ]
 )
 SCHEMAS = {
-    SHOP_EVENTS: pa.schema(
-        [
-            ("event_id", pa.string()), ("type", pa.string()), ("event_time", pa.int64()), ("user_id", pa.string()),
-            ("session_id", pa.string()), ("item_id", pa.string()), ("quantity", pa.float64()),
-            ("price", pa.float64()), ("order_id", pa.string()), ("request_id", pa.string()), ("title", pa.string()),
-            ("category", pa.string()),
-        ]
-    ),
+    SHOP_EVENTS: columns.SHOP_EVENTS_SCHEMA,
     IMPRESSIONS: pa.schema(
         [
             ("event_id", pa.string()), ("event_time", pa.int64()), ("user_id", pa.string()),
@@ -107,18 +99,8 @@ def history_rows(
 
 def dead_letter(log: EventLog, rejected: pa.Table) -> None:
     """Keep records that cannot be used (topic, partition, offset, value, reason), each under its origin."""
+    rows = rejected.select([*ORIGIN, "value", "reason"]).to_pylist()
     letters = [
-        (
-            row["reason"],
-            orjson.dumps(
-                {
-                    "event_id": origin(row["topic"], row["partition"], row["offset"]),
-                    "reason": row["reason"],
-                    "origin": {name: row[name] for name in ORIGIN},
-                    "value": row["value"],
-                }
-            ),
-        )
-        for row in rejected.select([*ORIGIN, "value", "reason"]).to_pylist()
+        events.dead_letter(*(row[name] for name in ORIGIN), value=row["value"], reason=row["reason"]) for row in rows
     ]
     log.append(topics.DEAD_LETTERS, letters)

@@ -1,7 +1,67 @@
-"""What holds for every test."""
+"""What holds for every test, and the servers that tests of several folders share."""
 
-from hypothesis import settings
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from infra import processes
+from infra.settings import Settings
 
 # A machine that is busy with other things is slow now and then: that is no failure of an example.
-settings.register_profile("headrace", deadline=None)
-settings.load_profile("headrace")
+hypothesis_settings.register_profile("headrace", deadline=None)
+hypothesis_settings.load_profile("headrace")
+
+KAFKA_PORTS = range(19_010, 19_190, 10)
+
+
+@pytest.fixture(scope="session")
+def kafka_port() -> Callable[[], int]:
+    """Gives the first of ten ports in a row that are free."""
+
+    def is_free(port: int) -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return probe.connect_ex(("127.0.0.1", port)) != 0
+
+    return lambda: next(first for first in KAFKA_PORTS if all(is_free(first + one) for one in range(10)))
+
+
+@pytest.fixture(scope="session")
+def kafka_tools() -> None:
+    """Skips where a broker cannot be had."""
+    from infra.kafka.jars import BROKER, JarsError, jars
+
+    if shutil.which("java") is None:
+        pytest.skip("a real Kafka needs Java")
+    try:
+        jars(Settings(), BROKER)
+    except JarsError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(
+    kafka_tools: None, kafka_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """One real broker for all tests; gives what HEADRACE_KAFKA_BOOTSTRAP is for it."""
+    from infra.kafka import broker
+
+    own = Settings(data_dir=tmp_path_factory.mktemp("kafka"))
+    nodes = broker.plan(kafka_port())
+    try:
+        broker.start(own, nodes)
+        yield broker.bootstrap(nodes)
+    finally:
+        processes.stop_all(own)
+
+
+@pytest.fixture
+def kafka_settings(kafka_broker: str, tmp_path: Path) -> Settings:
+    """Settings whose log is on the broker, with nothing in it."""
+    prefix = f"test-{uuid.uuid4().hex[:12]}-"
+    return Settings(data_dir=tmp_path, kafka_bootstrap=kafka_broker, kafka_topic_prefix=prefix, kafka_partitions=3)

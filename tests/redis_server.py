@@ -23,7 +23,7 @@ class RedisServer:
             self._process = subprocess.Popen(
                 [*redis.command(self.settings), *self._extra], stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while not redis.healthy(self.settings):
             assert self._process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -44,5 +44,7 @@ class RedisServer:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()

@@ -30,7 +30,8 @@ class TopicReading:
     records: int
     whole: bool
     """False while older records are still being counted: there are at least this many."""
-    size_bytes: int
+    size_bytes: int | None
+    """None where the log does not tell."""
     last_append: datetime | None
 
 

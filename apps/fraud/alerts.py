@@ -110,6 +110,8 @@ class DecisionBook:
         behind the log's end (the log was replaced) starts again from its beginning.
         """
         self.refresh()
+        if position == self._position:  # nothing new: the many that wait cost one look at the log each, not three
+            return [], position
         if not self.end().covers(position):
             position = START
         alerts = []

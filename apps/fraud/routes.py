@@ -35,7 +35,7 @@ from infra.observability.logs import REQUEST_ID
 
 router = APIRouter(prefix="/v1", tags=["fraud"])
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 HEARTBEAT_SECONDS = 15.0
 RETRY_MILLISECONDS = 2_000
 

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import orjson
 from pydantic import ValidationError
 
 from apps import metrics
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
-from features.events import Decision, Transaction, key_of, to_json
+from features.events import Decision, Transaction, dead_letter, key_of, to_json
 from infra import topics
 from infra.log.client import (
     WHOLE,
     EventLog,
+    LogError,
     LogFullError,
     LogUnreachableError,
     Record,
@@ -55,10 +55,22 @@ def run(
 ) -> None:
     """Score what the log holds and gets, from the last committed position on, until `stop` is set.
 
-    Several scorers divide the topic by `share`: a card's payments lie in one partition, so one scorer sees them all.
+    While the log cannot be read it tries again, from what was committed. Several scorers divide the topic by `share`:
+    a card's payments lie in one partition, so one scorer sees them all.
     """
-    position = log.committed(GROUP, topics.TRANSACTIONS).of(share)
     threading.Thread(target=_count_behind, args=(log, share, stop), name="behind", daemon=True).start()
+    while not stop.is_set():
+        try:
+            _work(log, service=service, decisions=decisions, stop=stop, share=share)
+        except LogError as error:
+            logger.error("payments wait: %s", error)
+            stop.wait(RETRY_SECONDS)
+
+
+def _work(
+    log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event, share: Share
+) -> None:
+    position = log.committed(GROUP, topics.TRANSACTIONS).of(share)
     for records in follow(log, topics.TRANSACTIONS, position, stop=stop, max_records=BATCH, share=share):
         position = position.after(records)
         if not _insist(decisions.refresh, stop=stop):
@@ -118,7 +130,7 @@ def _score(
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "record"
-            refused.append(_dead_letter(record, reason="malformed", detail=f"{field}: {first['msg']}"))
+            refused.append(_refuse(record, reason="malformed", detail=f"{field}: {first['msg']}"))
             continue
         if payment.scored or decisions.get(payment.event_id) is not None:
             elsewhere.append(payment)
@@ -134,16 +146,10 @@ def _score(
         try:
             decided += service.score_many([payment])
         except Exception as error:
-            refused.append(_dead_letter(record, reason="unscorable", detail=str(error)))
+            refused.append(_refuse(record, reason="unscorable", detail=str(error)))
     return decided, refused
 
 
-def _dead_letter(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:
-    letter = {
-        "event_id": record.origin,
-        "reason": reason,
-        "detail": detail,
-        "origin": {"topic": record.topic, "partition": record.partition, "offset": record.offset},
-        "value": record.value.decode(errors="replace"),
-    }
-    return reason, orjson.dumps(letter)
+def _refuse(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:
+    value = record.value.decode(errors="replace")
+    return dead_letter(record.topic, record.partition, record.offset, value=value, reason=reason, detail=detail)

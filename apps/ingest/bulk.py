@@ -16,21 +16,13 @@ from features.events import rfc3339
 from infra import topics
 from infra.log.client import EventLog
 
-SHOP_EVENTS = pa.schema(
-    [
-        ("event_id", pa.string()), ("type", pa.string()), ("event_time", pa.int64()), ("user_id", pa.string()),
-        ("session_id", pa.string()), ("item_id", pa.string()), ("quantity", pa.float64()), ("price", pa.float64()),
-        ("order_id", pa.string()), ("request_id", pa.string()), ("title", pa.string()), ("category", pa.string()),
-    ]
-)  # fmt: skip
-"""Shop events as a table: the fields of the item events of features/events.py, times in int64 ms."""
 CHUNK = 20_000
 HOLDOUT = "holdout"
 """Folder, below the data directory, of what happened after the time the log ends: tests and replays read it."""
 
 
 def append_events(log: EventLog, events: pa.Table, *, on_progress: Callable[[int], None] = lambda rows: None) -> int:
-    """Append shop events (schema SHOP_EVENTS, checked by the caller) in their order; returns how many."""
+    """Append shop events (SHOP_EVENTS_SCHEMA, checked by the caller) in their order; returns how many."""
     for start in range(0, events.num_rows, CHUNK):
         rows = events.slice(start, CHUNK).to_pylist()
         log.append(topics.SHOP, [(row["user_id"] or row["session_id"] or row["item_id"], _json(row)) for row in rows])

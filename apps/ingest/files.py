@@ -14,8 +14,8 @@ import pyarrow.json
 import pyarrow.parquet
 from pydantic import ValidationError
 
-from apps.ingest.bulk import SHOP_EVENTS
 from apps.ingest.online_retail import DataError, Imported
+from features.columns import SHOP_EVENTS_SCHEMA
 from features.events import ACCEPTED, Transaction, milliseconds
 
 READERS = {
@@ -40,11 +40,11 @@ def read(path: Path, *, mapping: dict[str, str], kind: str | None) -> Imported:
         table = reader(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if unknown := [field for field in mapping if field not in (*SHOP_EVENTS.names, "type")]:
-        raise DataError(f"--map {unknown[0]}=…: no such field; there are {', '.join(SHOP_EVENTS.names)}")
+    if unknown := [field for field in mapping if field not in (*SHOP_EVENTS_SCHEMA.names, "type")]:
+        raise DataError(f"--map {unknown[0]}=…: no such field; there are {', '.join(SHOP_EVENTS_SCHEMA.names)}")
     if absent := [column for column in mapping.values() if column not in table.column_names]:
         raise DataError(f"{path} has no column {absent[0]!r}; it has {', '.join(table.column_names)}")
-    named = {**{name: name for name in SHOP_EVENTS.names if name in table.column_names}, **mapping}
+    named = {**{name: name for name in SHOP_EVENTS_SCHEMA.names if name in table.column_names}, **mapping}
     rows: list[dict[str, Any]] = []
     rejected: list[tuple[str, dict[str, Any]]] = []
     for number, line in enumerate(_lines(table)):
@@ -61,7 +61,9 @@ def read(path: Path, *, mapping: dict[str, str], kind: str | None) -> Imported:
             continue
         rows.append({**event.model_dump(), "event_time": milliseconds(event.event_time)})
     rows.sort(key=lambda row: row["event_time"])
-    events = pa.Table.from_pylist([{name: row.get(name) for name in SHOP_EVENTS.names} for row in rows], SHOP_EVENTS)
+    events = pa.Table.from_pylist(
+        [{name: row.get(name) for name in SHOP_EVENTS_SCHEMA.names} for row in rows], SHOP_EVENTS_SCHEMA
+    )
     total = max(1, len(rows) + len(rejected))
     return Imported(events, rejected, timedelta(0), {"accuracy": len(rows) / total})
 

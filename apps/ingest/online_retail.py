@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 from python_calamine import CalamineError
 
-from apps.ingest.bulk import SHOP_EVENTS
+from features.columns import SHOP_EVENTS_SCHEMA
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
 LINES = 541_909
@@ -37,7 +37,7 @@ class DataError(Exception):
 @dataclass(frozen=True)
 class Imported:
     events: pa.Table
-    """Schema SHOP_EVENTS, ascending in time, the catalogue first."""
+    """Schema SHOP_EVENTS_SCHEMA, ascending in time, the catalogue first."""
     rejected: list[tuple[str, dict[str, Any]]]
     """Reason and line of everything that is not an event."""
     shift: timedelta
@@ -200,7 +200,7 @@ def _purchases(good: pd.DataFrame, shift: timedelta) -> pa.Table:
             "title": pa.nulls(count, pa.string()),
             "category": pa.nulls(count, pa.string()),
         },
-        schema=SHOP_EVENTS,
+        schema=SHOP_EVENTS_SCHEMA,
     )
 
 
@@ -227,5 +227,5 @@ def _catalogue(good: pd.DataFrame, shift: timedelta) -> pa.Table:
             "title": [str(title).strip().title() for title in items["title"]],
             "category": nothing,
         },
-        schema=SHOP_EVENTS,
+        schema=SHOP_EVENTS_SCHEMA,
     )

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from apps.ingest.bulk import SHOP_EVENTS
 from apps.ingest.online_retail import Imported
+from features.columns import SHOP_EVENTS_SCHEMA
 from features.events import milliseconds
 
 CATEGORIES, ITEMS_EACH, DAYS = 40, 40, 365
@@ -42,7 +42,7 @@ def simulate(*, customers: int, end: datetime, seed: int) -> Imported:
         for item in range(items)
     ]  # fmt: skip
     events = pa.Table.from_pylist(
-        [{name: row.get(name) for name in SHOP_EVENTS.names} for row in catalogue + rows], SHOP_EVENTS
+        [{name: row.get(name) for name in SHOP_EVENTS_SCHEMA.names} for row in catalogue + rows], SHOP_EVENTS_SCHEMA
     )
     return Imported(events, [], timedelta(0), {"completeness": 1.0, "accuracy": 1.0, "consistency": 1.0})
 

@@ -27,6 +27,8 @@ from infra.settings import Settings
 WORKERS = 8
 LIST_LENGTH = 20
 PATIENCE_SECONDS = 30
+DELIVERIES = 20
+DELIVERY_PAUSE_SECONDS = 0.5
 
 
 class TrafficError(Exception):
@@ -114,6 +116,16 @@ def post(connection: http.client.HTTPConnection, path: str, body: Any) -> tuple[
     return answer.status, json.loads(answer.read())
 
 
+def deliver(connection: http.client.HTTPConnection, path: str, body: Any) -> tuple[int, Any]:
+    """POST what must not be lost, as a site does: again after a moment, while an overloaded server refuses it."""
+    for _ in range(DELIVERIES):
+        status, answer = post(connection, path, body)
+        if status != 503:
+            break
+        time.sleep(DELIVERY_PAUSE_SECONDS)
+    return status, answer
+
+
 Visit = list[dict[str, Any]]
 
 
@@ -156,7 +168,7 @@ def _plan_orders(
                 shown, request_id = ask(connection, intended, moment, user)
             sent = [_event(line, request_id if line["item_id"] in shown else "") for line in lines]
             for first in range(0, len(sent), 500):
-                status, answer = post(connection, "/v1/events", {"events": sent[first : first + 500]})
+                status, answer = deliver(connection, "/v1/events", {"events": sent[first : first + 500]})
                 with lock:
                     outcome.statuses[f"events {status}"] += 1
                     for name in ("accepted", "duplicates", "refused"):
@@ -198,7 +210,7 @@ def _plan_payments(settings: Settings, outcome: Outcome, lock: threading.Lock) -
                     outcome.score_ms.append((time.monotonic() - intended) * 1000)
                     outcome.statuses[f"score {status}"] += 1
                 return
-            status, answer = post(
+            status, answer = deliver(
                 connection, "/v1/events", {**body, "event_id": row["event_id"], "type": "transaction"}
             )
             with lock:
@@ -230,7 +242,7 @@ def _plan_labels(settings: Settings, outcome: Outcome, lock: threading.Lock) -> 
         ]  # fmt: skip
 
         def call(connection: http.client.HTTPConnection, intended: float) -> None:
-            status, _ = post(connection, "/v1/labels", body)
+            status, _ = deliver(connection, "/v1/labels", body)
             with lock:
                 outcome.statuses[f"labels {status}"] += 1
 

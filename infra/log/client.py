@@ -117,6 +117,12 @@ class Share:
     index: int
     shares: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.shares:
+            raise LogError(
+                f"HEADRACE_SCORER_SHARE={self.index} of HEADRACE_SCORER_SHARES={self.shares}: shares count from 0"
+            )
+
     def holds(self, partition: int) -> bool:
         return partition % self.shares == self.index
 
@@ -131,7 +137,18 @@ class Held:
     records: int
     whole: bool
     """False while older records are still being counted: there are at least this many."""
-    size_bytes: int
+    size_bytes: int | None
+    """None where the log does not tell."""
+
+
+def refuse_unusable(key: str, value: bytes) -> None:
+    """Raise LogError for a record that not every log can keep: one record is one line."""
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise LogError(f"a record's key is Unicode text: {error}") from error
+    if "\t" in key or "\n" in key or b"\n" in value:
+        raise LogError("a record's key may hold no tab, and neither key nor value a line feed")
 
 
 class EventLog(Protocol):
@@ -193,13 +210,17 @@ def follow(
 
     While the log cannot be reached it says so, and tries again.
     """
+    waits = False
     while not stop.is_set():
         try:
             records = log.read(topic, position, max_records=max_records, share=share)
         except LogUnreachableError as error:
-            logger.warning("waiting for the log: %s", error)
+            if not waits:
+                logger.warning("waiting for the log: %s", error)
+            waits = True
             stop.wait(1.0)
             continue
+        waits = False
         if records:
             position = position.after(records)
             yield records
@@ -207,8 +228,20 @@ def follow(
             stop.wait(poll_seconds)
 
 
+def make_topic(settings: Settings, topic: str) -> None:
+    """Have a topic that a reader of another make (Spark) expects to be there; on files every topic is."""
+    if settings.kafka_bootstrap is not None:
+        from infra.log.kafka import KafkaLog
+
+        KafkaLog(settings).make(topic)
+
+
 def open_log(settings: Settings) -> EventLog:
     """The log that the settings name."""
+    if settings.kafka_bootstrap is not None:
+        from infra.log.kafka import KafkaLog
+
+        return KafkaLog(settings)
     from infra.log.files import FileLog
 
     return FileLog(settings.log_dir, segment_bytes=settings.segment_mebibytes * 2**20)

@@ -71,10 +71,11 @@ class Spool:
                 return False
             try:
                 part = self._parts[-1] if self._parts and self._parts[-1].open else self._begin()
-                return _write(part, line)
+                _write(part, line)
             except OSError as error:
                 logger.error("the spool %s refuses the write: %s", self._folder, error)
                 return False
+            return True
 
     def _begin(self) -> _Part:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def _hold(fd: int, path: Path) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def _write(part: _Part, line: bytes) -> bool:
+def _write(part: _Part, line: bytes) -> None:
     try:
         view = memoryview(line)
         while view:
@@ -171,7 +172,6 @@ def _write(part: _Part, line: bytes) -> bool:
         raise
     part.size += len(line)
     part.records += 1
-    return True
 
 
 def _lines(part: _Part) -> Iterator[tuple[int, bytes]]:

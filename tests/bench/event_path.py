@@ -40,7 +40,7 @@ PAYMENT_SHARE = 0.1
 KINDS = np.array(["view", "cart", "purchase", "return"])
 KIND_SHARES = (0.75, 0.12, 0.12, 0.01)
 START = 1_790_000_000_000
-WARM_EVENTS = 2_000
+WARM_EVENTS = 50_000
 CHUNK = 20_000
 
 
@@ -224,7 +224,10 @@ def limit(settings: Settings, *, parsed: bool) -> float:
     return sum(seconds)
 
 
-def bench(count: int, *, redis: str, spark: bool, batch: int) -> None:
+def bench(
+    count: int, *, redis: str, say: Callable[[str], None], spark: bool = True, batch: int = 250_000
+) -> dict[str, object]:
+    """Measure `count` events; `say` gets the time of each stage. Returns what the JSON line holds."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder), redis_url=redis, stream_batch_records=batch)
         if redis:
@@ -233,19 +236,26 @@ def bench(count: int, *, redis: str, spark: bool, batch: int) -> None:
         watched(stages)
         took, used = (with_spark if spark else without_spark)(settings, events, stages)
         stages.stop()
-        where = "Redis" if redis else "SQLite"
-        how = "with Spark" if spark else "without Spark"
-        print(f"\n{count:,} events, {where}, {how}: {count / took:,.0f} events/s in {took:.1f} s; "
-              f"{count / used:,.0f} events per CPU second")  # fmt: skip
         named = sum(stages.seconds.values())
         for name, seconds in sorted(stages.seconds.items(), key=lambda item: -item[1]):
-            print(f"  {seconds:7.2f} s {seconds / took:5.0%}  {name}")
-        print(f"  {named:7.2f} s {named / took:5.0%}  in all; what is missing is between micro-batches")
+            say(f"  {seconds:7.2f} s {seconds / took:5.0%}  {name}")
+        say(f"  {named:7.2f} s {named / took:5.0%}  in all; what is missing is between micro-batches")
+        found: dict[str, object] = {
+            "bench": "stream",
+            "store": "redis" if redis else "sqlite",
+            "spark": spark,
+            "events": count,
+            "seconds": round(took, 1),
+            "events_per_s": round(count / took),
+            "events_per_cpu_s": round(count / used),
+            "offline_bytes_per_event": round(
+                sum(path.stat().st_size for path in Path(folder, "offline").rglob("*.parquet")) / count
+            ),
+        }
         if spark:
-            raw, parse_only = limit(settings, parsed=False), limit(settings, parsed=True)
-            print(f"  limit: Spark reads the log alone {count / raw:,.0f}/s, reads and parses {count / parse_only:,.0f}/s")
-        size = sum(path.stat().st_size for path in Path(folder, "offline").rglob("*.parquet"))
-        print(f"  offline tables: {size / count:,.0f} bytes an event")
+            found["limit_read_per_s"] = round(count / limit(settings, parsed=False))
+            found["limit_read_and_parse_per_s"] = round(count / limit(settings, parsed=True))
+        return found
 
 
 if __name__ == "__main__":
@@ -257,6 +267,12 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=250_000, help="records in a micro-batch, at most")
     arguments = parser.parse_args()
     for scale in arguments.scales:
-        bench(
-            arguments.events * scale, redis=arguments.redis, spark=not arguments.no_spark, batch=arguments.batch
+        print(
+            bench(
+                arguments.events * scale,
+                redis=arguments.redis,
+                say=print,
+                spark=not arguments.no_spark,
+                batch=arguments.batch,
+            )
         )

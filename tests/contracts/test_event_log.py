@@ -28,10 +28,13 @@ for number in range(int(sys.argv[2])):
 Open = Callable[[], EventLog]
 
 
-@pytest.fixture(params=["files"])
+@pytest.fixture(params=["files", pytest.param("kafka", marks=pytest.mark.slow)])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Settings of one adapter, with nothing in its log."""
-    return {"files": Settings(data_dir=tmp_path)}[request.param]
+    if request.param == "files":
+        return Settings(data_dir=tmp_path)
+    found: Settings = request.getfixturevalue("kafka_settings")
+    return found
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def test_what_a_topic_holds_is_counted(log: EventLog) -> None:
         log.append("t", [(f"key-{number}", b'{"n": 1}') for number in range(total)])
     held = log.held("t")
     assert (held.records, held.whole) == (21, True)
-    assert held.size_bytes > 21 * 8
+    assert held.size_bytes is None or held.size_bytes > 21 * 8
 
 
 def test_a_group_goes_on_where_it_committed(log: EventLog, open_again: Open) -> None:

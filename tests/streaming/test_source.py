@@ -1,6 +1,9 @@
 """The log as a Spark source: every record once, over restarts and damage; and the schema of what stands in it."""
 
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -20,12 +23,13 @@ from pyspark.sql.types import (
 )
 
 from features import events
-from infra import topics
-from infra.log.client import START
+from infra import processes, topics
+from infra.log.client import START, open_log
 from infra.log.files import FileLog
 from infra.settings import Settings
 from streaming import source
-from streaming.source import EVENT_SCHEMA, NEEDED, READ_TOPICS, RECORD_SCHEMA, LogReader, parse, read_stream
+from streaming.session import open_session
+from streaming.source import EVENT_SCHEMA, NEEDED, READ_TOPICS, RECORD_SCHEMA, LogReader, parse, reached, read_stream
 
 READ = (
     events.ItemListed, events.ItemViewed, events.ItemAddedToCart, events.ItemPurchased, events.ItemReturned,
@@ -207,3 +211,58 @@ def test_records_are_told_from_events_with_a_reason(spark: SparkSession) -> None
     assert [row.value for row in parsed] == [None if row.reason is None else values[row.offset] for row in parsed]
     good = [row for row in parsed if row.reason is None]
     assert {row.event_time for row in good} == {events.milliseconds(datetime.fromisoformat(TIME))}
+
+
+def gather(spark: SparkSession, settings: Settings, folder: Path) -> list[list[Any]]:
+    """The parsed rows of each micro-batch, without their places and append times, which differ between logs."""
+    batches: list[list[Any]] = []
+
+    def handle(records: DataFrame, batch: int) -> None:
+        assert records.schema == spark.createDataFrame([], RECORD_SCHEMA).schema
+        batches.append(sorted(map(str, parse(records).drop("partition", "offset", "timestamp").collect())))
+
+    query = (
+        read_stream(spark, settings).writeStream.foreachBatch(handle).option("checkpointLocation", str(folder)).start()
+    )
+    try:
+        query.processAllAvailable()
+        progress = query.lastProgress
+        places = [reached(one["endOffset"], prefix=settings.kafka_topic_prefix) for one in progress["sources"]]
+        ends = {topic: position for place in places for topic, position in place.items()}
+        assert ends == {topic: open_log(settings).end(topic) for topic in READ_TOPICS}
+    finally:
+        query.stop()
+    return batches
+
+
+@pytest.mark.slow
+def test_kafka_gives_what_the_files_give(kafka_settings: Settings, tmp_path: Path) -> None:
+    """Over the real connector, in a Spark of its own, because jars are loaded when it starts."""
+    script = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{__file__}::test_in_a_spark_with_kafka"]
+    environment = {**processes.environment(kafka_settings), "HEADRACE_TEST_KAFKA": "yes"}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=200)
+    assert "1 passed" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("HEADRACE_TEST_KAFKA" not in os.environ, reason="runs inside the test above")
+def test_in_a_spark_with_kafka(tmp_path: Path) -> None:
+    on_kafka = Settings()
+    on_files = Settings(data_dir=tmp_path / "files", kafka_bootstrap=None, stream_batch_records=3)
+    made = [
+        (topics.SHOP, [("u", number(value)) for value in range(30)] + [("odd", b"{half"), ("", b"[]")]),
+        (topics.LABELS, [(f"c{one}", f'{{"type": "label", "event_id": "l{one}"}}'.encode()) for one in range(9)]),
+    ]
+    for settings in (on_kafka, on_files):
+        for topic, records in made:
+            open_log(settings).append(topic, records)
+    spark = open_session(on_kafka.model_copy(update={"spark_driver_memory": "1g"}), app="test")
+    try:
+        limited = on_kafka.model_copy(update={"stream_batch_records": 4})
+        kafka = gather(spark, limited, tmp_path / "kafka-checkpoint")
+        files = gather(spark, on_files, tmp_path / "files-checkpoint")
+    finally:
+        spark.stop()
+    assert sorted(row for batch in kafka for row in batch) == sorted(row for batch in files for row in batch)
+    assert len(kafka) > 4
+    assert sum(topics.LABELS in row for row in kafka[0]) == 9  # however few records a micro-batch may have

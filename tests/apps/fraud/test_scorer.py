@@ -14,7 +14,7 @@ from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
 from features.events import Decision, Transaction, key_of, to_json
 from infra import topics
-from infra.log.client import START, LogFullError, LogUnreachableError
+from infra.log.client import START, LogError, LogFullError, LogUnreachableError
 from infra.log.files import FileLog
 
 
@@ -59,6 +59,29 @@ def test_payments_that_the_api_scored_are_not_scored_again_but_count(
     assert decision.outcome == "decline"
 
 
+def test_a_decision_names_the_call_that_brought_the_payment(log: FileLog, scored: Any, new_payment: Any) -> None:
+    put(log, new_payment(1, http_request_id="call-1"), new_payment(2))
+    assert [decision.http_request_id for decision in scored()] == ["call-1", None]
+
+
+def test_a_log_that_cannot_be_read_for_a_while_delays_decisions(
+    log: FileLog, scored: Any, new_payment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(log, new_payment(1))
+    read, failures = log.read, [None] * 3
+
+    def away_at_first(topic: str, offset: int, **more: Any) -> Any:
+        if topic == topics.TRANSACTIONS and failures:
+            failures.pop()
+            raise LogError("the log is away")
+        return read(topic, offset, **more)
+
+    monkeypatch.setattr(scorer, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(log, "read", away_at_first)
+    assert len(scored()) == 1
+    assert failures == []
+
+
 def test_it_goes_on_where_it_committed(log: FileLog, scored: Any, new_payment: Any) -> None:
     put(log, new_payment(1))
     assert len(scored()) == 1
@@ -80,7 +103,14 @@ def test_a_payment_that_is_in_the_log_twice_is_decided_once(log: FileLog, scored
     assert len(scored()) == 1
 
 
-@pytest.mark.parametrize("value", [b"not json", b"{}", b'{"type":"transaction","event_id":"x"}', b"[]"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"not json", b"{}", b'{"type":"transaction","event_id":"x"}', b"[]", b"null", b"3", b"\xff\xfe", b"[" * 3000,
+        b'{"type":"label","event_id":"x"}', b'{"amount":"\xc3("}', b'{"card_id":"%s"}' % (b"x" * 10**6),
+    ],
+    ids=range(11),
+)  # fmt: skip
 def test_a_malformed_record_is_set_aside_and_blocks_nothing(
     log: FileLog, scored: Any, new_payment: Any, value: bytes
 ) -> None:
@@ -91,7 +121,7 @@ def test_a_malformed_record_is_set_aside_and_blocks_nothing(
     (letter,) = [orjson.loads(record.value) for record in log.read(topics.DEAD_LETTERS, START)]
     assert letter["reason"] == "malformed"
     assert letter["origin"] == {"topic": topics.TRANSACTIONS, "partition": 0, "offset": offset}
-    assert letter["value"] == value.decode()
+    assert letter["value"] == value.decode(errors="replace")
 
 
 def test_a_payment_that_cannot_be_scored_does_not_take_its_batch_with_it(

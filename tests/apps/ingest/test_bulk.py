@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apps.ingest import bulk
-from apps.ingest.bulk import SHOP_EVENTS, append_dead_letters, append_events, split_at, write_holdout
+from apps.ingest.bulk import append_dead_letters, append_events, split_at, write_holdout
+from features.columns import SHOP_EVENTS_SCHEMA
 from features.events import ACCEPTED, milliseconds, rfc3339
 from infra import topics
 from infra.log.client import START
@@ -19,11 +20,11 @@ from infra.log.files import FileLog
 
 def row(event_id: str, moment: int = 1_795_000_000_123, **more: Any) -> dict[str, Any]:
     usual = {"type": "purchase", "user_id": "u", "item_id": "i", "quantity": 2.0, "price": 1.5, "order_id": "o"}
-    return dict.fromkeys(SHOP_EVENTS.names) | usual | {"event_id": event_id, "event_time": moment} | more
+    return dict.fromkeys(SHOP_EVENTS_SCHEMA.names) | usual | {"event_id": event_id, "event_time": moment} | more
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), SHOP_EVENTS)
+    return pa.Table.from_pylist(list(rows), SHOP_EVENTS_SCHEMA)
 
 
 def test_events_are_appended_in_order_as_the_api_would_store_them(log: FileLog, monkeypatch: Any) -> None:

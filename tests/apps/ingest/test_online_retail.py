@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pytest
 
 from apps.ingest import online_retail
-from apps.ingest.bulk import SHOP_EVENTS
 from apps.ingest.online_retail import COLUMNS, LINES, DataError, download, read_lines, to_events
+from features.columns import SHOP_EVENTS_SCHEMA
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LAST = datetime(2011, 12, 9, 12, 50)
@@ -95,7 +95,7 @@ def test_the_catalogue_comes_first_with_the_commonest_title_and_the_latest_price
     assert (item["event_id"], item["title"], item["price"]) == ("item:85123A", "White Heart", 9.0)
     assert (other["event_id"], other["title"]) == ("item:21730", "")
     assert all(event["type"] == "purchase" for event in rest)
-    assert imported.events.schema == SHOP_EVENTS
+    assert imported.events.schema == SHOP_EVENTS_SCHEMA
     assert item["event_time"] <= min(event["event_time"] for event in rest)
 
 

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from apps.errors import install_errors
 from apps.ingest.routes import router
 from apps.ingest.service import IngestService
+from apps.overload import Overload, Places
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog
@@ -33,6 +34,7 @@ def send(tmp_path: Path, service: IngestService) -> Send:
     app.state.settings = Settings(data_dir=tmp_path, max_batch_events=20, max_event_bytes=2000)
     app.state.ingest = service
     app.include_router(router)
+    app.add_middleware(Overload, places=Places(8, queue_seconds=10), most_bytes=20 * 2000)
     install_errors(app)
 
     async def post(content: bytes) -> httpx.Response:

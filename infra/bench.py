@@ -1,0 +1,120 @@
+"""`headrace bench`: measure this machine. From a clone, for what measures lives in tests/bench.
+
+Each prints its limit beside the result, and one line of JSON with --json.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infra import entry
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine (from a clone: the benches live in tests/bench)."""
+
+
+@bench.command()
+@click.option("--rate", default=200.0, show_default=True, help="Shop events a second beside the probes.")
+@click.option("--probes", default=100, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--real", is_flag=True, help="On Kafka and Redis instead of files and SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def freshness(rate: float, probes: int, seconds: float, real: bool, as_json: bool) -> None:
+    """From POST /v1/events to a changed /v1/recommend of that user."""
+    from tests.bench import freshness as measured
+
+    _show(measured.run(rate=rate, probes=probes, seconds=seconds, real=real), as_json=as_json)
+
+
+@bench.command()
+@click.option("--rate", default=100.0, show_default=True, help="Transactions a second.")
+@click.option("--seconds", default=30.0, show_default=True)
+@click.option("--real", is_flag=True, help="On Kafka and Redis instead of files and SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def alerts(rate: float, seconds: float, real: bool, as_json: bool) -> None:
+    """From a transaction in the event log to its alert at a client of /v1/alerts/stream."""
+    from tests.bench import alerts as measured
+
+    _show(measured.run(rate=rate, seconds=seconds, real=real), as_json=as_json)
+
+
+@bench.command()
+@click.option("--events", default=200_000, show_default=True, help="Events at 1x.")
+@click.option("--scales", default="1", show_default=True, help="Multiples of it, as 1,4,16.")
+@click.option("--redis", default="", help="URL of a Redis database that may be emptied; without it SQLite.")
+@click.option("--json", "as_json", is_flag=True)
+def stream(events: int, scales: str, redis: str, as_json: bool) -> None:
+    """Events a second from the event log through the Spark job into the online store, and where the time goes."""
+    from tests.bench import event_path as measured
+
+    for scale in scales.split(","):
+        found = entry.run(measured.bench, events * int(scale), redis=redis, say=lambda line: click.echo(line, err=True))
+        _show(found, as_json=as_json)
+
+
+def _show(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        click.echo(f"{name:20} {value}")
+
+
+@bench.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A text file of `user item item ...` lines, or a CSV or Parquet table.",
+)
+@click.option(
+    "--protocol", type=click.Choice(["leave-one-out", "time-split"]), default="leave-one-out", show_default=True
+)
+@click.option("--split-at", help="time-split: the moment, for example 2011-11-09 (UTC).")
+@click.option("--max-length", type=click.IntRange(min=1), help="Latest items that sequence models read.")
+@click.option(
+    "--model",
+    "models",
+    default="sequence",
+    show_default=True,
+    help="NAME[,NAME...]: sequence, sequence_encoder; peers als, bpr, rectools_sasrec, lightgbm.",
+)
+@click.option("--seed", "seeds", type=int, multiple=True, default=(1,), show_default=True, help="Once for each seed.")
+@click.option("--map", "mapping", multiple=True, metavar="FIELD=COLUMN", help="Which column is the user, item or time.")
+@click.option("--positive", multiple=True, metavar="COLUMN", help="Only rows where this column is above 0.")
+@click.option("--header/--no-header", default=True, help="CSV: whether the first line names the columns, else 1, 2, 3.")
+@click.option(
+    "--tune", "tune_seconds", default=0.0, show_default=True, help="Seconds that each model may try settings."
+)
+@click.option("--fit-seconds", default=600.0, show_default=True, help="A peer's fit stops after this long.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table.")
+def quality(
+    data: Path,
+    protocol: str,
+    split_at: str | None,
+    max_length: int | None,
+    models: str,
+    seeds: tuple[int, ...],
+    mapping: tuple[str, ...],
+    positive: tuple[str, ...],
+    header: bool,
+    tune_seconds: float,
+    fit_seconds: float,
+    as_json: bool,
+) -> None:
+    """Recommendation quality of any model on any data: all items ranked, nothing sampled, floors always beside."""
+    # The kernels' loaders announce every library that they load.
+    logging.disable(logging.INFO)
+    from training.quality import bench as judge
+
+    logging.disable(logging.NOTSET)
+    request = judge.Request(
+        data, protocol, tuple(name for name in models.split(",") if name), seeds, split_at, max_length,
+        dict(entry.pair(text) for text in mapping), positive, header, tune_seconds, fit_seconds,
+    )  # fmt: skip
+    entry.run(judge.run, request, as_json=as_json, say=click.echo)

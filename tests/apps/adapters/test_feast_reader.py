@@ -1,0 +1,70 @@
+"""The online store as the API sees it: away, hanging, empty, and back again."""
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from apps.adapters.feast_reader import FeastReader
+from features import columns, history, store, views
+from features.online import OnlineStoreError
+from infra import redis
+from infra.settings import Settings
+from tests.contracts.test_online_store import row, table
+from tests.redis_server import RedisServer
+
+
+def test_without_a_store_it_says_what_fills_it_and_finds_it_once_it_is_there(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    reader = FeastReader(settings)
+    with pytest.raises(OnlineStoreError, match="`headrace features` fills it"):
+        reader.user_histories(["ann"])
+    assert not settings.feast_dir.exists()
+    store.write_online(store.open_store(settings), views.USER_HISTORY, table(row("ann", times=[1])))
+    assert reader.user_histories(["ann"])[0][columns.TIMES] == [1]
+
+
+def test_what_is_not_stored_is_empty(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    store.open_store(settings)
+    reader = FeastReader(settings)
+    items = reader.item_histories(["a", "b"])
+    assert (items.lengths.tolist(), set(items.entries)) == ([0, 0], set(history.ITEM_COLUMNS))
+    assert set(reader.card_histories(["c"])[0].values()) == {None}
+    assert set(reader.terminal_histories(["t"])[0]) == {*history.TERMINAL_COLUMNS, *views.FRAUD_LISTS}
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server")
+def test_a_redis_that_comes_later_hangs_and_returns(tmp_path: Path) -> None:
+    server = RedisServer(Settings(data_dir=tmp_path / "redis", redis_port=19240))
+    reader = FeastReader(
+        Settings(data_dir=tmp_path, redis_url=redis.url(server.settings), redis_timeout_milliseconds=150)
+    )
+    with pytest.raises(OnlineStoreError, match="cannot reach Redis"):
+        reader.user_histories(["ann"])
+    with server:
+        assert _within(reader, seconds=3)
+        server.send(signal.SIGSTOP)
+        slow = 0
+        for _ in range(50):
+            started = time.perf_counter()
+            with pytest.raises(OnlineStoreError):
+                reader.user_histories(["ann"])
+            slow += time.perf_counter() - started > 0.1
+        assert slow <= 5  # the others were told at once
+        server.send(signal.SIGCONT)
+        assert _within(reader, seconds=3)
+
+
+def _within(reader: FeastReader, *, seconds: float) -> bool:
+    """Whether the reader answers before that time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            reader.user_histories(["ann"])
+            return True
+        except OnlineStoreError:
+            time.sleep(0.02)
+    return False

@@ -1,0 +1,55 @@
+"""The servers that a benchmark measures: started for it in a folder of their own, and stopped with it.
+
+Embedded (files and SQLite) or real (Kafka and Redis, as `headrace up` starts them), with a small made-up release: what
+is measured is the way of an event, not a model.
+"""
+
+import contextlib
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from features.store import open_store
+from infra import processes, stack
+from infra.settings import Settings
+from tests.apps.releases import publish_release
+from tests.apps.servers import free_port
+
+
+@contextlib.contextmanager
+def serving(*, real: bool) -> Iterator[Settings]:
+    """API, scorer and feature job, ready; yields their settings."""
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        settings = Settings(
+            data_dir=Path(folder),
+            port=free_port(),
+            scorer_metrics_port=free_port(),
+            stream_metrics_port=free_port(),
+            log_level="ERROR",
+            tools_dir=Settings().tools_dir.absolute(),
+        )
+        publish_release(settings.releases_dir, "bench")
+        try:
+            if real:
+                ports = {"redis_port": free_port(), "kafka_port": free_port_pair()}
+                settings = stack.stack_settings(settings.model_copy(update=ports))
+                stack.up(settings, airflow=False, say=lambda line: None)
+            else:
+                open_store(settings)
+                for name, verb in (("stream", "stream"), ("scorer", "score"), ("api", "serve")):
+                    processes.start(settings, name, verb)
+                for name in ("stream", "scorer", "api"):
+                    stack.wait_for(settings, name)
+            yield settings
+        finally:
+            processes.stop_all(settings)
+
+
+def free_port_pair() -> int:
+    """A free port after which the next is free too: a broker takes two."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError), socket.socket() as second:
+            second.bind(("127.0.0.1", port + 1))
+            return port

@@ -1,0 +1,285 @@
+"""The whole stack under load while one part after the other is killed: nothing acknowledged is lost, nothing counts
+twice, and recommending never stops.
+
+Three brokers, Redis, the feature job, the scorer and the API, as `headrace up` starts them. The judge is an undisturbed
+run: the same events, each once, folded by one job over files.
+"""
+
+import contextlib
+import http.client
+import json
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from features import views
+from features.store import online_rows, open_store
+from infra import processes, stack, topics
+from infra.log.client import START, EventLog, open_log
+from infra.settings import Settings
+from streaming import job
+from tests.apps.releases import publish_release
+from tests.apps.servers import free_port
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server"),
+    pytest.mark.skipif(shutil.which("java") is None, reason="no java"),
+]
+
+VICTIMS = ("stream", "redis", "api", "scorer", "kafka-2")
+USERS = [f"u{number}" for number in range(40)]
+CARDS = [f"c{number}" for number in range(30)]
+TERMINALS = [f"t{number}" for number in range(12)]
+REST_SECONDS = 6.0
+"""How long all is well between two kills."""
+AWAY_SECONDS = 3.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    chosen = stack.stack_settings(
+        Settings(
+            data_dir=tmp_path, port=free_port(), redis_port=free_port(), kafka_port=_free_range(6), api_workers=2,
+            kafka_replication=3, kafka_partitions=4, scorer_metrics_port=free_port(), stream_metrics_port=free_port(),
+            exposures_refresh_seconds=3, tools_dir=Path(".tools").absolute(),
+        )
+    )  # fmt: skip
+    publish_release(chosen.releases_dir, "v1")
+    try:
+        yield chosen
+    finally:
+        processes.stop_all(chosen)
+
+
+def _free_range(count: int) -> int:
+    """First of `count` ports in a row that nobody uses."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as taken, contextlib.suppress(OSError):
+            import socket
+
+            for port in range(first, first + count):
+                taken.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+class Shop:
+    """A site that sends what happens, again and again until it is acknowledged, and asks for recommendations."""
+
+    def __init__(self, port: int, *, seed: int) -> None:
+        self._port = port
+        self._rng = random.Random(seed)
+        self.over = threading.Event()
+        self.sent: dict[str, dict[str, Any]] = {}
+        """Every acknowledged event, by its id."""
+        self.answered: dict[str, str | None] = {}
+        """request_id to variation of every 200."""
+        self.refused: Counter[str] = Counter()
+        """Answers of /v1/recommend other than 200, while a server answered at all."""
+        self.degraded = 0
+        self.repeats = 0
+
+    def call(self, method: str, path: str, body: object) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"null")
+
+    def deliver(self, events: list[dict[str, Any]]) -> None:
+        """Send until each is acknowledged, as a client that keeps its events until then."""
+        waiting = {event["event_id"]: event for event in events}
+        while waiting:
+            try:
+                _, told = self.call("POST", "/v1/events", {"events": list(waiting.values())})
+                for result in told.get("results", []):
+                    if result["status"] in ("accepted", "duplicate"):
+                        self.sent[result["event_id"]] = waiting.pop(result["event_id"])
+                    assert result["status"] != "invalid", result
+            except (OSError, http.client.HTTPException, json.JSONDecodeError):
+                pass
+            if waiting:
+                self.repeats += 1
+                time.sleep(0.2)
+
+    def trade(self) -> None:
+        number = 0
+        while not self.over.is_set():
+            number += 1
+            bought = [self._purchase(f"e{number}-{place}") for place in range(15)]
+            paid = [self._payment(f"p{number}-{place}") for place in range(5)]
+            self.deliver([*bought, *paid])
+            time.sleep(0.2)
+
+    def ask(self) -> None:
+        while not self.over.is_set():
+            session = {"session_id": "s", "items": [f"item-{self._rng.randrange(500)}"]}
+            question = {"user_id": self._rng.choice(USERS), "session": session, "surface": "home", "n": 5}
+            try:
+                status, told = self.call("POST", "/v1/recommend", question)
+            except (OSError, http.client.HTTPException, json.JSONDecodeError):
+                time.sleep(0.1)  # nobody answers: the API itself is the one that is dead
+                continue
+            if status == 200:
+                assert told["items"]
+                experiment = told["experiment"]
+                self.answered[told["request_id"]] = experiment and experiment["variation"]
+                self.degraded += told["degraded"]
+            else:
+                self.refused[str(status)] += 1
+            time.sleep(0.1)
+
+    def _purchase(self, name: str) -> dict[str, Any]:
+        return {
+            "type": "purchase", "event_id": name, "event_time": _now(), "user_id": self._rng.choice(USERS),
+            "item_id": f"item-{self._rng.randrange(500)}", "price": 2.5, "quantity": 1, "order_id": f"o-{name}",
+        }  # fmt: skip
+
+    def _payment(self, name: str) -> dict[str, Any]:
+        return {
+            "type": "transaction", "event_id": name, "event_time": _now(), "card_id": self._rng.choice(CARDS),
+            "terminal_id": self._rng.choice(TERMINALS), "amount": self._rng.choice([5.0, 20.0, 950.0]),
+        }  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _kill(settings: Settings, name: str) -> None:
+    """As a power cut would, with all its children."""
+    process = processes.alive(settings)[name]
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait(10)
+
+
+def _records(log: EventLog, topic: str) -> list[dict[str, Any]]:
+    position, found = START, []
+    while records := log.read(topic, position, max_records=10_000):
+        position = position.after(records)
+        found += [json.loads(record.value) for record in records]
+    return found
+
+
+def _once(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    first: dict[str, dict[str, Any]] = {}
+    for record in records:
+        first.setdefault(record["event_id"], record)
+    return first
+
+
+def _histories(settings: Settings) -> dict[str, list[dict[str, list[Any]]]]:
+    """What the online store holds of every user, card and terminal; entries in an order of their own."""
+    store = open_store(settings)
+    wanted = ((views.USER_HISTORY, USERS), (views.CARD_HISTORY, CARDS), (views.TERMINAL_HISTORY, TERMINALS))
+    return {view: [_sorted(row) for row in online_rows(store, view, ids)] for view, ids in wanted}
+
+
+def _sorted(row: dict[str, Any]) -> list[Any]:
+    lists = {name: values for name, values in row.items() if values and not name.startswith("fraud")}
+    return sorted(zip(*(lists[name] for name in sorted(lists)), strict=True))
+
+
+def _undisturbed(folder: Path, events: dict[str, list[dict[str, Any]]]) -> Settings:
+    """The same events, each once, over files and SQLite, by one job that nobody disturbs."""
+    settings = Settings(data_dir=folder)
+    log = open_log(settings)
+    for topic, records in events.items():
+        log.append(topic, [("k", json.dumps(record).encode()) for record in records])
+    job.catch_up(settings, say=lambda line: None)
+    job.join_exposures(settings)
+    return settings
+
+
+def _units(settings: Settings) -> list[dict[str, Any]]:
+    return pq.read_table(settings.offline_dir / "experiment_units.parquet").to_pylist()
+
+
+def _wait(check: Callable[[], bool], *, seconds: float, what: str) -> None:
+    assert processes.wait_until(check, seconds=seconds, pause=0.5), f"not in time: {what}"
+
+
+def test_whatever_is_killed_nothing_is_lost_and_nothing_counts_twice(settings: Settings, tmp_path: Path) -> None:
+    stack.up(settings, airflow=False, say=print)
+    shop = Shop(settings.port, seed=7)
+    _wait(lambda: shop.call("GET", "/readyz", None)[0] == 200, seconds=60, what="a release in service")
+    status, told = shop.call("PUT", "/v1/experiments/e", _EXPERIMENT)
+    assert status in (200, 201), told
+
+    rng, kills = random.Random(11), []
+    with ThreadPoolExecutor() as pool:
+        work = [pool.submit(shop.trade), pool.submit(shop.ask), pool.submit(shop.ask)]
+        try:
+            for victim in VICTIMS:
+                time.sleep(REST_SECONDS * rng.uniform(0.5, 1.5))
+                before = (len(shop.sent), len(shop.answered))
+                _kill(settings, victim)
+                time.sleep(AWAY_SECONDS)
+                while_away = (len(shop.sent) - before[0], len(shop.answered) - before[1])
+                stack.up(settings, airflow=False, say=lambda line: None)
+                kills.append((victim, *while_away))
+            time.sleep(REST_SECONDS)
+        finally:
+            shop.over.set()
+        for one in work:
+            one.result(timeout=60)
+    print(f"(killed, events acknowledged and recommendations given while it was away): {kills}")
+    print(f"{len(shop.sent)} events acknowledged, {shop.repeats} repeats, {len(shop.answered)} answers, "
+          f"{shop.degraded} degraded, refused {dict(shop.refused)}")  # fmt: skip
+
+    assert not shop.refused, "recommending never stops"
+    assert all(given > 0 for victim, _, given in kills if victim != "api")
+    log, end = open_log(settings), time.monotonic() + 240
+    while (lacking := _lacking(log, shop)) and time.monotonic() < end:
+        time.sleep(2)
+    assert not lacking, "an answered impression, or the decision on a payment, never came"
+
+    held = {topic: _once(_records(log, topic)) for topic in topics.ALL if topic != topics.DEAD_LETTERS}
+    events = {**held[topics.SHOP], **held[topics.TRANSACTIONS]}
+    assert set(shop.sent) <= set(events), "an acknowledged event is not in the log"
+    assert set(shop.answered) <= set(held[topics.IMPRESSIONS]), "an impression that was answered is not in the log"
+    decided = held[topics.DECISIONS]
+    assert set(decided) == set(held[topics.TRANSACTIONS])
+    alerts = {name for name, decision in decided.items() if decision["outcome"] != "approve"}
+    assert alerts == {name for name, payment in held[topics.TRANSACTIONS].items() if payment["amount"] > 900}
+
+    apart = (topics.EXPERIMENTS, topics.DECISIONS)
+    calm = _undisturbed(
+        tmp_path / "calm", {topic: list(records.values()) for topic, records in held.items() if topic not in apart}
+    )
+    _wait(lambda: _histories(settings) == _histories(calm), seconds=60, what="the histories of an undisturbed run")
+    _wait(lambda: _units(settings) == _units(calm), seconds=90, what="the experiment's counts of an undisturbed run")
+
+
+_EXPERIMENT = {
+    "key": "e",
+    "surface": "home",
+    "variations": [
+        {"key": "floor", "weight": 0.5, "parameters": {"recommender": "floor"}},
+        {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
+    ],
+}
+
+
+def _lacking(log: EventLog, shop: Shop) -> list[str]:
+    """Impressions that were answered and payments that are in the log, for which what must follow has not come."""
+    impressions, payments, decisions = (
+        set(_once(_records(log, topic))) for topic in (topics.IMPRESSIONS, topics.TRANSACTIONS, topics.DECISIONS)
+    )
+    return sorted({*(set(shop.answered) - impressions), *(payments - decisions)})

@@ -1,0 +1,126 @@
+"""What the code says, as deployment files are compared with it: settings, verbs, ports, routes, pins, topics."""
+
+import contextlib
+import functools
+import json
+import re
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from xml.etree import ElementTree
+
+from apps.main import create_app
+from infra import redis, stack, topics
+from infra.cli import cli
+from infra.kafka import broker
+from infra.log.kafka import KafkaLog
+from infra.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+SCHEMAS = Path(__file__).parent / "schemas"
+POM = "{http://maven.apache.org/POM/4.0.0}"
+OUTSIDE = {"HEADRACE_BIN", "HEADRACE_RETRY_SECONDS"}
+"""Read by dags/command.py, which imports none of our code."""
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERBS = set(cli.commands)
+
+
+def default(setting: str) -> Any:
+    return Settings.model_fields[setting].default
+
+
+PORTS = {
+    "api": default("port"),
+    "scorer": stack.SCORER_METRICS_PORT,
+    "stream": stack.STREAM_METRICS_PORT,
+    "kafka": default("kafka_port"),
+    "redis": default("redis_port"),
+    "airflow": default("airflow_port"),
+}
+
+
+def pin(package: str, role: str) -> str:
+    found = re.search(rf"^{re.escape(package)}==([^\s;]+)", (INFRA / "requirements" / f"{role}.txt").read_text(), re.M)
+    assert found, f"{package} is not in {role}.txt"
+    return found[1]
+
+
+@functools.cache
+def broker_version() -> str:
+    """Of the Kafka that the tests run against."""
+    for one in ElementTree.parse(INFRA / "kafka" / "broker.xml").iter(f"{POM}dependency"):  # noqa: S314
+        if one.findtext(f"{POM}artifactId", "").startswith("kafka_"):
+            return one.findtext(f"{POM}version", "")
+    raise AssertionError("broker.xml names no Kafka")
+
+
+@functools.cache
+def routes() -> set[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return set(create_app(Settings(data_dir=Path(folder))).openapi()["paths"])
+
+
+@functools.cache
+def schema(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text())
+    return found
+
+
+def unknown_settings(names: set[str]) -> set[str]:
+    ours = {name for name in names if name.startswith("HEADRACE_")} - OUTSIDE
+    return ours - {f"HEADRACE_{name.upper()}" for name in Settings.model_fields}
+
+
+def settings_of(environment: Mapping[str, str]) -> Settings:
+    """As a process with these variables reads them. Raises ValueError for a value that it would refuse."""
+    ours = {name: value for name, value in environment.items() if name.startswith("HEADRACE_") and name not in OUTSIDE}
+    with patch.dict("os.environ", ours, clear=True):
+        return Settings()
+
+
+def topic_as_made(topic: str, settings: Settings) -> dict[str, Any]:
+    """What infra.log.kafka asks a broker for, when it makes the topic itself."""
+    asked: list[Any] = []
+
+    class Admin:
+        def create_topics(self, made: list[Any], **options: Any) -> Any:
+            asked.extend(made)
+            raise InterruptedError  # enough is known
+
+    log = KafkaLog(settings)
+    log._admin = Admin()
+    log._count = lambda name: 0  # type: ignore[method-assign]
+    with contextlib.suppress(InterruptedError):
+        log.make(topic)
+    (made,) = asked
+    return {
+        "topicName": made.topic, "partitions": made.num_partitions, "replicas": made.replication_factor,
+        "config": {name: str(value) for name, value in made.config.items()},
+    }  # fmt: skip
+
+
+def broker_properties(*, brokers: int) -> dict[str, str]:
+    nodes = broker.plan(1, brokers=brokers)
+    lines = broker._properties(Path("data"), nodes[0], nodes).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+@functools.cache
+def redis_options() -> dict[str, str]:
+    """Options of the Redis that `make up` starts, without those of one machine."""
+    with tempfile.TemporaryDirectory() as folder, patch("shutil.which", return_value="redis-server"):
+        words = redis.command(Settings(data_dir=Path(folder)))[1:]
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    return {name: value for name, value in options.items() if name not in ("--bind", "--dir", "--daemonize")}
+
+
+def options_of(words: list[str]) -> dict[str, str]:
+    """--name value pairs of a command line."""
+    return {words[place]: words[place + 1] for place in range(1, len(words) - 1, 2)}
+
+
+ALL_TOPICS = set(topics.ALL)

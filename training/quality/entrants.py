@@ -1,0 +1,221 @@
+"""The models that the bench judges: each is settings to choose from, and a fit that gives a scorer of all items.
+
+Peers run in another environment (training/quality/peers.py); the judge treats all alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+
+from training.quality.floors import ItemKnn, ItemKnnConfig, Popularity, PopularityConfig
+from training.quality.interactions import Sequences
+from training.quality.metrics import mask, per_case, top_lists
+from training.quality.protocols import Cases, Split
+from training.sequence import FittedSequence, SequenceConfig, fit_sequence
+from training.shard import choose_device
+
+SCORED_AT_ONCE = 1024
+JUDGED_CASES = 6_000
+"""Validation cases that stop a training and weigh its memory, drawn by the seed where there are more."""
+
+Settings = dict[str, int | float | str]
+"""What a model can be told, by name; empty is as it comes."""
+
+
+class Scorer(Protocol):
+    def scores(self, inputs: Sequences) -> NDArray[np.float32]:
+        """float32 [inputs, items]: higher is better, -inf never listed."""
+        ...
+
+
+@dataclass
+class Fitted:
+    """A fitted model's lists for cases, and what fitting took."""
+
+    lists: NDArray[np.int64]
+    """int64 [cases, DEPTH] by the split's rule of masking."""
+    new_lists: NDArray[np.int64]
+    """The same without what the user took before."""
+    learnt: Settings = field(default_factory=dict)
+    """What fitting itself found on the validation cases (epochs, weights), for the fit that is judged."""
+    epoch_seconds: float | None = None
+
+
+class Entrant(Protocol):
+    name: str
+
+    def suggest(self, trial: optuna.Trial) -> Settings:
+        """Settings to try."""
+        ...
+
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+        """Learn from `split.learn` and list for the validation cases, or (judged) for the test cases.
+
+        A judged fit learns from `split.final`, with what an earlier one has `learnt` among its settings.
+        """
+        ...
+
+
+def lists_of(scorer: Scorer, cases: Cases, *, mask_history: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lists by the rule of masking, and with history masked in any case; all items ranked, users in chunks."""
+    plain, new = [], []
+    for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
+        inputs = cases.inputs.rows(rows)
+        scores = scorer.scores(inputs)
+        if not mask_history:
+            plain.append(top_lists(scores))
+        mask(scores, inputs)
+        new.append(top_lists(scores))
+    masked = np.concatenate(new)
+    return (masked if mask_history else np.concatenate(plain)), masked
+
+
+def ndcg(lists: NDArray[np.int64], cases: Cases, *, items: int) -> float:
+    """Mean NDCG@10: what settings are chosen by."""
+    return float(per_case(lists, cases, ks=(10,), items=items)["ndcg@10"].mean())
+
+
+def _listed(split: Split, scorer: Scorer, *, judged: bool) -> Fitted:
+    return Fitted(*lists_of(scorer, split.test if judged else split.validation, mask_history=split.mask_history))
+
+
+class PopularityEntrant:
+    name = "popularity"
+
+    def suggest(self, trial: optuna.Trial) -> Settings:
+        return {"days": trial.suggest_categorical("days", [0, 7, 14, 30, 60, 90])}
+
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+        config = PopularityConfig(days=int(settings.get("days", 0)))
+        learn = split.final if judged else split.learn
+        return _listed(split, Popularity(learn, split.items, config), judged=judged)
+
+
+class ItemKnnEntrant:
+    name = "item_knn"
+
+    def suggest(self, trial: optuna.Trial) -> Settings:
+        return {
+            "recent": trial.suggest_int("recent", 2, 200, log=True),
+            "decay": trial.suggest_float("decay", 0.5, 1.0),
+            "shrink": trial.suggest_float("shrink", 0.1, 30.0, log=True),
+            "own": trial.suggest_float("own", 0.0, 1.0),
+        }
+
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+        learn = split.final if judged else split.learn
+        return _listed(split, ItemKnn(learn, split.items, knn_config(settings)), judged=judged)
+
+
+def knn_config(settings: Settings) -> ItemKnnConfig:
+    return ItemKnnConfig(
+        recent=int(settings.get("recent", 10)),
+        decay=float(settings.get("decay", 0.8)),
+        shrink=float(settings.get("shrink", 0.0)),
+        own=float(settings.get("own", 0.0)),
+    )
+
+
+@dataclass
+class _Blend:
+    """The encoder's cosines plus what an item-to-item memory says: the encoder generalises, the memory recalls."""
+
+    encoder: FittedSequence
+    memory: ItemKnn
+    weight: float
+
+    def scores(self, inputs: Sequences) -> NDArray[np.float32]:
+        found = self.memory.scores(inputs)
+        found[np.isneginf(found)] = 0
+        blended: NDArray[np.float32] = self.encoder.scores(inputs) + np.float32(self.weight) * found
+        return blended
+
+
+MEMORY_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+
+
+class SequenceEntrant:
+    """The sequence encoder, with the weight of an item-to-item memory beside it chosen on the validation cases."""
+
+    def __init__(self, name: str = "sequence", *, memory: bool = True, config: SequenceConfig | None = None) -> None:
+        self.name, self._memory = name, memory
+        self._config = config or SequenceConfig()
+
+    def suggest(self, trial: optuna.Trial) -> Settings:
+        settings: Settings = {
+            "dropout": trial.suggest_float("dropout", 0.1, 0.6),
+            "temperature": trial.suggest_float("temperature", 0.05, 0.2, log=True),
+            "horizon": trial.suggest_categorical("horizon", [1, 5, 20, 60]),
+            "length": trial.suggest_categorical("length", [50, 100]),
+        }
+        if self._memory:
+            settings |= {
+                "decay": trial.suggest_float("decay", 0.5, 1.0),
+                "recent": trial.suggest_int("recent", 5, 200, log=True),
+                "own": trial.suggest_float("own", 0.0, 1.0),
+            }
+        return settings
+
+    def config(self, split: Split, settings: Settings) -> SequenceConfig:
+        limits = {"length": self._config.length, "dropout": self._config.dropout, "horizon": self._config.horizon}
+        return replace(
+            self._config,
+            length=int(settings.get("length", limits["length"])),
+            dropout=float(settings.get("dropout", limits["dropout"])),
+            horizon=int(settings.get("horizon", limits["horizon"])),
+            temperature=float(settings.get("temperature", self._config.temperature)),
+            epochs=int(settings.get("epochs", self._config.epochs)),
+        )
+
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+        config = self.config(split, settings)
+        drawn = np.random.default_rng(seed).permutation(len(split.validation))[:JUDGED_CASES]
+        some = split.validation.rows(np.sort(drawn))
+
+        def judge(fitted: FittedSequence) -> float:
+            return ndcg(lists_of(fitted, some, mask_history=split.mask_history)[0], some, items=split.items)
+
+        # A judged fit on more data than the validation left runs for as long as the one before found best.
+        blind = judged and split.refits and "epochs" in settings
+        learn = split.final if judged and split.refits else split.learn
+        fitted = fit_sequence(
+            learn, items=split.items, config=config, judge=None if blind else judge,
+            device=choose_device(), seed=seed, label=self.name,
+        )  # fmt: skip
+        learnt: Settings = {"epochs": fitted.epochs}
+        scorer: Scorer = fitted
+        if self._memory:
+            memory = ItemKnn(learn, split.items, knn_config(settings))
+            weight = settings.get("memory_weight")
+            if weight is None or not blind:
+                weight = self._memory_weight(fitted, memory, some, split)
+            learnt["memory_weight"] = float(weight)
+            scorer = _Blend(fitted, memory, float(weight))
+        result = _listed(split, scorer, judged=judged)
+        result.learnt, result.epoch_seconds = learnt, float(np.median(fitted.epoch_seconds))
+        return result
+
+    def _memory_weight(self, fitted: FittedSequence, memory: ItemKnn, cases: Cases, split: Split) -> float:
+        values = np.zeros(len(MEMORY_WEIGHTS))
+        for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
+            part = cases.rows(rows)
+            cosines, found = fitted.scores(part.inputs), memory.scores(part.inputs)
+            found[np.isneginf(found)] = 0
+            for place, weight in enumerate(MEMORY_WEIGHTS):
+                scores = cosines + np.float32(weight) * found
+                if split.mask_history:
+                    mask(scores, part.inputs)
+                values[place] += len(rows) * ndcg(top_lists(scores, depth=10), part, items=split.items)
+        return MEMORY_WEIGHTS[int(values.argmax())]
+
+
+OWN: dict[str, Callable[[], Entrant]] = {
+    "popularity": PopularityEntrant,
+    "item_knn": ItemKnnEntrant,
+    "sequence": SequenceEntrant,
+    "sequence_encoder": lambda: SequenceEntrant("sequence_encoder", memory=False),
+}
