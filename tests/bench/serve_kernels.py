@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import orjson
@@ -17,9 +16,7 @@ from infra.settings import Settings
 REPEATS = 400
 
 
-def kernels(
-    settings: Settings, bodies: Sequence[bytes], *, rules: dict[str, Any]
-) -> tuple[dict[str, float], float, int]:
+def kernels(settings: Settings, bodies: Sequence[bytes]) -> tuple[dict[str, float], float, int]:
     """Milliseconds of each kernel by name, of the whole path, and how many candidates a request ranks on average.
 
     Medians over REPEATS calls on one thread, with inputs of the sizes that the requests of `bodies` lead to.
