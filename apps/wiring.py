@@ -57,7 +57,6 @@ class Services:
             self.log,
             topics.IMPRESSIONS,
             Spool(settings.spool_dir, most_bytes=settings.spool_mebibytes * 2**20 // settings.api_workers),
-            wait_seconds=settings.log_append_milliseconds / 1000,
             clock=clock,
             on_lost=metrics.IMPRESSIONS_LOST.inc,
             on_change=_show_spool,

@@ -37,7 +37,6 @@ class Settings(BaseSettings):
     max_event_age_days: int = Field(400, ge=1, description="Older events are refused; `headrace import` takes history.")
     recent_event_ids: int = Field(1_000_000, ge=1, description="Event ids remembered to recognise a repeated POST.")
 
-    log_append_milliseconds: int = Field(1_000, ge=1, description="An impression waits this long for the log.")
     spool_mebibytes: int = Field(256, ge=1, description="Most impressions that wait on disk for a log that is down.")
 
     spark_master: str = Field("local[2]", description="Where Spark runs.")

@@ -44,8 +44,6 @@ def open_onnx(path: Path) -> onnxruntime.InferenceSession:
 
 
 DTYPES = {"F32": np.float32, "I32": np.int32, "I64": np.int64}
-HNSW_LOWEST_SHARE = 0.25
-"""Below this share of allowed items an HNSW graph is left for exact search: its walk would meet too few of them."""
 
 
 def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -87,7 +85,7 @@ class RecommenderFiles:
             categories=tuple(sys.intern(category or "") for category in categories),
         )
         self._index = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_MMAP_IFC)
-        self._graph = self._index if isinstance(self._index, faiss.IndexHNSW) else None
+        self._cells = self._index if isinstance(self._index, faiss.IndexIVF) else None
         self._tower = open_onnx(folder / USER_TOWER)
         self._ranker = open_onnx(folder / RANKER)
 
@@ -100,20 +98,17 @@ class RecommenderFiles:
         faiss.omp_set_num_threads(1)
         if allowed is not None and allowed.members is not None:
             return self._among(allowed.members, vector, count)
-        searched, parameters = self._index, None
+        parameters = None
         if allowed is not None:
+            # The stubs of faiss give the C++ signatures; its Python layer takes arrays and keywords.
             selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg,arg-type]
-            share = allowed.count / allowed.size
-            if self._graph is None:
-                # The stubs of faiss give the C++ signatures; its Python layer takes arrays and keywords.
-                parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-            elif share < HNSW_LOWEST_SHARE:
-                searched = self._graph.storage
+            if self._cells is None:
                 parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
             else:
-                effort = int(max(self._graph.hnsw.efSearch, count) / share)
-                parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)  # type: ignore[call-arg]
-        _, found = searched.search(vector[None, :], min(count, self._index.ntotal), params=parameters)
+                # The fewer items may be shown, the more cells hold as many of them as a search without a filter meets.
+                cells = min(self._cells.nlist, int(self._cells.nprobe * allowed.size / allowed.count))
+                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=cells)  # type: ignore[call-arg]
+        _, found = self._index.search(vector[None, :], min(count, self._index.ntotal), params=parameters)
         hits: NDArray[np.int64] = found[0]
         return hits[hits >= 0]
 
