@@ -4,6 +4,7 @@ Serving, ranker training and the gate all call `draw`, so that the ranker meets 
 Knows nothing of models or stores: vector search hits come in as an argument.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,6 +38,8 @@ FLOORS = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchas
 
 NEVER_DAYS = 400.0
 _COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
+_OF_RANK = np.concatenate((1 / np.arange(1, ABSENT + 1), [0])).astype(np.float32)
+"""The feature of a rank."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Visitor:
     def _latest(self) -> NDArray[np.int64]:
         """Places of `recent` among the entries."""
         wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
-        return np.flatnonzero(wanted)[-RECENT_ITEMS:]
+        return wanted.nonzero()[0][-RECENT_ITEMS:]
 
     @cached_property
     def recent(self) -> NDArray[np.int64]:
@@ -67,10 +70,10 @@ class Visitor:
     def recency_weights(self) -> NDArray[np.float32]:
         """Weight of each of `recent`: 1 for the last visit, halved for each visit before it."""
         times = self.times[self._latest]
-        visit = np.cumsum(times[1:] != times[:-1])
-        last = visit[-1] if len(visit) else 0
-        weights: NDArray[np.float32] = np.exp2(np.concatenate(([0], visit)) - last).astype(np.float32)
-        return weights[: len(times)]
+        visit = np.zeros(len(times))
+        (times[1:] != times[:-1]).cumsum(out=visit[1:])
+        weights: NDArray[np.float32] = np.exp2(visit - visit[-1:]).astype(np.float32)
+        return weights
 
 
 def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: list[str] | None = None) -> Visitor:
@@ -138,15 +141,16 @@ def draw(
     hot = _first(sellers.hot, selling // 2, allowed)
     popular = _first(sellers.popular, selling // 2, allowed)
     drawn = [
-        _allowed(co_items[np.argsort(-co_scores, kind="stable")], allowed)[:together],
-        _allowed(own.items[np.argsort(-own.score, kind="stable")], allowed)[:again],
+        _highest(co_items, co_scores, together, allowed),
+        _highest(own.items, own.score, again, allowed),
         _allowed(tower_hits, allowed)[:near],
-        np.concatenate((hot, popular[~np.isin(popular, hot)])),
+        np.concatenate((hot, popular[~(popular[:, None] == hot).any(axis=1)])),
     ]
-    items = np.unique(np.concatenate(drawn)).astype(np.int64)
+    items = np.sort(np.concatenate(drawn), kind="stable")
+    items = items[_starts(items)]
     ranks = np.full((len(items), len(SOURCES)), ABSENT, dtype=np.int64)
     for place, source in enumerate(drawn):
-        ranks[np.searchsorted(items, source), place] = np.arange(len(source))
+        ranks[items.searchsorted(source), place] = np.arange(len(source))
 
     features = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
     where, found = _find(co_items, items)
@@ -156,9 +160,8 @@ def draw(
     reason = np.full(len(items), -1, dtype=np.int64)
     reason[found] = because[where]
     first = _COLUMN["rank_co_purchase"]
-    features[:, first : first + len(SOURCES)] = np.where(ranks == ABSENT, 0, 1 / (1 + ranks))
-    first = _COLUMN[OWN_FEATURES[0]]
-    features[:, first : first + len(OWN_FEATURES)] = own.describe(items)
+    features[:, first : first + len(SOURCES)] = _OF_RANK[ranks]
+    own.describe(items, features[:, _COLUMN[OWN_FEATURES[0]] :])
     first = _COLUMN[ITEM_WINDOWS[0]]
     features[:, first : first + len(ITEM_WINDOWS)] = windows[items]
     user = user_features(who)
@@ -168,6 +171,21 @@ def draw(
     features[:, _COLUMN["price_ratio"]] = np.log((prices + 0.1) / (mean_price + 0.1)) if mean_price > 0 else 0.0
     features[:, _COLUMN[USER_FEATURES[0]] :] = user
     return Candidates(items, ranks, features, reason)
+
+
+def _highest(
+    items: NDArray[np.int64], scores: NDArray[np.float64], count: int, allowed: Subset | None
+) -> NDArray[np.int64]:
+    """The `count` allowed items (given ascending) with the highest scores, highest first, among equals the first."""
+    if allowed is not None:
+        held = allowed.holds(items)
+        items, scores = items[held], scores[held]
+    if 2 * count < len(items):
+        # A full sort of thousands costs as much as ranking them: keep what reaches the last score that counts.
+        least = np.partition(scores, len(scores) - count)[len(scores) - count] if count else np.inf
+        best = np.flatnonzero(scores >= least)
+        items, scores = items[best], scores[best]
+    return items[np.argsort(-scores, kind="stable")[:count]]
 
 
 def _first(items: NDArray[np.int64], count: int, allowed: Subset | None) -> NDArray[np.int64]:
@@ -190,7 +208,7 @@ def _find(sorted_items: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[N
     """Places in `sorted_items` of the wanted items that are there, and which of the wanted those are."""
     if not len(sorted_items):
         return np.empty(0, dtype=np.int64), np.zeros(len(wanted), dtype=bool)
-    place = np.minimum(np.searchsorted(sorted_items, wanted), len(sorted_items) - 1)
+    place = np.minimum(sorted_items.searchsorted(wanted), len(sorted_items) - 1)
     found = sorted_items[place] == wanted
     return place[found], found
 
@@ -199,24 +217,29 @@ def _co_purchase(
     who: Visitor, catalogue: Catalogue
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Items near the recent ones: (items ascending, summed similarity, best similarity, recent item of the best)."""
-    recent, weights = who.recent, who.recency_weights
+    recent = who.recent
     near = catalogue.neighbours[recent]
-    pull = catalogue.similarities[recent] * weights[:, None]
-    place = np.flatnonzero(near >= 0)
-    flat, pulls = near.ravel()[place], np.maximum(pull.ravel()[place], 0)
+    pulls = (catalogue.similarities[recent] * who.recency_weights[:, None]).ravel()
     # One sort of whole numbers, by item and then by falling pull: floats from 0 up are ordered as their bits.
-    key = (flat.astype(np.int64) << 32) | (np.int64(2**32 - 1) - pulls.view(np.uint32))
-    order = np.argsort(key)
-    flat, pulls = flat[order], pulls[order].astype(np.float64)
+    key = near.ravel().astype(np.int64)
+    key <<= 32
+    key |= np.uint32(2**32 - 1) - pulls.view(np.uint32)
+    order = key.argsort()
+    flat = key[order]
+    flat >>= 32
     first = _starts(flat)
-    total = np.add.reduceat(pulls, first) if len(first) else pulls
-    origin = recent[place[order[first]] // max(1, near.shape[1])]
-    return flat[first].astype(np.int64), total, pulls[first], origin.astype(np.int64)
+    first = first[flat[first] >= 0]
+    pulls = pulls[order].astype(np.float64)
+    total = np.add.reduceat(pulls, first) if len(first) else np.empty(0)
+    return flat[first], total, pulls[first], recent[order[first] // max(1, near.shape[1])]
 
 
 def _starts(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each run of equal values begins."""
-    return np.flatnonzero(np.diff(values, prepend=values[:1] - 1)) if len(values) else np.empty(0, dtype=np.int64)
+    changes = np.empty(len(values), dtype=bool)
+    changes[:1] = True
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes.nonzero()[0]
 
 
 class _Own:
@@ -224,60 +247,57 @@ class _Own:
 
     def __init__(self, who: Visitor) -> None:
         known = who.items >= 0
-        self.at = who.at
-        bought = known & (who.kinds == columns.KIND_CODES["purchase"])
+        bought = (known & (who.kinds == columns.KIND_CODES["purchase"])).nonzero()[0]
         item_of, times = who.items[bought], who.times[bought]
         order = np.lexsort((times, item_of))
         item_of, times = item_of[order], times[order]
-        again = (item_of[1:] == item_of[:-1]) & (times[1:] == times[:-1])
-        once = np.concatenate((np.ones(min(1, len(times)), dtype=bool), ~again))
+        # An item bought twice in one order counts once.
+        once = np.ones(len(times), dtype=bool)
+        once[1:] = (item_of[1:] != item_of[:-1]) | (times[1:] != times[:-1])
         item_of, times = item_of[once], times[once]
-        self._first = _starts(item_of)
-        self.items = item_of[self._first]
-        counts = np.diff(self._first, append=len(item_of))
-        self._orders = counts.astype(np.float64)
+        first = _starts(item_of)
+        last = np.empty(len(first), dtype=np.int64)
+        last[:-1], last[-1:] = first[1:] - 1, len(item_of) - 1
+        self.items = item_of[first]
         age_days = (who.at - times) / DAY
-        halved = np.exp2(-age_days / 60)
-        self.score: NDArray[np.float64] = np.add.reduceat(halved, self._first) if len(times) else halved
-        self._idle = age_days[self._first + counts - 1]
-        self._span = age_days[self._first] - self._idle
-        self._visits = max(1, len(set(times.tolist())))
+        halved = np.exp2(age_days / -60)
+        self.score: NDArray[np.float64] = np.add.reduceat(halved, first) if len(times) else halved
+        orders = (last - first + 1).astype(np.float64)
+        idle = age_days[last]
+        interval = np.where(orders > 1, (age_days[first] - idle) / np.maximum(orders - 1, 1), 60.0)
+        due = np.minimum(idle / np.maximum(interval, 1.0), 10.0)
+        visits = max(1, len(set(times.tolist())))
+        self._table = np.stack((orders, self.score, idle, due, orders / visits), axis=1, dtype=np.float32)
+        """OWN_FEATURES of self.items, but for the last two."""
         self._returned = who.items[known & (who.kinds == columns.KIND_CODES["return"])]
         self._viewed = who.items[known & (who.kinds <= columns.KIND_CODES["cart"]) & (who.times > who.at - DAY)]
 
-    def describe(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """OWN_FEATURES of each item, shape [C, len(OWN_FEATURES)]."""
-        result = np.zeros((len(items), len(OWN_FEATURES)), dtype=np.float32)
-        result[:, 2] = NEVER_DAYS
+    def describe(self, items: NDArray[np.int64], features: NDArray[np.float32]) -> None:
+        """Fill in OWN_FEATURES of each item, the first columns of `features` (zeros, shape [C, from there on])."""
+        features[:, 2] = NEVER_DAYS
         where, found = _find(self.items, items)
-        orders, idle = self._orders[where], self._idle[where]
-        interval = np.where(orders > 1, self._span[where] / np.maximum(orders - 1, 1), 60.0)
-        result[found, 0] = orders
-        result[found, 1] = self.score[where]
-        result[found, 2] = idle
-        result[found, 3] = np.minimum(idle / np.maximum(interval, 1.0), 10.0)
-        result[found, 4] = orders / self._visits
+        features[found, :5] = self._table[where]
         for place, done in ((5, self._returned), (6, self._viewed)):
             if len(done):
-                result[:, place] = np.isin(items, done)
-        return result
+                features[:, place] = _find(np.sort(done), items)[1]
 
 
 def user_features(who: Visitor) -> NDArray[np.float32]:
     """USER_FEATURES, shape [len(USER_FEATURES)]."""
-    bought = who.kinds == columns.KIND_CODES["purchase"]
-    times, spend = who.times[bought], (who.prices * who.quantities)[bought]
-    if not len(times):
+    bought = (who.kinds == columns.KIND_CODES["purchase"]).nonzero()[0]
+    if not len(bought):
         return np.array([0, 0, 0, 0, 0, 0, 0, NEVER_DAYS, NEVER_DAYS], dtype=np.float32)
+    times, prices = who.times[bought], who.prices[bought]
+    spend = prices * who.quantities[bought]
     # Few and in order already: Python's own sets are quicker here than sorting arrays.
     visits = sorted(set(times.tolist()))
-    orders = [float(sum(visit > who.at - days * DAY for visit in visits)) for days in (30, 90, 400)]
-    interval = (visits[-1] - visits[0]) / DAY / max(1, len(visits) - 1) if len(visits) > 1 else NEVER_DAYS
+    orders = [len(visits) - bisect_right(visits, who.at - days * DAY) for days in (30, 90, 400)]
+    interval = (visits[-1] - visits[0]) / DAY / (len(visits) - 1) if len(visits) > 1 else NEVER_DAYS
     return np.array(
         [
             *orders,
             spend[times > who.at - 90 * DAY].sum(),
-            who.prices[bought].mean(),
+            prices.mean(),
             len(set(who.items[bought].tolist())),
             len(times) / len(visits),
             (who.at - visits[-1]) / DAY,

@@ -7,7 +7,7 @@ from typing import Any
 from features import history, views
 from features.history import History
 from features.online import OnlineStoreError
-from features.store import ONLINE_FILE, Store, online_history, online_rows, open_store
+from features.store import ONLINE_FILE, Store, online_history, online_row, online_rows, open_store
 from infra.settings import Settings
 
 
@@ -32,7 +32,7 @@ class FeastReader:
         return online_rows(self._store(), views.USER_HISTORY, ids)
 
     def user_history(self, user: str) -> History:
-        return online_history(self._store(), views.USER_HISTORY, [user], history.USER_COLUMNS)
+        return online_row(self._store(), views.USER_HISTORY, user, history.USER_COLUMNS)
 
     def item_histories(self, ids: Sequence[str]) -> History:
         return online_history(self._store(), views.ITEM_HISTORY, ids, history.ITEM_COLUMNS)
