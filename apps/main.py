@@ -1,6 +1,7 @@
 """The API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from infra.observability import logs, traces
 from infra.settings import Settings
 
 TITLE = "Headrace"
+SWITCH_SECONDS = 0.0005
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -81,6 +83,8 @@ def served() -> FastAPI:
     """The app of one of several worker processes: its settings are those of the environment that `serve` gave it."""
     settings = Settings()
     logs.set_up(settings)
+    # Requests are answered in the event loop: a thread at work in the background has to let it go on soon.
+    sys.setswitchinterval(SWITCH_SECONDS)
     return create_app(settings)
 
 

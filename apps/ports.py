@@ -32,6 +32,11 @@ class FeatureReader(Protocol):
     Any method may raise an Exception of the store's own when it cannot be reached: the services then degrade.
     """
 
+    @property
+    def remote(self) -> bool:
+        """Whether the rows are on another machine, so that a read waits for it."""
+        ...
+
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
 
     def user_history(self, user: str) -> History:
@@ -78,5 +83,5 @@ class Impressions(Protocol):
     """Where what was shown is written down; infra.log.spool.SpooledLog is one."""
 
     def append(self, key: str, value: bytes) -> bool:
-        """Keep an impression, whatever fails; False when the event log does not hold it yet, or never will."""
+        """Keep an impression, whatever fails; False while the event log takes none, or when this one is lost."""
         ...

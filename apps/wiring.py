@@ -1,5 +1,6 @@
 """Joins ports to adapters: the one place that knows which classes the running processes are made of."""
 
+import gc
 import logging
 import threading
 import time
@@ -102,14 +103,17 @@ class Services:
             serving = Serving(self.releases.recommender, ItemBoard(self.releases.recommender))
             self._refresh(serving)
             self._serving = serving
+            # What a release holds stays: the collector of garbage need not look at it again.
+            gc.collect()
+            gc.freeze()
         self._drift = self._watches()
         if before is not None:
             metrics.RELEASE.labels(before).set(0)
         metrics.RELEASE.labels(str(self.releases.version)).set(1)
 
-    def _refresh(self, serving: Serving) -> None:
+    def _refresh(self, serving: Serving, *, pause: Callable[[float], object] = lambda seconds: None) -> None:
         now = int(self.clock() * 1000)
-        serving.board.refresh(self.reader, now=now, new_items=self.new_items.since)
+        serving.board.refresh(self.reader, now=now, new_items=self.new_items.since, pause=pause)
 
     def _watches(self) -> dict[str, DriftWatch]:
         """What the models of the release learned from, to hold against what they are given."""
@@ -164,7 +168,7 @@ class Services:
                     for feature, index in watch.indices().items():
                         metrics.DRIFT.labels(model, feature).set(index)
                 if self._serving is not None and time.monotonic() >= next_board:
-                    self._refresh(self._serving)
+                    self._refresh(self._serving, pause=self._halt.wait)
                     next_board = time.monotonic() + self.settings.population_refresh_seconds
             except Exception:
                 logger.exception("looking for a new release failed; trying again")

@@ -41,7 +41,8 @@ class Catalogue:
 
     def indices(self, ids: NDArray[np.object_] | list[str]) -> NDArray[np.int64]:
         """Index of each id, -1 for one that the release does not know."""
-        return np.fromiter((self.index.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
+        get = self.index.get
+        return np.array([get(name, -1) for name in ids], dtype=np.int64)
 
 
 MEMBERS_KEPT = 5_000

@@ -18,6 +18,7 @@ class FeastReader:
         self._settings = settings
         self._opened: Store | None = None
         self._lock = threading.Lock()
+        self.remote = bool(settings.redis_url)
 
     def _store(self) -> Store:
         with self._lock:

@@ -34,6 +34,7 @@ class ItemColumns:
         categories: Sequence[str],
     ) -> None:
         self.prices = prices
+        self.categories: NDArray[np.object_] = np.array(categories or ("",) * len(ids), dtype=object)
         self._texts = {"item_id": ids, "title": titles, "category": categories or ("",) * len(ids)}
         self._arrays: dict[str, Any] = {}
 

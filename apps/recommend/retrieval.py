@@ -9,6 +9,7 @@ from apps.ports import Recommender
 from apps.recommend import newcomers as news
 from apps.recommend.board import ItemBoard
 from apps.recommend.newcomers import Newcomers
+from apps.recommend.reasons import first_sources
 from apps.recommend.rules import Pin, SurfaceRules
 from features.candidates import RECENT_ITEMS, SOURCES, Candidates, Visitor, draw
 from features.catalogue import Subset
@@ -41,6 +42,14 @@ class Retrieved:
             return catalogue.ids[item], catalogue.titles[item], float(catalogue.prices[item]), category
         one = self.newcomers.items[item - len(catalogue.ids)]
         return one.item_id, one.title, one.price, one.category
+
+    def values_of(self, field: str) -> list[str]:
+        """`source` or `category` of every candidate."""
+        if field == "source":
+            return first_sources(self.candidates.ranks)
+        items, count, known = self.candidates.items, len(self.recommender.catalogue.ids), self.known
+        values: list[str] = self.board.filters.items.categories[items[:known]].tolist()
+        return values + self.newcomers.filters.items.categories[items[known:] - count].tolist()
 
     def index_of(self, item_id: str) -> int | None:
         return self.recommender.catalogue.index.get(item_id)

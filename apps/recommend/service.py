@@ -24,7 +24,7 @@ from apps.experiments.schemas import ExperimentDefinition
 from apps.ports import Clock, FeatureReader, Impressions, Recommender
 from apps.recommend import lists
 from apps.recommend.board import ItemBoard
-from apps.recommend.reasons import reasons_for, sources_of
+from apps.recommend.reasons import Reasons
 from apps.recommend.retrieval import Retrieved, retrieve
 from apps.recommend.rules import NO_RULES, Exploration, SurfaceRules
 from apps.recommend.schemas import RecommendRequest, RecommendResponse, SimilarRequest
@@ -32,7 +32,7 @@ from apps.recommend.shown_lately import ShownLately
 from apps.recommend.slate import MS_PER_HOUR, Ground, Slate, arrange
 from features import columns, events, history
 from features.candidates import FLOORS, Visitor, visitor
-from features.history import from_lists
+from features.history import History, from_lists
 from features.windows import DAY
 from infra import topics
 from infra.observability.logs import REQUEST_ID
@@ -50,6 +50,18 @@ class Serving:
 
     recommender: Recommender
     board: ItemBoard
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the online store said of a visitor."""
+
+    history: History
+    """One row of history.USER_COLUMNS."""
+    degraded: bool
+    """The store could not be asked."""
+    asked: float
+    """When, in seconds of time.perf_counter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +103,15 @@ class RecommendService:
         self._shown = ShownLately()
         self._shown_of: str | None = None
 
-    def recommend(self, request: RecommendRequest) -> dict[str, Any]:
+    def recommend(self, request: RecommendRequest, known: Known | None = None) -> dict[str, Any]:
         """The whole answer, a RecommendResponse as plain data. Raises Problem 422 for a filter without sense, 503
-        before the first release."""
-        return self._answer(request, to_visitor=True)
+        before the first release. known: what `known_of` said, where that was asked apart."""
+        return self._answer(request, known or self.known_of(request), to_visitor=True)
 
     def preview(self, request: RecommendRequest) -> RecommendResponse:
         """What `recommend` would answer, for somebody who looks over the visitor's shoulder: no impression is logged,
         so nothing counts in an experiment, and the request_id is good for nothing."""
-        return RecommendResponse.model_validate(self._answer(request, to_visitor=False))
+        return RecommendResponse.model_validate(self._answer(request, self.known_of(request), to_visitor=False))
 
     def similar(self, item_id: str, request: SimilarRequest) -> dict[str, Any]:
         serving = self._current()
@@ -109,13 +121,31 @@ class RecommendService:
         serving = self._current()
         return lists.trending(serving.recommender, serving.board, at=int(self._clock() * 1000), n=n)
 
-    def _answer(self, request: RecommendRequest, *, to_visitor: bool) -> dict[str, Any]:
-        marks = [time.perf_counter()]
+    def known_of(self, request: RecommendRequest) -> Known:
+        """What the online store says of the visitor now: the one step that may wait for another machine."""
+        started = time.perf_counter()
+        history, degraded = NOBODY, False
+        if key := _key(request):
+            try:
+                with span("read features"):
+                    history = self._reader.user_history(key)
+            except Exception as error:
+                logger.warning("answering without features: the online store failed (%s)", type(error).__name__)
+                degraded = True
+        return Known(history, degraded, started)
+
+    @property
+    def waits(self) -> bool:
+        """Whether `known_of` asks another machine."""
+        return self._reader.remote
+
+    def _answer(self, request: RecommendRequest, known: Known, *, to_visitor: bool) -> dict[str, Any]:
+        marks = [known.asked, time.perf_counter()]
         serving, at, rules = self._current(), self._moment(request), self._rules(request.surface)
         self._forget_other_releases(serving)
-        with span("read features"):
-            who, degraded = self._visitor(request, serving, at)
-        marks.append(time.perf_counter())
+        session_items = request.session.items if request.session else []
+        who = visitor(known.history, serving.recommender.catalogue, at=at, session_items=session_items)
+        degraded = known.degraded or serving.board.stale
         treatment = self._treatment(request, serving, rules)
         with span("retrieve"):
             found = retrieve(
@@ -176,19 +206,6 @@ class RecommendService:
             raise Problem(422, "Invalid request", "context.request_time lies in the future; leave it out to mean now")
         return at
 
-    def _visitor(self, request: RecommendRequest, serving: Serving, at: int) -> tuple[Visitor, bool]:
-        """Who asks, from the online store and the session; and whether the store could not be asked."""
-        known, degraded = NOBODY, False
-        if key := _key(request):
-            try:
-                known = self._reader.user_history(key)
-            except Exception as error:
-                logger.warning("answering without features: the online store failed (%s)", type(error).__name__)
-                degraded = True
-        session_items = request.session.items if request.session else []
-        who = visitor(known, serving.recommender.catalogue, at=at, session_items=session_items)
-        return who, degraded or serving.board.stale
-
     def _treatment(self, request: RecommendRequest, serving: Serving, rules: SurfaceRules) -> Treatment:
         """The experiment this request is in, and the ranking and exploration that answer it."""
         card = serving.recommender.manifest.recommend
@@ -220,15 +237,10 @@ class RecommendService:
             rows = np.flatnonzero(items == found.index_of(item_id))
             return int(rows[0]) if len(rows) else None
 
-        def value_of(field: str, row: int) -> str:
-            if field == "source":
-                return sources_of(found.candidates, row)[0][0]
-            return found.described(int(items[row]))[3]
-
         return Ground(
             items=items,
             matches=found.matches,
-            value_of=value_of,
+            values_of=found.values_of,
             vectors=found.vectors,
             row_of=row_of,
             visited=visited,
@@ -319,22 +331,20 @@ def _rank(found: Retrieved, model: str) -> tuple[NDArray[np.int64], NDArray[np.f
 
 
 def _describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
-    candidates, catalogue = found.candidates, found.recommender.catalogue
-    items = candidates.items[slate.rows].tolist()
-    shown = scores[slate.rows].tolist()
+    rows = slate.rows
+    items, shown = found.candidates.items[rows].tolist(), scores[rows].tolist()
+    reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
     answer = []
-    for row, item, score, propensity in zip(slate.rows, items, shown, slate.propensities, strict=True):
+    for place, (row, item) in enumerate(zip(rows, items, strict=True)):
         item_id, title, price, category = found.described(item)
-        sources, pinned = sources_of(candidates, row), row in slate.pinned
+        pinned = row in slate.pinned
         answer.append(
             {
                 "item_id": item_id,
-                "score": round(score, 6),
-                "source": "pin" if pinned else sources[0][0],
-                "reasons": reasons_for(
-                    candidates, row, catalogue, sources, pinned=pinned, explored=row in slate.explored
-                ),
-                "propensity": propensity,
+                "score": round(shown[place], 6),
+                "source": "pin" if pinned else reasons.sources[place],
+                "reasons": reasons.of(place, pinned=pinned, explored=row in slate.explored),
+                "propensity": slate.propensities[place],
                 "title": title,
                 "price": round(price, 2),
                 "category": category,
@@ -355,14 +365,14 @@ def _trace(
     marks: list[float],
 ) -> dict[str, Any]:
     """Every candidate by rank: where it came from, and which stage dropped it."""
-    traced = []
+    traced, sources = [], Reasons(found.candidates, order.tolist(), found.recommender.catalogue).places
     position = {row: place for place, row in enumerate(slate.rows, start=1)}
     for rank, row in enumerate(order.tolist(), start=1):
         stage, why = slate.dropped.get(row, ("shown", f"position {position.get(row)}"))
         traced.append(
             {
                 "item_id": found.described(int(found.candidates.items[row]))[0],
-                "sources": {source: place + 1 for source, place in sources_of(found.candidates, row)},
+                "sources": {source: place + 1 for source, place in sources(rank - 1)},
                 "score": round(float(scores[row]), 6),
                 "log_odds": round(float(slate.log_odds[row]), 6),
                 "rank": rank,

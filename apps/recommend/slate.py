@@ -3,6 +3,7 @@
 Pure: everything that a stage needs to know comes in. Each stage says of what it drops that it did, and why.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,8 +25,8 @@ class Ground:
     """Shape [C]."""
     matches: Callable[[str], NDArray[np.bool_]]
     """Which rows an expression holds for, shape [C]."""
-    value_of: Callable[[str, int], str]
-    """(field of a quota, row) to its value."""
+    values_of: Callable[[str], list[str]]
+    """Of a quota's field: the value of every row."""
     vectors: Callable[[Rows], NDArray[np.float32]]
     """Unit vectors of rows, shape [len(rows), D]."""
     row_of: Callable[[str], int | None]
@@ -138,17 +139,17 @@ def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule:
     """
     pool = order[: max(rule.pool, n)]
     near = vectors(pool)
-    likeness = near @ near.T
-    relevance = (1 - rule.weight) * (1 - np.arange(len(pool)) / len(pool))
-    worst = np.zeros(len(pool), dtype=np.float64)
+    penalty = np.maximum(near @ near.T, 0) * np.float32(rule.weight)
+    relevance = ((1 - rule.weight) * (1 - np.arange(len(pool)) / len(pool))).astype(np.float32)
+    worst = np.zeros(len(pool), dtype=np.float32)
     value = relevance.copy()
     chosen: list[int] = []
     for _ in range(min(n, len(pool))):
         best = int(value.argmax())
         chosen.append(best)
-        np.maximum(worst, likeness[best], out=worst)
-        value = relevance - rule.weight * worst
-        value[chosen] = -np.inf
+        relevance[best] = -np.inf
+        np.maximum(worst, penalty[best], out=worst)
+        np.subtract(relevance, worst, out=value)
     left = np.ones(len(pool), dtype=bool)
     left[chosen] = False
     return np.concatenate((pool[chosen], pool[left], order[len(pool) :]))
@@ -171,25 +172,28 @@ def _within_quotas(
     """The rows that are not pinned, without those that would be too many of one value."""
     pinned = set(pins.values())
     quotas = [rule for rule in rules.rules if isinstance(rule, Quota)]
-    counts: dict[tuple[str, str], int] = {}
-    for row in pinned:
-        for rule in quotas:
-            value = rule.field, ground.value_of(rule.field, row)
-            counts[value] = counts.get(value, 0) + 1
+    if not quotas:
+        return [row for row in order[: needed + len(pinned)].tolist() if row not in pinned][:needed]
+    # Of several quotas on one field the smallest holds.
+    most = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
+    fields = [(name, limit, ground.values_of(name), Counter[str]()) for name, limit in most.items()]
+    for _, _, values, counts in fields:
+        counts.update(values[row] for row in pinned)
     rows: list[int] = []
     for row in order.tolist():
         if len(rows) >= needed:
             break
         if row in pinned:
             continue
-        values = [(rule.field, ground.value_of(rule.field, row)) for rule in quotas]
-        full = [rule for rule, value in zip(quotas, values, strict=True) if counts.get(value, 0) >= rule.most]
-        if not full:
+        for name, limit, values, counts in fields:
+            if counts[values[row]] >= limit:
+                if traced:
+                    slate.dropped[row] = ("quota", f"more than {limit} of one {name}")
+                break
+        else:
             rows.append(row)
-            for value in dict.fromkeys(values):
-                counts[value] = counts.get(value, 0) + 1
-        elif traced:
-            slate.dropped[row] = ("quota", f"more than {full[0].most} of one {full[0].field}")
+            for _, _, values, counts in fields:
+                counts[values[row]] += 1
     return rows
 
 

@@ -88,6 +88,7 @@ class FakeReader:
     def __init__(self) -> None:
         self.users: dict[str, dict[str, Any]] = {}
         self.down = False
+        self.remote = False
 
     def bought(self, user: str, *items: str, days_ago: int = 3) -> None:
         count = len(items)
