@@ -1,5 +1,6 @@
 """The API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
 
+import gc
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -29,6 +30,8 @@ from infra.settings import Settings
 
 TITLE = "Headrace"
 SWITCH_SECONDS = 0.0005
+YOUNG_OBJECTS = 50_000
+"""New objects after which the collector looks for cycles: an answer makes some thousands, and hardly any cycle."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -85,6 +88,7 @@ def served() -> FastAPI:
     logs.set_up(settings)
     # Requests are answered in the event loop: a thread at work in the background has to let it go on soon.
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.set_threshold(YOUNG_OBJECTS)
     return create_app(settings)
 
 
@@ -141,6 +145,6 @@ def readiness(services: Services) -> dict[str, str]:
 def _openapi(app: FastAPI) -> dict[str, object]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schema["components"]["schemas"].update(ingest.EVENT_SCHEMAS)
+        schema["components"]["schemas"].update(ingest.EVENT_SCHEMAS | recommend.REQUEST_SCHEMAS)
         app.openapi_schema = schema
     return app.openapi_schema

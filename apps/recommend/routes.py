@@ -5,6 +5,8 @@ from typing import Annotated, Any, cast
 import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from apps.recommend.rule_book import RuleBook
 from apps.recommend.rules import SurfaceRules
@@ -26,11 +28,26 @@ def _json(answer: dict[str, Any]) -> Response:
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
-@router.post("/recommend", summary="Ranked items for a visitor", response_model=RecommendResponse)
-async def recommend(request: Request, body: RecommendRequest) -> Response:
+_REQUEST = RecommendRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+REQUEST_SCHEMAS: dict[str, Any] = {**_REQUEST.pop("$defs"), "RecommendRequest": _REQUEST}
+"""For the components of the OpenAPI document."""
+_BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/RecommendRequest"}}}
+
+
+@router.post(
+    "/recommend",
+    summary="Ranked items for a visitor",
+    response_model=RecommendResponse,
+    openapi_extra={"requestBody": {"required": True, "content": _BODY}},
+)
+async def recommend(request: Request) -> Response:
     """Items for a known user, an anonymous session or nobody in particular. Unknown visitors get good answers too:
     what goes with the session's items, then what is trending."""
     service = _service(request)
+    try:
+        body = RecommendRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
     # Only what waits for the network leaves the event loop: handing two milliseconds of work to a thread and back
     # costs more than it frees, for one interpreter runs one of them at a time.
     known = await run_in_threadpool(service.known_of, body) if service.waits else service.known_of(body)
