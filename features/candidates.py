@@ -59,7 +59,8 @@ class Visitor:
     def _latest(self) -> NDArray[np.int64]:
         """Places of `recent` among the entries."""
         wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
-        return wanted.nonzero()[0][-RECENT_ITEMS:]
+        latest: NDArray[np.int64] = wanted.nonzero()[0][-RECENT_ITEMS:]
+        return latest
 
     @cached_property
     def recent(self) -> NDArray[np.int64]:
@@ -230,9 +231,10 @@ def _co_purchase(
     flat >>= 32
     first = _starts(flat)
     first = first[flat[first] >= 0]
-    pulls = pulls[order].astype(np.float64)
-    total = np.add.reduceat(pulls, first) if len(first) else np.empty(0)
-    return flat[first], total, pulls[first], recent[order[first] // max(1, near.shape[1])]
+    sorted_pulls: NDArray[np.float64] = pulls[order].astype(np.float64)
+    total: NDArray[np.float64] = np.add.reduceat(sorted_pulls, first) if len(first) else np.empty(0)
+    because: NDArray[np.int64] = recent[order[first] // max(1, near.shape[1])]
+    return flat[first], total, sorted_pulls[first], because
 
 
 def _starts(values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from lark import Lark, Token, Transformer, v_args
-from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken, VisitError
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 
 MOST_CHARACTERS = 4_000
 NUMBERS = ("price",)
@@ -190,9 +190,10 @@ def _where(error: UnexpectedInput, text: str) -> str:
     if isinstance(error, UnexpectedCharacters):
         wanted, position, found = error.allowed or set(), error.pos_in_stream or 0, repr(text[error.pos_in_stream or 0])
     elif isinstance(error, UnexpectedToken) and error.token.type != "$END":
-        wanted, position, found = error.expected, error.pos_in_stream or 0, repr(str(error.token))
+        wanted = error.accepts or error.expected
+        position, found = error.pos_in_stream or 0, repr(str(error.token))
     else:
-        wanted = error.expected if isinstance(error, UnexpectedToken | UnexpectedEOF) else set()
+        wanted = error.accepts or error.expected if isinstance(error, UnexpectedToken) else set()
         position, found = len(text), "the end"
     named = sorted(EXPECTED.get(name, name.lower()) for name in wanted)
     return f"character {position + 1}: {found} cannot stand here; expected {' or '.join(named)}"

@@ -53,9 +53,9 @@ def mask_of(node: Node, items: ItemColumns) -> Mask:
     """Which items the expression holds for, shape [N]."""
     match node:
         case All(parts):
-            return np.logical_and.reduce([mask_of(part, items) for part in parts])
+            return np.asarray(np.logical_and.reduce([mask_of(part, items) for part in parts]), dtype=bool)
         case Any_(parts):
-            return np.logical_or.reduce([mask_of(part, items) for part in parts])
+            return np.asarray(np.logical_or.reduce([mask_of(part, items) for part in parts]), dtype=bool)
         case Not(part):
             return ~mask_of(part, items)
         case Compare("price", op, value):
@@ -109,7 +109,10 @@ class Filters:
             if known is not None:
                 self._known.move_to_end(expression)
                 return known
-        made = Subset.of(mask_of(parsed(expression), self.items))
+        try:
+            made = Subset.of(mask_of(parsed(expression), self.items))
+        except RecursionError:
+            raise Problem(422, "Invalid filter", "filter: it is nested too deeply; write it flatter") from None
         with self._lock:
             self._known[expression] = made
             if len(self._known) > KEPT:

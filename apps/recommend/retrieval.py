@@ -49,7 +49,8 @@ class Retrieved:
             return first_sources(self.candidates.ranks)
         items, count, known = self.candidates.items, len(self.recommender.catalogue.ids), self.known
         values: list[str] = self.board.filters.items.categories[items[:known]].tolist()
-        return values + self.newcomers.filters.items.categories[items[known:] - count].tolist()
+        values += self.newcomers.filters.items.categories[items[known:] - count].tolist()
+        return values
 
     def index_of(self, item_id: str) -> int | None:
         return self.recommender.catalogue.index.get(item_id)

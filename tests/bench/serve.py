@@ -2,8 +2,8 @@
 
 A simulated shop (tests/bench/serve_world.py), the real API in processes of its own, and load from this process, on the
 same machine. Beside the latency stand the kernels' own times: what the feature read, the user encoder, Faiss, the
-ranker and JSON cost alone, one after the other on one thread, so that everything between them shows. CPU milliseconds
-a request are the server's alone: on a machine that does other things too they tell more than the clock.
+ranker and JSON cost of the whole path, on one thread and without HTTP, so that everything between them shows. CPU
+milliseconds a request are the server's alone: on a machine that does other things too they tell more than the clock.
 """
 
 import logging
@@ -78,10 +78,17 @@ def run(
             measured = closed_loop(settings.port, requests, clients=clients or 1, seconds=seconds)
         cpu = _cpu_seconds(server) - cpu
         memory = _memory(server)
-    from tests.bench.serve_kernels import kernels
+    from apps.wiring import Services
+    from tests.bench.serve_kernels import filtered, kernels
 
-    alone, path_ms, drawn = kernels(settings, bodies)
-    total = sum(alone.values())
+    services = Services(settings)
+    services.poll_release()
+    services.rules.renew()
+    assert services.releases.recommender is not None
+    filters = filtered(services.releases.recommender)
+    parts, path_ms, drawn = kernels(services, bodies)
+    services.impressions.stop()
+    total = sum(parts.values())
     return {
         "items": items,
         "dim": width,
@@ -95,10 +102,11 @@ def run(
         "p99_ms": round(measured.percentile(0.99), 2),
         "errors": measured.errors,
         "cpu_ms_per_request": round(cpu * 1000 / max(1, len(measured.ms)), 3),
-        "path_ms": round(path_ms, 3),
-        "kernels_ms": {name: round(value, 3) for name, value in alone.items()},
-        "kernels_sum_ms": round(total, 3),
+        "path_cpu_ms": round(path_ms, 3),
+        "kernels_cpu_ms": {name: round(value, 3) for name, value in parts.items()},
+        "kernels_sum_cpu_ms": round(total, 3),
         "path_over_kernels": round(path_ms / total, 2),
+        "filters": filters,
         "memory_mib_per_worker": memory,
         "load_average": round(os.getloadavg()[0], 1),
     }

@@ -1,67 +1,75 @@
-"""What the parts of an answer cost alone, and what the whole path costs in one process without HTTP."""
+"""What the parts of an answer cost within it, on one thread and without HTTP; and the search under filters."""
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import orjson
 
-from apps.adapters.feast_reader import FeastReader
-from apps.adapters.release_files import Releases
+from apps.adapters.release_files import RecommenderFiles
 from apps.recommend.schemas import RecommendRequest
 from apps.wiring import Services
-from features.candidates import CANDIDATE_FEATURES, RECENT_ITEMS
-from infra.settings import Settings
+from features.catalogue import Subset
 
-REPEATS = 400
+WARM, REPEATS = 100, 600
+SHARES = (1.0, 0.1, 0.01, 0.001)
+QUERIES = 50
 
 
-def kernels(settings: Settings, bodies: Sequence[bytes]) -> tuple[dict[str, float], float, int]:
-    """Milliseconds of each kernel by name, of the whole path, and how many candidates a request ranks on average.
-
-    Medians over REPEATS calls on one thread, with inputs of the sizes that the requests of `bodies` lead to.
-    """
-    releases = Releases(settings.releases_dir)
-    releases.poll()
-    recommender = releases.recommender
+def kernels(services: Services, bodies: Sequence[bytes]) -> tuple[dict[str, float], float, int]:
+    """Mean CPU milliseconds of each kernel by name and of the whole path from the request's bytes to the answer's, and
+    how many candidates a request ranks on average. Within the path, for alone a kernel finds its data in the cache."""
+    recommender = services.releases.recommender
     assert recommender is not None
-    requests = [RecommendRequest.model_validate_json(body) for body in bodies[:REPEATS]]
-    services = Services(settings)
+    spent = dict.fromkeys(("feature read", "encoder", "faiss", "ranker", "json"), 0.0)
     sizes: list[int] = []
     services.recommend.watch = lambda features: sizes.append(len(features))
-    services.poll_release()
-    services.recommend.recommend(requests[0])
-    path_ms = _median([(lambda request=one: services.recommend.recommend(request)) for one in requests])
-    answer = services.recommend.recommend(requests[0])
-    services.impressions.stop()
 
-    rng, catalogue, count = np.random.default_rng(3), recommender.catalogue, int(np.mean(sizes)) if sizes else 1
-    users = [one.user_id or "nobody" for one in requests]
-    reader = FeastReader(settings)
-    reader.user_history(users[0])
-    items = rng.integers(0, max(1, len(catalogue.ids)), (1, RECENT_ITEMS))
-    weights = np.full((1, RECENT_ITEMS), 1 / RECENT_ITEMS, dtype=np.float32)
-    features = rng.gamma(1.0, size=(count, len(CANDIDATE_FEATURES))).astype(np.float32)
-    ranked = rng.integers(0, max(1, len(catalogue.ids)), count)
-    vectors = [recommender.user_vector(rng.permuted(items, axis=1), weights) for _ in range(REPEATS)]
-    alone = {
-        "feature read": _median([(lambda user=one: reader.user_history(user)) for one in users]),
-        "encoder": _median([lambda: recommender.user_vector(items, weights)] * REPEATS),
-        "faiss": _median(
-            [(lambda vector=one: recommender.nearest(vector, settings.candidates_per_source, None)) for one in vectors]
-        ),
-        "ranker": _median([lambda: recommender.rank(features, ranked)] * REPEATS),
-        "json": _median([(lambda body=one: RecommendRequest.model_validate_json(body)) for one in bodies[:REPEATS]])
-        + _median([lambda: orjson.dumps(answer)] * REPEATS),
-    }
-    return alone, path_ms, count
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return call(*arguments)
+            finally:
+                spent[name] += time.thread_time() - started
+
+        return run
+
+    parse, dump = timed("json", RecommendRequest.model_validate_json), timed("json", orjson.dumps)
+    for owner, method, name in (
+        (services.reader, "user_history", "feature read"),
+        (recommender, "user_vector", "encoder"),
+        (recommender, "nearest", "faiss"),
+        (recommender, "rank", "ranker"),
+    ):
+        setattr(owner, method, timed(name, getattr(owner, method)))
+    for number in range(WARM + REPEATS):
+        if number == WARM:
+            spent.update(dict.fromkeys(spent, 0.0))
+            began = time.thread_time()
+        dump(services.recommend.recommend(parse(bodies[number % len(bodies)])))
+    path = time.thread_time() - began
+    return {name: told * 1000 / REPEATS for name, told in spent.items()}, path * 1000 / REPEATS, int(np.mean(sizes))
 
 
-def _median(calls: Sequence[Callable[[], object]]) -> float:
-    """Median milliseconds of one call."""
-    took = []
-    for call in calls:
-        started = time.perf_counter()
-        call()
-        took.append((time.perf_counter() - started) * 1000)
-    return float(np.median(took))
+def filtered(recommender: RecommenderFiles) -> dict[str, dict[str, float]]:
+    """Recall@100 against exact search and median milliseconds, by the share of items that a filter leaves."""
+    rng, vectors = np.random.default_rng(5), recommender.catalogue.vectors
+    told: dict[str, dict[str, float]] = {}
+    for share in SHARES:
+        mask = rng.random(len(vectors)) < share
+        allowed, members = Subset.of(mask) if share < 1 else None, np.flatnonzero(mask)
+        recalls, took = [], []
+        for place in rng.integers(0, max(1, len(vectors)), QUERIES if len(members) else 0):
+            noise = rng.normal(scale=0.3 / vectors.shape[1] ** 0.5, size=vectors.shape[1])
+            query = vectors[place] + noise.astype(np.float32)
+            started = time.perf_counter()
+            hits = recommender.nearest(query, 100, allowed)
+            took.append((time.perf_counter() - started) * 1000)
+            exact = members[np.argsort(-(vectors[members] @ query))[:100]]
+            recalls.append(np.isin(exact, hits).mean())
+        if recalls:
+            recall, median = float(np.mean(recalls)), float(np.median(took))
+            told[f"{share:.1%}"] = {"recall_at_100": round(recall, 4), "ms": round(median, 3)}
+    return told

@@ -1,5 +1,6 @@
 """Recommending: everybody gets an answer, what was shown is written down, and failures only make it poorer."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,47 @@ def test_a_filter_that_leaves_nothing_gives_an_empty_list(shop: Shop) -> None:
     answer = shop.ask(user_id="ann", filter="price > 1e6")
     assert answer.items == []
     assert shop.impressions() == []
+
+
+def test_propensities_are_logged_as_they_were_answered(shop: Shop) -> None:
+    shop.rules = NO_RULES.model_validate({"exploration": {"policy": "epsilon", "epsilon": 0.5, "pool": 4}})
+    seen: dict[tuple[int, str], float] = {}
+    counts: Counter[tuple[int, str]] = Counter()
+    asked = 600
+    for _ in range(asked):
+        for place, item in enumerate(shop.ask(n=2).items):
+            seen[place, item.item_id] = item.propensity
+            counts[place, item.item_id] += 1
+            assert (item.reasons[0].code == "EXPLORED") == (item.propensity < 0.5)
+    logged = {
+        (item["position"] - 1, item["item_id"]): item["propensity"]
+        for impression in shop.impressions()
+        for item in impression["items"]
+    }
+    assert logged == seen
+    for cell, chance in seen.items():
+        spread = (chance * (1 - chance) / asked) ** 0.5
+        assert abs(counts[cell] / asked - chance) < 4.5 * spread
+
+
+def test_an_experiment_may_explore(shop: Shop) -> None:
+    explores = {"exploration": "plackett_luce", "temperature": 2.0}
+    variations = [{"key": "a", "weight": 0.999999, "parameters": explores}, {"key": "b", "weight": 0.000001}]
+    definition = {"key": "x", "surface": "home", "variations": variations}
+    shop.experiments.put(ExperimentDefinition.model_validate(definition))
+    assert all(0 < item.propensity < 1 for item in shop.ask(user_id="ann", n=3).items)
+    assert {item.propensity for item in shop.ask(user_id="ann", n=3, surface="cart").items} == {1.0}
+
+
+def test_histories_of_many_items_are_read_in_slices(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shop.serving is not None
+    board = shop.serving.board
+    pauses: list[float] = []
+    whole = board.sales(NOW).windows
+    monkeypatch.setattr("apps.recommend.board.SLICE", 4)
+    board.refresh(shop.reader, now=NOW, pause=pauses.append)
+    assert np.array_equal(board.sales(NOW).windows, whole)
+    assert len(pauses) == 2
 
 
 def test_a_senseless_filter_is_refused_where_it_makes_no_sense(shop: Shop) -> None:
