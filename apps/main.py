@@ -1,5 +1,6 @@
 """The API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
 
+import asyncio
 import gc
 import json
 import sys
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.fraud = services.fraud
     app.state.decisions = services.decisions
     app.state.experiments = services.experiments
+    app.state.desk = asyncio.Lock()
     app.state.rules = services.rules
     app.state.console = ConsoleFeed(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)

@@ -149,8 +149,6 @@ class Overload:
             return
         metrics.QUEUE_SECONDS.labels(priority).observe(time.perf_counter() - started)
         try:
-            # What is answered in the event loop itself must let those be read and queued that came meanwhile.
-            await asyncio.sleep(0)
             await self._app(scope, _replay(body, receive), send)
         finally:
             self._places.leave(priority)

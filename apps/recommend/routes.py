@@ -1,5 +1,6 @@
 """HTTP for recommendations: a request in, the service's answer out, and the rules of each surface."""
 
+import asyncio
 from typing import Annotated, Any, cast
 
 import orjson
@@ -16,11 +17,20 @@ from apps.recommend.service import RecommendService
 router = APIRouter(prefix="/v1", tags=["recommend"])
 rules_router = APIRouter(prefix="/v1/rules", tags=["rules"])
 
+LOOKS = 3
+"""Between two answers the event loop looks so often for what came: it takes one new connection at each look, and those
+that wait must be met by the limits of apps/overload.py, not by a socket that nobody reads."""
+
 Surface = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$", examples=["home"])]
 
 
 def _service(request: Request) -> RecommendService:
     return cast(RecommendService, request.app.state.recommend)
+
+
+def _desk(request: Request) -> asyncio.Lock:
+    """Held by the one answer that is worked out in the event loop just now."""
+    return cast(asyncio.Lock, request.app.state.desk)
 
 
 def _json(answer: dict[str, Any]) -> Response:
@@ -51,7 +61,10 @@ async def recommend(request: Request) -> Response:
     # Only what waits for the network leaves the event loop: handing two milliseconds of work to a thread and back
     # costs more than it frees, for one interpreter runs one of them at a time.
     known = await run_in_threadpool(service.known_of, body) if service.waits else service.known_of(body)
-    return _json(service.recommend(body, known))
+    async with _desk(request):
+        for _ in range(LOOKS):
+            await asyncio.sleep(0)
+        return _json(service.recommend(body, known))
 
 
 @router.post("/items/{item_id}/similar", summary="Items that go with an item", response_model=ItemList)
