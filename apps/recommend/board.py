@@ -61,7 +61,7 @@ class ItemBoard:
         """Read the histories of all items anew; on failure the board goes on with what it has.
 
         now: ms, the day that requests will ask about; new_items: what was listed after a moment (ms); pause: called
-        between slices with the seconds that would leave nine tenths of the time to the requests.
+        between slices with the seconds that leave 95 % of the time to the requests.
         """
         catalogue = self._recommender.catalogue
         slices = []
@@ -69,7 +69,7 @@ class ItemBoard:
             for start in range(0, max(1, len(catalogue.ids)), SLICE):
                 began = time.perf_counter()
                 slices.append(reader.item_histories(catalogue.ids[start : start + SLICE]))
-                pause(9 * (time.perf_counter() - began))
+                pause(19 * (time.perf_counter() - began))
         except Exception:
             self.stale = True
             logger.exception("item histories cannot be read; trending and item windows go stale")

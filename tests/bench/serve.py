@@ -101,7 +101,7 @@ def run(
         "p50_ms": round(measured.percentile(0.5), 2),
         "p99_ms": round(measured.percentile(0.99), 2),
         "errors": measured.errors,
-        "cpu_ms_per_request": round(cpu * 1000 / max(1, len(measured.ms)), 3),
+        "cpu_ms_per_request": round(cpu * 1000 / max(1, measured.sent), 3),
         "path_cpu_ms": round(path_ms, 3),
         "kernels_cpu_ms": {name: round(value, 3) for name, value in parts.items()},
         "kernels_sum_cpu_ms": round(total, 3),

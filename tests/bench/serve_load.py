@@ -28,6 +28,8 @@ class Measured:
     ms: list[float] = field(default_factory=list)
     errors: int = 0
     seconds: float = 0.0
+    sent: int = 0
+    """All requests, those of the warm-up too."""
 
     def percentile(self, share: float) -> float:
         return float(np.percentile(self.ms, share * 100)) if self.ms else float("nan")
@@ -107,6 +109,7 @@ def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: 
             while (sent := time.perf_counter()) < end and not connection.broken:
                 status = await asyncio.wait_for(connection.ask(requests[place % len(requests)]), TIMEOUT_SECONDS)
                 place += clients
+                measured.sent += 1
                 if sent >= begin:
                     measured.errors += status != 200
                     if status == 200:
@@ -155,6 +158,7 @@ def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: flo
             tasks.append(asyncio.create_task(one(number)))
         await asyncio.gather(*tasks)
         measured.seconds = time.perf_counter() - start - WARM_SECONDS
+        measured.sent = len(tasks)
         for connection in idle:
             connection.close()
         return measured
