@@ -1,6 +1,9 @@
 """The API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
 
+import asyncio
+import gc
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -27,6 +30,9 @@ from infra.observability import logs, traces
 from infra.settings import Settings
 
 TITLE = "Headrace"
+SWITCH_SECONDS = 0.0005
+YOUNG_OBJECTS = 50_000
+"""New objects after which the collector looks for cycles: an answer makes some thousands, and hardly any cycle."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -53,9 +59,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.fraud = services.fraud
     app.state.decisions = services.decisions
     app.state.experiments = services.experiments
+    app.state.desk = asyncio.Lock()
+    app.state.rules = services.rules
     app.state.console = ConsoleFeed(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)
-    for router in (ingest.router, recommend.router, fraud.router, experiments.router, console.router):
+    for router in (
+        ingest.router,
+        recommend.router,
+        recommend.rules_router,
+        fraud.router,
+        experiments.router,
+        console.router,
+    ):
         app.include_router(router)
     _add_health(app, services)
     # The last one added is the outermost.
@@ -73,6 +88,9 @@ def served() -> FastAPI:
     """The app of one of several worker processes: its settings are those of the environment that `serve` gave it."""
     settings = Settings()
     logs.set_up(settings)
+    # Requests are answered in the event loop: a thread at work in the background has to let it go on soon.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.set_threshold(YOUNG_OBJECTS)
     return create_app(settings)
 
 
@@ -128,6 +146,6 @@ def readiness(services: Services) -> dict[str, str]:
 def _openapi(app: FastAPI) -> dict[str, object]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schema["components"]["schemas"].update(ingest.EVENT_SCHEMAS)
+        schema["components"]["schemas"].update(ingest.EVENT_SCHEMAS | recommend.REQUEST_SCHEMAS)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -21,7 +21,7 @@ from apps import metrics
 from apps.errors import problem_body
 
 Priority = Literal["interactive", "bulk"]
-BULK = ("/v1/events", "/v1/labels", "/v1/experiments")
+BULK = ("/v1/events", "/v1/labels", "/v1/experiments", "/v1/rules")
 ALWAYS = ("/v1/alerts/stream",)
 """Below /v1, but open for hours and mostly idle: no place is held for it."""
 STANDING_SHARE = 1 / 20

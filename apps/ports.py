@@ -1,17 +1,29 @@
 """What the services need from outside, as protocols: adapters fulfil them, tests bring fakes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.catalogue import Catalogue
+from features.catalogue import Catalogue, Subset
 from features.history import History
 from features.manifest import Manifest
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedItem:
+    """An item as the shop listed it."""
+
+    item_id: str
+    title: str
+    price: float
+    """0 where not known."""
+    category: str
 
 
 class FeatureReader(Protocol):
@@ -20,7 +32,16 @@ class FeatureReader(Protocol):
     Any method may raise an Exception of the store's own when it cannot be reached: the services then degrade.
     """
 
+    @property
+    def remote(self) -> bool:
+        """Whether the rows are on another machine, so that a read waits for it."""
+        ...
+
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+
+    def user_history(self, user: str) -> History:
+        """One row of history.USER_COLUMNS, empty for a user that the store does not know."""
+        ...
 
     def item_histories(self, ids: Sequence[str]) -> History:
         """Of all items of a release at once, hence as arrays: history.ITEM_COLUMNS."""
@@ -49,7 +70,7 @@ class Recommender(Protocol):
         """Shape [D], of padded recent items (int64 [1, L]) and weights (float32 [1, L])."""
         ...
 
-    def nearest(self, vector: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
         """At most `count` allowed items nearest to the vector, nearest first."""
         ...
 
@@ -62,5 +83,5 @@ class Impressions(Protocol):
     """Where what was shown is written down; infra.log.spool.SpooledLog is one."""
 
     def append(self, key: str, value: bytes) -> bool:
-        """Keep an impression, whatever fails; False when the event log does not hold it yet, or never will."""
+        """Keep an impression, whatever fails; False while the event log takes none, or when this one is lost."""
         ...

@@ -19,6 +19,9 @@ HANGING_SECONDS = 30
 
 def run(settings: Settings) -> None:
     """Serve until a signal says to stop."""
+    # The workers are the parallelism: numpy's own threads would only wake each other up for arrays this small.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if settings.api_workers > 1:
         # Before the first import of prometheus_client in any worker: that is when it chooses where numbers live.
         shutil.rmtree(settings.metrics_dir, ignore_errors=True)
@@ -33,6 +36,7 @@ def run(settings: Settings) -> None:
         log_config=None,
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_worker_healthcheck=HANGING_SECONDS,
     )

@@ -1,5 +1,6 @@
 """Joins ports to adapters: the one place that knows which classes the running processes are made of."""
 
+import gc
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ from prometheus_client import start_http_server
 
 from apps import metrics
 from apps.adapters.feast_reader import FeastReader
+from apps.adapters.new_items import NewItems
 from apps.adapters.release_files import Releases
 from apps.drift import DriftWatch
 from apps.experiments.definitions import Experiments
@@ -21,6 +23,7 @@ from apps.fraud.service import FraudService
 from apps.ingest.service import IngestService
 from apps.ports import Clock
 from apps.recommend.board import ItemBoard
+from apps.recommend.rule_book import RuleBook
 from apps.recommend.service import RecommendService, Serving
 from features.candidates import CANDIDATE_FEATURES
 from features.velocity import FEATURES
@@ -45,6 +48,9 @@ class Services:
         self.reader = FeastReader(settings)
         self.releases = Releases(settings.releases_dir)
         self.experiments = Experiments(self.log, clock)
+        self.rules = RuleBook(self.log, clock)
+        self.new_items = NewItems(settings)
+        self.clock = clock
         self.decisions = DecisionBook(
             self.log, decisions_kept=settings.decisions_kept, alerts_kept=settings.alerts_kept
         )
@@ -52,7 +58,6 @@ class Services:
             self.log,
             topics.IMPRESSIONS,
             Spool(settings.spool_dir, most_bytes=settings.spool_mebibytes * 2**20 // settings.api_workers),
-            wait_seconds=settings.log_append_milliseconds / 1000,
             clock=clock,
             on_lost=metrics.IMPRESSIONS_LOST.inc,
             on_change=_show_spool,
@@ -81,6 +86,8 @@ class Services:
             clock,
             per_source=settings.candidates_per_source,
             max_future_seconds=settings.max_future_seconds,
+            rng=np.random.default_rng(),
+            rules=self.rules.of,
             watch=lambda features: self._see("ranker", features),
         )
         self._serving: Serving | None = None
@@ -94,12 +101,19 @@ class Services:
             return
         if self.releases.recommender is not None:
             serving = Serving(self.releases.recommender, ItemBoard(self.releases.recommender))
-            serving.board.refresh(self.reader)
+            self._refresh(serving)
             self._serving = serving
+            # What a release holds stays: the collector of garbage need not look at it again.
+            gc.collect()
+            gc.freeze()
         self._drift = self._watches()
         if before is not None:
             metrics.RELEASE.labels(before).set(0)
         metrics.RELEASE.labels(str(self.releases.version)).set(1)
+
+    def _refresh(self, serving: Serving, *, pause: Callable[[float], object] = lambda seconds: None) -> None:
+        now = int(self.clock() * 1000)
+        serving.board.refresh(self.reader, now=now, new_items=self.new_items.since, pause=pause)
 
     def _watches(self) -> dict[str, DriftWatch]:
         """What the models of the release learned from, to hold against what they are given."""
@@ -154,7 +168,7 @@ class Services:
                     for feature, index in watch.indices().items():
                         metrics.DRIFT.labels(model, feature).set(index)
                 if self._serving is not None and time.monotonic() >= next_board:
-                    self._serving.board.refresh(self.reader)
+                    self._refresh(self._serving, pause=self._halt.wait)
                     next_board = time.monotonic() + self.settings.population_refresh_seconds
             except Exception:
                 logger.exception("looking for a new release failed; trying again")
@@ -165,6 +179,7 @@ class Services:
         while not self._halt.wait(FOLLOW_SECONDS):
             try:
                 self.experiments.renew()
+                self.rules.renew()
                 self.decisions.refresh()
                 failing = False
             except Exception as error:  # whatever the log's client raises

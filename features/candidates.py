@@ -4,13 +4,15 @@ Serving, ranker training and the gate all call `draw`, so that the ranker meets 
 Knows nothing of models or stores: vector search hits come in as an argument.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import columns
-from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.catalogue import ITEM_WINDOWS, Catalogue, Leaders, Subset, leaders
 from features.history import History
 from features.windows import DAY
 
@@ -36,9 +38,11 @@ FLOORS = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchas
 
 NEVER_DAYS = 400.0
 _COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
+_OF_RANK = np.concatenate((1 / np.arange(1, ABSENT + 1), [0])).astype(np.float32)
+"""The feature of a rank."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Visitor:
     """What is known of one user or session at one moment; arrays over entries, oldest first."""
 
@@ -51,20 +55,25 @@ class Visitor:
     prices: NDArray[np.float64]
     quantities: NDArray[np.float64]
 
-    @property
+    @cached_property
+    def _latest(self) -> NDArray[np.int64]:
+        """Places of `recent` among the entries."""
+        wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
+        latest: NDArray[np.int64] = wanted.nonzero()[0][-RECENT_ITEMS:]
+        return latest
+
+    @cached_property
     def recent(self) -> NDArray[np.int64]:
         """The latest RECENT_ITEMS items, oldest first; returned ones and unknown ones left out."""
-        wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
-        recent: NDArray[np.int64] = self.items[wanted][-RECENT_ITEMS:]
-        return recent
+        return self.items[self._latest]
 
-    @property
+    @cached_property
     def recency_weights(self) -> NDArray[np.float32]:
         """Weight of each of `recent`: 1 for the last visit, halved for each visit before it."""
-        wanted = (self.items >= 0) & (self.kinds != columns.KIND_CODES["return"])
-        times = self.times[wanted][-RECENT_ITEMS:]
-        visits = np.unique(times)
-        weights: NDArray[np.float32] = (0.5 ** (len(visits) - 1 - np.searchsorted(visits, times))).astype(np.float32)
+        times = self.times[self._latest]
+        visit = np.zeros(len(times))
+        (times[1:] != times[:-1]).cumsum(out=visit[1:])
+        weights: NDArray[np.float32] = np.exp2(visit - visit[-1:]).astype(np.float32)
         return weights
 
 
@@ -73,8 +82,9 @@ def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: l
 
     session_items: items looked at in this session, oldest first, which the history may not hold yet.
     """
-    past = history.times <= at
-    entries = {name: column[past] for name, column in history.entries.items()}
+    past, entries = history.times <= at, history.entries
+    if not past.all():
+        entries = {name: column[past] for name, column in entries.items()}
     items, times = catalogue.indices(entries[columns.ITEMS]), entries[columns.TIMES]
     kinds, prices, quantities = entries[columns.KINDS], entries[columns.PRICES], entries[columns.QUANTITIES]
     if session_items:
@@ -102,6 +112,10 @@ class Candidates:
     def column(self, name: str) -> NDArray[np.float32]:
         return self.features[:, _COLUMN[name]]
 
+    def keep(self, wanted: NDArray[np.bool_]) -> "Candidates":
+        """Those where `wanted` (shape [C]) holds."""
+        return Candidates(self.items[wanted], self.ranks[wanted], self.features[wanted], self.because[wanted])
+
 
 def draw(
     who: Visitor,
@@ -111,27 +125,34 @@ def draw(
     tower_hits: NDArray[np.int64],
     user_vector: NDArray[np.float32],
     per_source: int,
-    allowed: NDArray[np.bool_] | None = None,
+    quotas: tuple[int, ...] | None = None,
+    allowed: Subset | None = None,
+    best_sellers: Leaders | None = None,
 ) -> Candidates:
-    """Draw at most `per_source` candidates from each source and describe them.
+    """Draw at most `per_source` candidates from each source, or as `quotas` says in the order of SOURCES, and describe
+    them.
 
     windows: item_windows of the catalogue at who.at; tower_hits: catalogue indices, nearest first; user_vector: shape
-    [D], zeros when there is none; allowed: shape [N], which items may be shown (None: all).
+    [D], zeros when there is none; allowed: which items may be shown (None: all); best_sellers:
+    leaders(windows), where that is worked out already.
     """
     co_items, co_scores, co_best, because = _co_purchase(who, catalogue)
     own = _Own(who)
-    hot = _top(windows[:, ITEM_WINDOWS.index("item_orders_7d")], per_source // 2, allowed)
-    popular = _top(windows[:, ITEM_WINDOWS.index("item_orders_30d")], per_source // 2, allowed)
+    sellers = best_sellers or leaders(windows)
+    together, again, near, selling = quotas or (per_source,) * len(SOURCES)
+    hot = _first(sellers.hot, selling // 2, allowed)
+    popular = _first(sellers.popular, selling // 2, allowed)
     drawn = [
-        _allowed(co_items[np.argsort(-co_scores, kind="stable")], allowed)[:per_source],
-        _allowed(own.items[np.argsort(-own.score, kind="stable")], allowed)[:per_source],
-        _allowed(tower_hits, allowed)[:per_source],
-        np.concatenate((hot, popular[~np.isin(popular, hot)])),
+        _highest(co_items, co_scores, together, allowed),
+        _highest(own.items, own.score, again, allowed),
+        _allowed(tower_hits, allowed)[:near],
+        np.concatenate((hot, popular[~(popular[:, None] == hot).any(axis=1)])),
     ]
-    items = np.unique(np.concatenate(drawn)).astype(np.int64)
+    items = np.sort(np.concatenate(drawn), kind="stable")
+    items = items[_starts(items)]
     ranks = np.full((len(items), len(SOURCES)), ABSENT, dtype=np.int64)
     for place, source in enumerate(drawn):
-        ranks[np.searchsorted(items, source), place] = np.arange(len(source))
+        ranks[items.searchsorted(source), place] = np.arange(len(source))
 
     features = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
     where, found = _find(co_items, items)
@@ -141,12 +162,11 @@ def draw(
     reason = np.full(len(items), -1, dtype=np.int64)
     reason[found] = because[where]
     first = _COLUMN["rank_co_purchase"]
-    features[:, first : first + len(SOURCES)] = np.where(ranks == ABSENT, 0, 1 / (1 + ranks))
-    first = _COLUMN[OWN_FEATURES[0]]
-    features[:, first : first + len(OWN_FEATURES)] = own.describe(items)
+    features[:, first : first + len(SOURCES)] = _OF_RANK[ranks]
+    own.describe(items, features[:, _COLUMN[OWN_FEATURES[0]] :])
     first = _COLUMN[ITEM_WINDOWS[0]]
     features[:, first : first + len(ITEM_WINDOWS)] = windows[items]
-    user = _user_features(who)
+    user = user_features(who)
     prices = catalogue.prices[items]
     mean_price = user[USER_FEATURES.index("user_mean_price")]
     features[:, _COLUMN["item_price"]] = prices
@@ -155,26 +175,42 @@ def draw(
     return Candidates(items, ranks, features, reason)
 
 
-def _top(scores: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """The `count` allowed items with the highest scores above 0, highest first."""
-    usable = scores if allowed is None else np.where(allowed, scores, 0)
-    count = min(count, len(usable))
-    if not count:
-        return np.empty(0, dtype=np.int64)
-    best = np.argpartition(-usable, count - 1)[:count]
-    best = best[np.lexsort((best, -usable[best]))]
-    return best[usable[best] > 0]
+def _highest(
+    items: NDArray[np.int64], scores: NDArray[np.float64], count: int, allowed: Subset | None
+) -> NDArray[np.int64]:
+    """The `count` allowed items (given ascending) with the highest scores, highest first, among equals the first."""
+    if allowed is not None:
+        held = allowed.holds(items)
+        items, scores = items[held], scores[held]
+    if 2 * count < len(items):
+        # A full sort of thousands costs as much as ranking them: keep what reaches the last score that counts.
+        least = np.partition(scores, len(scores) - count)[len(scores) - count] if count else np.inf
+        best = np.flatnonzero(scores >= least)
+        items, scores = items[best], scores[best]
+    return items[np.argsort(-scores, kind="stable")[:count]]
 
 
-def _allowed(items: NDArray[np.int64], allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    return items if allowed is None else items[allowed[items]]
+def _first(items: NDArray[np.int64], count: int, allowed: Subset | None) -> NDArray[np.int64]:
+    """The first `count` allowed ones; few are looked at where most are allowed."""
+    if allowed is None:
+        return items[:count]
+    looked = 4 * count
+    while True:
+        found = items[:looked][allowed.holds(items[:looked])]
+        if len(found) >= count or looked >= len(items):
+            return found[:count]
+        looked *= 8
+
+
+def _allowed(items: NDArray[np.int64], allowed: Subset | None) -> NDArray[np.int64]:
+    return items if allowed is None else items[allowed.holds(items)]
 
 
 def _find(sorted_items: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Places in `sorted_items` of the wanted items that are there, and which of the wanted those are."""
     if not len(sorted_items):
         return np.empty(0, dtype=np.int64), np.zeros(len(wanted), dtype=bool)
-    place = np.minimum(np.searchsorted(sorted_items, wanted), len(sorted_items) - 1)
+    place = np.minimum(sorted_items.searchsorted(wanted), len(sorted_items) - 1)
     found = sorted_items[place] == wanted
     return place[found], found
 
@@ -183,17 +219,30 @@ def _co_purchase(
     who: Visitor, catalogue: Catalogue
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Items near the recent ones: (items ascending, summed similarity, best similarity, recent item of the best)."""
-    recent, weights = who.recent, who.recency_weights
+    recent = who.recent
     near = catalogue.neighbours[recent]
-    pull = catalogue.similarities[recent] * weights[:, None]
-    real = near >= 0
-    items, place = np.unique(near[real], return_inverse=True)
-    flat = pull[real].astype(np.float64)
-    total = np.bincount(place, weights=flat, minlength=len(items)).astype(np.float64)
-    order = np.lexsort((-flat, place))
-    leads = np.searchsorted(place[order], np.arange(len(items)))
-    origin = np.broadcast_to(recent[:, None], near.shape)[real]
-    return items.astype(np.int64), total, flat[order][leads], origin[order][leads].astype(np.int64)
+    pulls = (catalogue.similarities[recent] * who.recency_weights[:, None]).ravel()
+    # One sort of whole numbers, by item and then by falling pull: floats from 0 up are ordered as their bits.
+    key = near.ravel().astype(np.int64)
+    key <<= 32
+    key |= np.uint32(2**32 - 1) - pulls.view(np.uint32)
+    order = key.argsort()
+    flat = key[order]
+    flat >>= 32
+    first = _starts(flat)
+    first = first[flat[first] >= 0]
+    sorted_pulls: NDArray[np.float64] = pulls[order].astype(np.float64)
+    total: NDArray[np.float64] = np.add.reduceat(sorted_pulls, first) if len(first) else np.empty(0)
+    because: NDArray[np.int64] = recent[order[first] // max(1, near.shape[1])]
+    return flat[first], total, sorted_pulls[first], because
+
+
+def _starts(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each run of equal values begins."""
+    changes = np.empty(len(values), dtype=bool)
+    changes[:1] = True
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes.nonzero()[0]
 
 
 class _Own:
@@ -201,55 +250,58 @@ class _Own:
 
     def __init__(self, who: Visitor) -> None:
         known = who.items >= 0
-        self.at = who.at
-        bought = known & (who.kinds == columns.KIND_CODES["purchase"])
-        pairs = np.unique(np.column_stack((who.items[bought], who.times[bought])), axis=0)
-        item_of, times = pairs[:, 0], pairs[:, 1]
-        self.items, self._first, counts = np.unique(item_of, return_index=True, return_counts=True)
-        self._orders = counts.astype(np.float64)
+        bought = (known & (who.kinds == columns.KIND_CODES["purchase"])).nonzero()[0]
+        item_of, times = who.items[bought], who.times[bought]
+        order = np.lexsort((times, item_of))
+        item_of, times = item_of[order], times[order]
+        # An item bought twice in one order counts once.
+        once = np.ones(len(times), dtype=bool)
+        once[1:] = (item_of[1:] != item_of[:-1]) | (times[1:] != times[:-1])
+        item_of, times = item_of[once], times[once]
+        first = _starts(item_of)
+        last = np.empty(len(first), dtype=np.int64)
+        last[:-1], last[-1:] = first[1:] - 1, len(item_of) - 1
+        self.items = item_of[first]
         age_days = (who.at - times) / DAY
-        place = np.repeat(np.arange(len(self.items)), counts)
-        self.score = np.bincount(place, weights=0.5 ** (age_days / 60), minlength=len(self.items)).astype(np.float64)
-        self._idle = age_days[self._first + counts - 1] if len(counts) else np.empty(0)
-        self._span = (age_days[self._first] - self._idle) if len(counts) else np.empty(0)
-        self._visits = max(1, len(np.unique(times)))
-        self._returned = np.unique(who.items[known & (who.kinds == columns.KIND_CODES["return"])])
-        self._viewed = np.unique(
-            who.items[known & (who.kinds <= columns.KIND_CODES["cart"]) & (who.times > who.at - DAY)]
-        )
+        halved = np.exp2(age_days / -60)
+        self.score: NDArray[np.float64] = np.add.reduceat(halved, first) if len(times) else halved
+        orders = (last - first + 1).astype(np.float64)
+        idle = age_days[last]
+        interval = np.where(orders > 1, (age_days[first] - idle) / np.maximum(orders - 1, 1), 60.0)
+        due = np.minimum(idle / np.maximum(interval, 1.0), 10.0)
+        visits = max(1, len(set(times.tolist())))
+        self._table = np.stack((orders, self.score, idle, due, orders / visits), axis=1, dtype=np.float32)
+        """OWN_FEATURES of self.items, but for the last two."""
+        self._returned = who.items[known & (who.kinds == columns.KIND_CODES["return"])]
+        self._viewed = who.items[known & (who.kinds <= columns.KIND_CODES["cart"]) & (who.times > who.at - DAY)]
 
-    def describe(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """OWN_FEATURES of each item, shape [C, len(OWN_FEATURES)]."""
-        result = np.zeros((len(items), len(OWN_FEATURES)), dtype=np.float32)
-        result[:, 2] = NEVER_DAYS
+    def describe(self, items: NDArray[np.int64], features: NDArray[np.float32]) -> None:
+        """Fill in OWN_FEATURES of each item, the first columns of `features` (zeros, shape [C, from there on])."""
+        features[:, 2] = NEVER_DAYS
         where, found = _find(self.items, items)
-        orders, idle = self._orders[where], self._idle[where]
-        interval = np.where(orders > 1, self._span[where] / np.maximum(orders - 1, 1), 60.0)
-        result[found, 0] = orders
-        result[found, 1] = self.score[where]
-        result[found, 2] = idle
-        result[found, 3] = np.minimum(idle / np.maximum(interval, 1.0), 10.0)
-        result[found, 4] = orders / self._visits
-        result[:, 5] = np.isin(items, self._returned)
-        result[:, 6] = np.isin(items, self._viewed)
-        return result
+        features[found, :5] = self._table[where]
+        for place, done in ((5, self._returned), (6, self._viewed)):
+            if len(done):
+                features[:, place] = _find(np.sort(done), items)[1]
 
 
-def _user_features(who: Visitor) -> NDArray[np.float32]:
+def user_features(who: Visitor) -> NDArray[np.float32]:
     """USER_FEATURES, shape [len(USER_FEATURES)]."""
-    bought = who.kinds == columns.KIND_CODES["purchase"]
-    times, spend = who.times[bought], (who.prices * who.quantities)[bought]
-    if not len(times):
+    bought = (who.kinds == columns.KIND_CODES["purchase"]).nonzero()[0]
+    if not len(bought):
         return np.array([0, 0, 0, 0, 0, 0, 0, NEVER_DAYS, NEVER_DAYS], dtype=np.float32)
-    visits = np.unique(times)
-    orders = [float((visits > who.at - days * DAY).sum()) for days in (30, 90, 400)]
-    interval = (visits[-1] - visits[0]) / DAY / max(1, len(visits) - 1) if len(visits) > 1 else NEVER_DAYS
+    times, prices = who.times[bought], who.prices[bought]
+    spend = prices * who.quantities[bought]
+    # Few and in order already: Python's own sets are quicker here than sorting arrays.
+    visits = sorted(set(times.tolist()))
+    orders = [len(visits) - bisect_right(visits, who.at - days * DAY) for days in (30, 90, 400)]
+    interval = (visits[-1] - visits[0]) / DAY / (len(visits) - 1) if len(visits) > 1 else NEVER_DAYS
     return np.array(
         [
             *orders,
             spend[times > who.at - 90 * DAY].sum(),
-            who.prices[bought].mean(),
-            len(np.unique(who.items[bought])),
+            prices.mean(),
+            len(set(who.items[bought].tolist())),
             len(times) / len(visits),
             (who.at - visits[-1]) / DAY,
             interval,

@@ -36,10 +36,81 @@ class Catalogue:
     vectors: NDArray[np.float32]
     """Shape [N, D], unit length: the item tower's answer."""
     index: dict[str, int]
+    categories: tuple[str, ...] = ()
+    """Empty where no item has one."""
 
     def indices(self, ids: NDArray[np.object_] | list[str]) -> NDArray[np.int64]:
         """Index of each id, -1 for one that the release does not know."""
-        return np.fromiter((self.index.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
+        get = self.index.get
+        return np.array([get(name, -1) for name in ids], dtype=np.int64)
+
+
+MEMBERS_KEPT = 5_000
+"""Subsets up to this size also keep their items as a list: so few are compared one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """Some of N items, as bits: an eighth of the memory of a mask, and what Faiss takes."""
+
+    bits: NDArray[np.uint8]
+    """Item i is in it where bit i % 8 of byte i // 8 is set."""
+    size: int
+    """N."""
+    count: int
+    members: NDArray[np.int64] | None
+    """Its items, ascending; None where there are more than MEMBERS_KEPT."""
+
+    @staticmethod
+    def of(mask: NDArray[np.bool_]) -> "Subset":
+        """mask: shape [N].
+
+        >>> few = Subset.of(np.array([True, False, True]))
+        >>> few.count, few.holds(np.array([0, 1, 2])).tolist()
+        (2, [True, False, True])
+        """
+        count = int(np.count_nonzero(mask))
+        members = np.flatnonzero(mask).astype(np.int64) if count <= MEMBERS_KEPT else None
+        return Subset(np.packbits(mask, bitorder="little"), len(mask), count, members)
+
+    def holds(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of `items` are in it, shape [len(items)]."""
+        held: NDArray[np.bool_] = (self.bits[items >> 3] >> (items & 7).astype(np.uint8)) & 1 == 1
+        return held
+
+    def without(self, items: NDArray[np.int64]) -> "Subset":
+        """The same but for `items`."""
+        gone = np.unique(items[self.holds(items)])
+        if not len(gone):
+            return self
+        bits = self.bits.copy()
+        np.bitwise_and.at(bits, gone >> 3, ~(np.uint8(1) << (gone & 7).astype(np.uint8)))
+        members = None if self.members is None else self.members[~np.isin(self.members, gone)]
+        return Subset(bits, self.size, self.count - len(gone), members)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaders:
+    """The items that sell most, worked out once for the requests of a day."""
+
+    hot: NDArray[np.int64]
+    """By the orders of 7 days, highest first; only those with any."""
+    popular: NDArray[np.int64]
+    """By the orders of 30 days."""
+
+
+def leaders(windows: NDArray[np.float32]) -> Leaders:
+    """windows: item_windows of the catalogue."""
+    return Leaders(
+        _descending(windows[:, ITEM_WINDOWS.index("item_orders_7d")]),
+        _descending(windows[:, ITEM_WINDOWS.index("item_orders_30d")]),
+    )
+
+
+def _descending(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Items with a score above 0, the highest first; among equals the lower index."""
+    order = np.argsort(-scores, kind="stable").astype(np.int64)
+    return order[: int(np.count_nonzero(scores > 0))]
 
 
 def item_windows(items: History, at: int) -> NDArray[np.float32]:

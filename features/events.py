@@ -159,17 +159,22 @@ class ExperimentDefined(Event):
     definition: dict[str, object]
 
 
+class RulesDefined(Event):
+    """What a surface does after ranking; the last one of a surface holds."""
+
+    type: Literal["rules"]
+    surface: Code
+    rules: dict[str, object]
+
+
 ItemEvent = ItemListed | ItemViewed | ItemAddedToCart | ItemPurchased | ItemReturned
 AcceptedEvent = Annotated[ItemEvent | Transaction, Field(discriminator="type")]
 """What POST /v1/events and `headrace import` take."""
-LoggedEvent = Annotated[
-    ItemEvent | Transaction | Label | Impression | Decision | ExperimentDefined, Field(discriminator="type")
-]
+Logged = ItemEvent | Transaction | Label | Impression | Decision | ExperimentDefined | RulesDefined
+LoggedEvent = Annotated[Logged, Field(discriminator="type")]
 
 ACCEPTED: TypeAdapter[ItemEvent | Transaction] = TypeAdapter(AcceptedEvent)
-LOGGED: TypeAdapter[ItemEvent | Transaction | Label | Impression | Decision | ExperimentDefined] = TypeAdapter(
-    LoggedEvent
-)
+LOGGED: TypeAdapter[Logged] = TypeAdapter(LoggedEvent)
 
 TOPIC_OF = {
     "item": topics.SHOP,
@@ -182,12 +187,13 @@ TOPIC_OF = {
     "impression": topics.IMPRESSIONS,
     "decision": topics.DECISIONS,
     "experiment": topics.EXPERIMENTS,
+    "rules": topics.RULES,
 }
 
 
 def key_of(event: Event) -> str:
     """The log key: everything of one user, card or item stays in order under it."""
-    for name in ("card_id", "user_id", "session_id", "transaction_id", "experiment", "item_id"):
+    for name in ("card_id", "user_id", "session_id", "transaction_id", "experiment", "item_id", "surface"):
         if value := getattr(event, name, None):
             return str(value)
     return event.event_id

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features import columns
-from features.online_codec import Lists, decode_lists, encode_lists
+from features.online_codec import Lists, decode_lists, decode_row, encode_lists
 
 FAILURES_BEFORE_PAUSE = 3
 PAUSE_SECONDS = 0.7
@@ -90,15 +90,23 @@ class OnlineStore:
         """Each feature of `ids`, in their order. Raises OnlineStoreError: at once while the store is taken for dead,
         unless the call is `patient`, as jobs are."""
         wanted = self._views[view]
-        if patient:
-            values = self.rows.read(wanted, ids, patient=True)
-        else:
-            with self._unless_dead():
-                values = self.rows.read(wanted, ids, patient=False)
+        values = self._values(wanted, ids, patient=patient)
         return {
             name: decode_lists(column, dtype)
             for (name, dtype), column in zip(wanted.dtypes.items(), values, strict=True)
         }
+
+    def read_row(self, view: str, one: str) -> dict[str, NDArray[Any]]:
+        """Each feature of one id, empty where nothing is stored: the way of a request. Raises OnlineStoreError."""
+        wanted = self._views[view]
+        values = [column[0] for column in self._values(wanted, [one], patient=False)]
+        return dict(zip(wanted.dtypes, decode_row(values, list(wanted.dtypes.values())), strict=True))
+
+    def _values(self, view: OnlineView, ids: Sequence[str], *, patient: bool) -> list[Sequence[bytes | None]]:
+        if patient:
+            return self.rows.read(view, ids, patient=True)
+        with self._unless_dead():
+            return self.rows.read(view, ids, patient=False)
 
     def write(self, view: str, rows: pa.Table) -> None:
         """Write `rows`: the join key, list columns, EVENT_TIMESTAMP and CREATED_TIMESTAMP (microseconds, UTC)."""

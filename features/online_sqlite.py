@@ -114,8 +114,10 @@ class SqliteRows:
                 raise OnlineStoreError(f"the online store {self._path} does not exist; `headrace features` fills it")
             if connection is None:
                 connection = sqlite3.connect(self._path, isolation_level=None)
-                self._local.connection = connection
-            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS[patient] * 1000)}")
+                self._local.connection, self._local.patient = connection, None
+            if self._local.patient is not patient:
+                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS[patient] * 1000)}")
+                self._local.patient = patient
             yield connection
         except sqlite3.Error as error:
             self._local.connection = None

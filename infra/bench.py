@@ -72,6 +72,37 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
 
 
 @bench.command()
+@click.option("--items", default=100_000, show_default=True, help="Items in the catalogue.")
+@click.option("--dim", default=64, show_default=True, help="Length of an item vector.")
+@click.option("--candidates", default=200, show_default=True, help="About how many candidates a request ranks.")
+@click.option("--rate", type=float, help="Open loop: so many requests a second, latency from the intended moment.")
+@click.option("--clients", type=int, help="Closed loop: so many clients, each asking again once answered.")
+@click.option("--seconds", default=10.0, show_default=True, help="How long the load lasts.")
+@click.option("--workers", default=2, show_default=True, help="HEADRACE_API_WORKERS of the server.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the simulated shop is kept between runs.")
+@click.option("--json", "as_json", is_flag=True)
+def serve(
+    items: int,
+    dim: int,
+    candidates: int,
+    rate: float | None,
+    clients: int | None,
+    seconds: float,
+    workers: int,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Latency and throughput of POST /v1/recommend at a size, beside the kernels' own times."""
+    from tests.bench import serve as measured
+
+    found = entry.run(
+        measured.run, items=items, width=dim, candidates=candidates, rate=rate, clients=clients, seconds=seconds,
+        workers=workers, folder=folder, say=lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+    _show(found, as_json=as_json)
+
+
+@bench.command()
 @click.option(
     "--data",
     type=click.Path(path_type=Path),

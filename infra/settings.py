@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
 
     api_workers: int = Field(1, ge=1, le=64, description="Processes that `headrace serve` answers with.")
-    concurrent_requests: int = Field(4, ge=1, le=32, description="Requests that one API process works on at a time.")
+    concurrent_requests: int = Field(16, ge=1, le=64, description="Requests that one API process works on at a time.")
     queue_milliseconds: int = Field(100, ge=1, description="Longest wait of a request for its turn, before a 503.")
 
     segment_mebibytes: int = Field(64, ge=1, description="A log segment is closed at this size.")
@@ -37,7 +37,6 @@ class Settings(BaseSettings):
     max_event_age_days: int = Field(400, ge=1, description="Older events are refused; `headrace import` takes history.")
     recent_event_ids: int = Field(1_000_000, ge=1, description="Event ids remembered to recognise a repeated POST.")
 
-    log_append_milliseconds: int = Field(1_000, ge=1, description="An impression waits this long for the log.")
     spool_mebibytes: int = Field(256, ge=1, description="Most impressions that wait on disk for a log that is down.")
 
     spark_master: str = Field("local[2]", description="Where Spark runs.")

@@ -1,7 +1,7 @@
 """Item vectors to a Faiss index, with its recall measured against exact search.
 
-The kind follows the size (measured at 64 dimensions on one core, docs/decisions/0004-libraries.md): exact search up to
-50,000 items, 8-bit scalar quantisation up to 300,000, HNSW beyond.
+Exact search up to 20,000 items; beyond, cells around k-means centres with vectors of 8 bits a dimension, of which a
+search looks into the nearest sixteenth (decision 0019).
 """
 
 from typing import Any
@@ -10,9 +10,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-EXACT_ITEMS = 50_000
-QUANTISED_ITEMS = 300_000
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 200
+EXACT_ITEMS = 20_000
+CELLS_PER_ROOT = 3.0
+"""Cells of the index for each unit of the square root of the catalogue's size, to the next power of two."""
+SEARCHED_SHARE = 1 / 16
+POINTS_PER_CELL = 64
+"""Most vectors a cell that k-means sees."""
 RECALL_AT = 100
 
 
@@ -22,13 +25,15 @@ def build_index(vectors: NDArray[np.float32]) -> tuple[faiss.Index, str]:
     index: Any
     if count <= EXACT_ITEMS:
         index, kind = faiss.IndexFlatIP(width), "Flat"
-    elif count <= QUANTISED_ITEMS:
-        index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
-        kind = "SQ8"
     else:
-        index = faiss.IndexHNSWFlat(width, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
-        kind = f"HNSW{HNSW_LINKS}"
+        cells = int(2 ** np.round(np.log2(CELLS_PER_ROOT * count**0.5)))
+        centres = faiss.IndexFlatIP(width)
+        index = faiss.IndexIVFScalarQuantizer(
+            centres, width, cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        )
+        index.cp.max_points_per_centroid = POINTS_PER_CELL
+        index.nprobe = max(1, int(cells * SEARCHED_SHARE))
+        kind = f"IVF{cells},SQ8"
     index.train(vectors)
     index.add(vectors)
     return index, kind

@@ -7,7 +7,7 @@ from typing import Any
 from features import history, views
 from features.history import History
 from features.online import OnlineStoreError
-from features.store import ONLINE_FILE, Store, online_history, online_rows, open_store
+from features.store import ONLINE_FILE, Store, online_history, online_row, online_rows, open_store
 from infra.settings import Settings
 
 
@@ -18,6 +18,7 @@ class FeastReader:
         self._settings = settings
         self._opened: Store | None = None
         self._lock = threading.Lock()
+        self.remote = bool(settings.redis_url)
 
     def _store(self) -> Store:
         with self._lock:
@@ -30,6 +31,9 @@ class FeastReader:
 
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         return online_rows(self._store(), views.USER_HISTORY, ids)
+
+    def user_history(self, user: str) -> History:
+        return online_row(self._store(), views.USER_HISTORY, user, history.USER_COLUMNS)
 
     def item_histories(self, ids: Sequence[str]) -> History:
         return online_history(self._store(), views.ITEM_HISTORY, ids, history.ITEM_COLUMNS)

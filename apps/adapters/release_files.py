@@ -1,21 +1,24 @@
 """A published release, loaded: catalogue, index and ONNX models; and the watch that swaps in the next one.
 
-A release that is damaged is refused with a log line, and the one before it keeps serving.
+Arrays and index are mapped into memory, so that the processes of one machine share one copy. A release that is damaged
+is refused with a log line, and the one before it keeps serving.
 """
 
+import json
 import logging
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import onnxruntime
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from apps.fraud.model import OnnxFraudModel
-from features.catalogue import Catalogue
+from features.catalogue import Catalogue, Subset
 from features.manifest import (
     ARRAYS,
     CATALOGUE,
@@ -40,14 +43,36 @@ def open_onnx(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+DTYPES = {"F32": np.float32, "I32": np.int32, "I64": np.int64}
+
+
+def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file (8 bytes of header length, a JSON header, raw data), mapped and not read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, told in header.items():
+        dtype, shape = DTYPES[told["dtype"]], tuple(told["shape"])
+        if 0 in shape:
+            arrays[name] = np.empty(shape, dtype=dtype)
+            continue
+        mapped = np.memmap(path, dtype=dtype, mode="r", offset=8 + length + told["data_offsets"][0], shape=shape)
+        # As a plain array: indexing a memmap costs microseconds more each time.
+        arrays[name] = mapped.view(np.ndarray)
+    return arrays
+
+
 class RecommenderFiles:
     """See apps.ports.Recommender."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest = manifest
         table = pq.read_table(folder / CATALOGUE)
-        arrays = load_file(folder / ARRAYS)
+        arrays = map_arrays(folder / ARRAYS)
         ids = tuple(table["item_id"].to_pylist())
+        categories = table["category"].to_pylist() if "category" in table.column_names else []
         self.windows: NDArray[np.float32] = arrays["windows"]
         self.catalogue = Catalogue(
             ids=ids,
@@ -57,8 +82,10 @@ class RecommenderFiles:
             similarities=arrays["similarities"],
             vectors=arrays["vectors"],
             index={name: place for place, name in enumerate(ids)},
+            categories=tuple(sys.intern(category or "") for category in categories),
         )
-        self._index = faiss.read_index(str(folder / INDEX))
+        self._index = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_MMAP_IFC)
+        self._cells = self._index if isinstance(self._index, faiss.IndexIVF) else None
         self._tower = open_onnx(folder / USER_TOWER)
         self._ranker = open_onnx(folder / RANKER)
 
@@ -66,15 +93,32 @@ class RecommenderFiles:
         vector: NDArray[np.float32] = self._tower.run(None, {"items": items, "weights": weights})[0][0]
         return vector
 
-    def nearest(self, vector: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
+        # OpenMP keeps this for each calling thread. The API's workers are the parallelism, as with ONNX.
+        faiss.omp_set_num_threads(1)
+        if allowed is not None and allowed.members is not None:
+            return self._among(allowed.members, vector, count)
         parameters = None
         if allowed is not None:
             # The stubs of faiss give the C++ signatures; its Python layer takes arrays and keywords.
-            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg,arg-type]
-            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+            selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg,arg-type]
+            if self._cells is None:
+                parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+            else:
+                # The fewer items may be shown, the more cells hold as many of them as a search without a filter meets.
+                cells = min(self._cells.nlist, int(self._cells.nprobe * allowed.size / allowed.count))
+                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=cells)  # type: ignore[call-arg]
         _, found = self._index.search(vector[None, :], min(count, self._index.ntotal), params=parameters)
         hits: NDArray[np.int64] = found[0]
         return hits[hits >= 0]
+
+    def _among(self, members: NDArray[np.int64], vector: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """Exact search among few items."""
+        scores = self.catalogue.vectors[members] @ vector
+        if count < len(members):
+            best = np.argpartition(-scores, count - 1)[:count]
+            members, scores = members[best], scores[best]
+        return members[np.argsort(-scores, kind="stable")]
 
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
         scores: NDArray[np.float32] = self._ranker.run(None, {"features": features, "items": items})[0]

@@ -1,31 +1,70 @@
-"""Why an item is shown, from the features that it was ranked by."""
+"""Why an item is shown, from the features that it was ranked by. Codes are stable; texts are for people."""
 
-from apps.recommend.schemas import ItemReason
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from features.candidates import ABSENT, SOURCES, Candidates
 from features.catalogue import Catalogue
 
 MOST_REASONS = 2
+NEW = "new"
+"""Source of items that the release does not know."""
+PINNED = {"code": "PINNED", "text": "Placed here by the shop", "item_id": None}
+EXPLORED = {"code": "EXPLORED", "text": "Shown to learn how it does", "item_id": None}
+CLOSE_TO_RECENT = {"code": "CLOSE_TO_RECENT", "text": "Close to what this visitor lately took", "item_id": None}
+NEW_ITEM = {"code": "NEW_ITEM", "text": "New in the shop", "item_id": None}
 
 
-def reasons_for(candidates: Candidates, row: int, catalogue: Catalogue) -> list[ItemReason]:
-    """At most MOST_REASONS reasons for one candidate, the source that ranked it highest first."""
-    ranks = candidates.ranks[row]
-    drawn_by = [place for place in ranks.argsort(kind="stable") if ranks[place] < ABSENT]
-    return [_reason(SOURCES[place], candidates, row, catalogue) for place in drawn_by[:MOST_REASONS]]
+def first_sources(ranks: NDArray[np.int64]) -> list[str]:
+    """The source that ranked each candidate highest; ranks: shape [C, len(SOURCES)]."""
+    best = ranks.argmin(axis=1)
+    known = ranks[np.arange(len(ranks)), best] < ABSENT
+    return [SOURCES[place] if one else NEW for place, one in zip(best.tolist(), known.tolist(), strict=True)]
 
 
-def _reason(source: str, candidates: Candidates, row: int, catalogue: Catalogue) -> ItemReason:
-    if source == "co_purchase":
-        because = int(candidates.because[row])
-        title = catalogue.titles[because] or catalogue.ids[because]
-        return ItemReason(
-            code="BOUGHT_TOGETHER", text=f"Often bought together with {title}", item_id=catalogue.ids[because]
-        )
-    if source == "repurchase":
-        times, idle = int(candidates.column("own_orders")[row]), int(candidates.column("own_idle_days")[row])
-        often = "once" if times == 1 else f"{times} times"
-        return ItemReason(code="BOUGHT_BEFORE", text=f"Bought {often} before, last {idle} days ago")
-    if source == "two_tower":
-        return ItemReason(code="CLOSE_TO_RECENT", text="Close to what this visitor lately took")
-    orders = int(candidates.column("item_orders_7d")[row])
-    return ItemReason(code="TRENDING", text=f"In {orders} orders of the last 7 days")
+class Reasons:
+    """Of some rows of the candidates, by their place among these rows."""
+
+    def __init__(self, candidates: Candidates, rows: Sequence[int], catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._ranks = candidates.ranks[rows].tolist()
+        self._because = candidates.because[rows].tolist()
+        self._told = {
+            name: candidates.column(name)[rows].tolist() for name in ("own_orders", "own_idle_days", "item_orders_7d")
+        }
+        self.sources = [self.places(place)[0][0] for place in range(len(rows))]
+        """The source that ranked each highest."""
+
+    def places(self, row: int) -> list[tuple[str, int]]:
+        """(source, place in it from 0 on), the source that ranked it highest first."""
+        drawn = sorted((rank, source) for source, rank in enumerate(self._ranks[row]) if rank < ABSENT)
+        return [(SOURCES[source], rank) for rank, source in drawn] or [(NEW, 0)]
+
+    def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
+        """At most MOST_REASONS."""
+        if pinned:
+            return [PINNED]
+        most = MOST_REASONS - explored
+        reasons = [self._of_source(source, row) for source, _ in self.places(row)[:most]]
+        return [EXPLORED, *reasons] if explored else reasons
+
+    def _of_source(self, source: str, row: int) -> dict[str, Any]:
+        if source == "co_purchase":
+            because = self._because[row]
+            item_id = self._catalogue.ids[because]
+            title = self._catalogue.titles[because] or item_id
+            return {"code": "BOUGHT_TOGETHER", "text": f"Often bought together with {title}", "item_id": item_id}
+        if source == "two_tower":
+            return CLOSE_TO_RECENT
+        if source == NEW:
+            return NEW_ITEM
+        if source == "repurchase":
+            times, idle = int(self._told["own_orders"][row]), int(self._told["own_idle_days"][row])
+            often = "once" if times == 1 else f"{times} times"
+            text = f"Bought {often} before, last {idle} days ago"
+            return {"code": "BOUGHT_BEFORE", "text": text, "item_id": None}
+        text = f"In {int(self._told['item_orders_7d'][row])} orders of the last 7 days"
+        return {"code": "TRENDING", "text": text, "item_id": None}

@@ -1,35 +1,98 @@
-"""HTTP for recommendations: a request in, the service's answer out."""
+"""HTTP for recommendations: a request in, the service's answer out, and the rules of each surface."""
 
-from typing import Annotated, cast
+import asyncio
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Path, Query, Request
+import orjson
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
+from apps.recommend.rule_book import RuleBook
+from apps.recommend.rules import SurfaceRules
 from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
 from apps.recommend.service import RecommendService
 
 router = APIRouter(prefix="/v1", tags=["recommend"])
+rules_router = APIRouter(prefix="/v1/rules", tags=["rules"])
+
+LOOKS = 3
+"""Between two answers the event loop looks so often for what came: it takes one new connection at each look, and those
+that wait must be met by the limits of apps/overload.py, not by a socket that nobody reads."""
+
+Surface = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$", examples=["home"])]
 
 
 def _service(request: Request) -> RecommendService:
     return cast(RecommendService, request.app.state.recommend)
 
 
-@router.post("/recommend", summary="Ranked items for a visitor")
-def recommend(request: Request, body: RecommendRequest) -> RecommendResponse:
+def _desk(request: Request) -> asyncio.Lock:
+    """Held by the one answer that is worked out in the event loop just now."""
+    return cast(asyncio.Lock, request.app.state.desk)
+
+
+def _json(answer: dict[str, Any]) -> Response:
+    """Plain data as it is: the schema documents it, and checking every answer against it costs as much as ranking."""
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+_REQUEST = RecommendRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+REQUEST_SCHEMAS: dict[str, Any] = {**_REQUEST.pop("$defs"), "RecommendRequest": _REQUEST}
+"""For the components of the OpenAPI document."""
+_BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/RecommendRequest"}}}
+
+
+@router.post(
+    "/recommend",
+    summary="Ranked items for a visitor",
+    response_model=RecommendResponse,
+    openapi_extra={"requestBody": {"required": True, "content": _BODY}},
+)
+async def recommend(request: Request) -> Response:
     """Items for a known user, an anonymous session or nobody in particular. Unknown visitors get good answers too:
     what goes with the session's items, then what is trending."""
-    return _service(request).recommend(body)
+    service = _service(request)
+    try:
+        body = RecommendRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+    # Only what waits for the network leaves the event loop: handing two milliseconds of work to a thread and back
+    # costs more than it frees, for one interpreter runs one of them at a time.
+    known = await run_in_threadpool(service.known_of, body) if service.waits else service.known_of(body)
+    async with _desk(request):
+        for _ in range(LOOKS):
+            await asyncio.sleep(0)
+        return _json(service.recommend(body, known))
 
 
-@router.post("/items/{item_id}/similar", summary="Items that go with an item")
+@router.post("/items/{item_id}/similar", summary="Items that go with an item", response_model=ItemList)
 def similar(
     request: Request,
     item_id: Annotated[str, Path(max_length=128, examples=["85123A"])],
     body: SimilarRequest | None = None,
-) -> ItemList:
-    return _service(request).similar(item_id, body or SimilarRequest())
+) -> Response:
+    return _json(_service(request).similar(item_id, body or SimilarRequest()))
 
 
-@router.get("/trending", summary="What sells now")
-def trending(request: Request, n: Annotated[int, Query(ge=1, le=100)] = 20) -> ItemList:
-    return _service(request).trending(n=n)
+@router.get("/trending", summary="What sells now", response_model=ItemList)
+def trending(request: Request, n: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
+    return _json(_service(request).trending(n=n))
+
+
+@rules_router.get("/{surface}", summary="What a surface does after ranking")
+def get_rules(surface: Surface, request: Request) -> SurfaceRules:
+    """The rules in force; a surface that was never given any has none."""
+    return _rules(request).of(surface)
+
+
+@rules_router.put("/{surface}", summary="Change what a surface does after ranking")
+def put_rules(surface: Surface, rules: SurfaceRules, request: Request) -> SurfaceRules:
+    """In force in every process within a second. The whole document is replaced."""
+    _rules(request).put(surface, rules)
+    return rules
+
+
+def _rules(request: Request) -> RuleBook:
+    return cast(RuleBook, request.app.state.rules)

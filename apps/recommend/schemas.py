@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from apps.recommend.filter_language import MOST_CHARACTERS
 from features.events import Code, Id
 
 
@@ -22,15 +23,14 @@ class Context(_Schema):
     )
 
 
-class Condition(_Schema):
-    """One condition on an item; all conditions of a filter must hold."""
-
-    field: Literal["item_id", "price", "title"]
-    op: Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "contains"]
-    value: float | str | list[str]
-
-
-Filter = Annotated[list[Condition], Field(max_length=20)]
+Filter = Annotated[
+    str | None,
+    Field(
+        max_length=MOST_CHARACTERS,
+        description="Which items may be shown: price < 20 and category in ['tea'] and not item_id in ['85123A'].",
+        examples=["price <= 2.5 and title contains 'heart'"],
+    ),
+]
 
 
 class RecommendRequest(_Schema):
@@ -39,11 +39,12 @@ class RecommendRequest(_Schema):
     surface: Code = "home"
     n: int = Field(20, ge=1, le=100, description="How many items are wanted.")
     context: Context = Context()
-    filter: Filter = []
+    filter: Filter = None
     exclude: list[Id] = Field([], max_length=1000, description="Items that must not be shown.")
     seen: Literal["keep", "drop"] = Field(
         "keep", description="drop: leave out what this visitor bought or looked at before."
     )
+    trace: bool = Field(False, description="Say of every candidate where it came from and what became of it.")
 
     model_config = ConfigDict(
         extra="forbid",
@@ -51,14 +52,16 @@ class RecommendRequest(_Schema):
             "examples": [
                 {"user_id": "17850", "surface": "home", "n": 5},
                 {"session": {"session_id": "s-1", "items": ["85123A"]}, "surface": "product", "n": 5},
-                {"user_id": "17850", "n": 5, "filter": [{"field": "price", "op": "le", "value": 2.5}], "seen": "drop"},
+                {"user_id": "17850", "n": 5, "filter": "price <= 2.5", "seen": "drop"},
             ]
         },
     )
 
 
 class ItemReason(_Schema):
-    code: Literal["BOUGHT_TOGETHER", "BOUGHT_BEFORE", "CLOSE_TO_RECENT", "TRENDING", "SIMILAR"]
+    code: Literal[
+        "BOUGHT_TOGETHER", "BOUGHT_BEFORE", "CLOSE_TO_RECENT", "TRENDING", "NEW_ITEM", "PINNED", "EXPLORED", "SIMILAR"
+    ]
     text: str
     item_id: str | None = None
 
@@ -68,9 +71,10 @@ class RecommendedItem(_Schema):
     score: float
     source: str
     reasons: list[ItemReason]
-    propensity: float = Field(description="Chance with which this item was put here, given the variation.")
+    propensity: float = Field(description="Chance with which this item was put here: docs/recommend.md.")
     title: str
     price: float
+    category: str = ""
 
 
 class InExperiment(_Schema):
@@ -79,19 +83,36 @@ class InExperiment(_Schema):
     bucket: int
 
 
+class TracedCandidate(_Schema):
+    item_id: str
+    sources: dict[str, int] = Field(description="Place of the item in each source that drew it, from 1 on.")
+    score: float
+    log_odds: float = Field(description="The score with what the rules made of it.")
+    rank: int = Field(description="Place by score, from 1 on, before any rule.")
+    stage: Literal["shown", "hide", "bought", "seen", "quota", "cut"]
+    why: str
+
+
+class Trace(_Schema):
+    candidates: list[TracedCandidate]
+    stages_ms: dict[str, float]
+    rules: dict[str, object]
+
+
 class RecommendResponse(_Schema):
     request_id: str = Field(description="Send it back with what is bought from this list.")
     items: list[RecommendedItem]
     model: str
     release: str
     experiment: InExperiment | None
-    degraded: bool = Field(description="True when the visitor's features, or the event log, could not be reached.")
+    degraded: bool = Field(description="True while the visitor's features, or the event log, cannot be reached.")
     took_ms: float
+    trace: Trace | None = None
 
 
 class SimilarRequest(_Schema):
     n: int = Field(20, ge=1, le=100)
-    filter: Filter = []
+    filter: Filter = None
     exclude: list[Id] = Field([], max_length=1000)
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"n": 5}]})

@@ -1,4 +1,4 @@
-"""Answering a request for recommendations: retrieve, rank, filter, log, in that order.
+"""Answering a request for recommendations: retrieve, rank, arrange by the rules, log, in that order.
 
 Whatever fails on the way makes the answer poorer, not absent: without the online store, a visitor gets what is
 trending, and without the event log the impression waits in a spool; either way the answer is flagged `degraded`.
@@ -9,9 +9,12 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from apps import metrics
 from apps.errors import Problem
@@ -19,21 +22,18 @@ from apps.experiments.assignment import assign
 from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
 from apps.ports import Clock, FeatureReader, Impressions, Recommender
+from apps.recommend import lists
 from apps.recommend.board import ItemBoard
-from apps.recommend.filters import mask
-from apps.recommend.reasons import reasons_for
-from apps.recommend.schemas import (
-    InExperiment,
-    ItemList,
-    ItemReason,
-    RecommendedItem,
-    RecommendRequest,
-    RecommendResponse,
-    SimilarRequest,
-)
-from features import events, history
-from features.candidates import FLOORS, RECENT_ITEMS, SOURCES, Candidates, Visitor, draw, visitor
-from features.history import from_lists
+from apps.recommend.reasons import Reasons
+from apps.recommend.retrieval import Retrieved, retrieve
+from apps.recommend.rules import NO_RULES, Exploration, SurfaceRules
+from apps.recommend.schemas import RecommendRequest, RecommendResponse, SimilarRequest
+from apps.recommend.shown_lately import ShownLately
+from apps.recommend.slate import MS_PER_HOUR, Ground, Slate, arrange
+from features import columns, events, history
+from features.candidates import FLOORS, Visitor, visitor
+from features.history import History, from_lists
+from features.windows import DAY
 from infra import topics
 from infra.observability.logs import REQUEST_ID
 from infra.observability.traces import span
@@ -53,12 +53,24 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """Candidates in the order in which they will be shown."""
+class Known:
+    """What the online store said of a visitor."""
 
-    candidates: Candidates
-    order: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    history: History
+    """One row of history.USER_COLUMNS."""
+    degraded: bool
+    """The store could not be asked."""
+    asked: float
+    """When, in seconds of time.perf_counter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What answers this request: the ranking and the exploration, by the experiment it is in, if any."""
+
+    model: str
+    exploration: Exploration | None
+    experiment: dict[str, Any] | None
 
 
 class RecommendService:
@@ -72,106 +84,118 @@ class RecommendService:
         *,
         per_source: int,
         max_future_seconds: int,
+        rng: np.random.Generator,
+        rules: Callable[[str], SurfaceRules] = lambda surface: NO_RULES,
         watch: Callable[[NDArray[np.float32]], None] = lambda features: None,
     ) -> None:
-        """watch: sees the candidates' features of every answer to a visitor, [C, len(CANDIDATE_FEATURES)]."""
+        """rules: of a surface; watch: sees the candidates' features of every answer to a visitor, shape
+        [C, len(CANDIDATE_FEATURES)]."""
         self._serving = serving
         self._reader = reader
         self._impressions = impressions
-        self._watch = watch
         self._experiments = experiments
         self._clock = clock
         self._per_source = per_source
         self._max_future_ms = max_future_seconds * 1000
+        self._rng = rng
+        self._rules = rules
+        self.watch = watch
+        self._shown = ShownLately()
+        self._shown_of: str | None = None
 
-    def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        """The whole answer. Raises Problem 422 for a filter without sense, 503 before the first release."""
-        return self._answer(request, to_visitor=True)
+    def recommend(self, request: RecommendRequest, known: Known | None = None) -> dict[str, Any]:
+        """The whole answer, a RecommendResponse as plain data. Raises Problem 422 for a filter without sense, 503
+        before the first release. known: what `known_of` said, where that was asked apart."""
+        return self._answer(request, known or self.known_of(request), to_visitor=True)
 
     def preview(self, request: RecommendRequest) -> RecommendResponse:
         """What `recommend` would answer, for somebody who looks over the visitor's shoulder: no impression is logged,
         so nothing counts in an experiment, and the request_id is good for nothing."""
-        return self._answer(request, to_visitor=False)
+        return RecommendResponse.model_validate(self._answer(request, self.known_of(request), to_visitor=False))
 
-    def _answer(self, request: RecommendRequest, *, to_visitor: bool) -> RecommendResponse:
+    def similar(self, item_id: str, request: SimilarRequest) -> dict[str, Any]:
+        serving = self._current()
+        return lists.similar(serving.recommender, serving.board, item_id, request)
+
+    def trending(self, *, n: int) -> dict[str, Any]:
+        serving = self._current()
+        return lists.trending(serving.recommender, serving.board, at=int(self._clock() * 1000), n=n)
+
+    def known_of(self, request: RecommendRequest) -> Known:
+        """What the online store says of the visitor now: the one step that may wait for another machine."""
         started = time.perf_counter()
-        serving, at = self._current(), self._moment(request)
-        with span("read features"):
-            who, degraded = self._visitor(request, serving, at)
-        experiment, model = self._variant(request, serving)
+        history, degraded = NOBODY, False
+        if key := _key(request):
+            try:
+                with span("read features"):
+                    history = self._reader.user_history(key)
+            except Exception as error:
+                logger.warning("answering without features: the online store failed (%s)", type(error).__name__)
+                degraded = True
+        return Known(history, degraded, started)
 
+    @property
+    def waits(self) -> bool:
+        """Whether `known_of` asks another machine."""
+        return self._reader.remote
+
+    def _answer(self, request: RecommendRequest, known: Known, *, to_visitor: bool) -> dict[str, Any]:
+        marks = [known.asked, time.perf_counter()]
+        serving, at, rules = self._current(), self._moment(request), self._rules(request.surface)
+        self._forget_other_releases(serving)
+        session_items = request.session.items if request.session else []
+        who = visitor(known.history, serving.recommender.catalogue, at=at, session_items=session_items)
+        degraded = known.degraded or serving.board.stale
+        treatment = self._treatment(request, serving, rules)
         with span("retrieve"):
-            candidates = self._retrieve(
-                who, serving, allowed=mask(serving.recommender.catalogue, request.filter, request.exclude)
-            )
-        with span("rank", model=model):
-            ranked = self._rank(candidates, serving, model)
-        shown = self._filter(ranked, who, drop_seen=request.seen == "drop", n=request.n)
-        items = self._describe(shown, serving, who)
-        response = RecommendResponse(
-            request_id=uuid.uuid4().hex,
-            items=items,
-            model=model,
-            release=serving.recommender.manifest.version,
-            experiment=experiment,
-            degraded=degraded,
-            took_ms=0.0,
-        )
-        logged = True
+            found = retrieve(
+                who, serving.recommender, serving.board,
+                expression=request.filter, exclude=request.exclude, rules=rules, per_source=self._per_source,
+            )  # fmt: skip
+        marks.append(time.perf_counter())
+        with span("rank", model=treatment.model):
+            order, scores, log_odds = _rank(found, treatment.model)
+        marks.append(time.perf_counter())
+        slate = arrange(
+            order, log_odds, self._ground(found, who, request), rules,
+            n=request.n, drop_seen=request.seen == "drop", exploration=treatment.exploration, rng=self._rng,
+            traced=request.trace,
+        )  # fmt: skip
+        marks.append(time.perf_counter())
+        response: dict[str, Any] = {
+            "request_id": uuid.uuid4().hex,
+            "items": _describe(slate, scores, found),
+            "model": treatment.model,
+            "release": serving.recommender.manifest.version,
+            "experiment": treatment.experiment,
+            "degraded": degraded,
+            "took_ms": 0.0,
+        }
+        if request.trace:
+            response["trace"] = _trace(slate, order, scores, found, rules, marks)
         if to_visitor:
-            self._watch(candidates.features)
+            self.watch(found.candidates.features)
+            if key := _key(request):
+                self._shown.add(key, request.surface, found.candidates.items[slate.rows].tolist(), at)
             logged = self._log_impression(request, response, at)
-            metrics.RECOMMENDATIONS.labels(request.surface, model, str(degraded or not logged).lower()).inc()
-        took = (time.perf_counter() - started) * 1000
-        return response.model_copy(update={"took_ms": round(took, 3), "degraded": degraded or not logged})
-
-    def similar(self, item_id: str, request: SimilarRequest) -> ItemList:
-        """Items bought together with this one, then items near it. Raises Problem 404 for an unknown item."""
-        started = time.perf_counter()
-        serving = self._current()
-        catalogue = serving.recommender.catalogue
-        place = catalogue.index.get(item_id)
-        if place is None:
-            raise Problem(
-                404, "Unknown item", f"release {serving.recommender.manifest.version} does not know {item_id!r}"
-            )
-        allowed = mask(catalogue, request.filter, [*request.exclude, item_id])
-        assert allowed is not None
-        near = catalogue.neighbours[place][catalogue.neighbours[place] >= 0].astype(np.int64)
-        together = near[allowed[near]][: request.n]
-        hits = serving.recommender.nearest(catalogue.vectors[place], request.n + len(together), allowed)
-        rest = hits[~np.isin(hits, together)][: request.n - len(together)]
-        similarity = dict(zip(near.tolist(), catalogue.similarities[place].tolist(), strict=False))
-        items = [
-            self._item(serving, int(item), similarity[int(item)], "co_purchase", "BOUGHT_TOGETHER", item_id)
-            for item in together
-        ] + [
-            self._item(
-                serving,
-                int(item),
-                float(catalogue.vectors[item] @ catalogue.vectors[place]),
-                "two_tower",
-                "SIMILAR",
-                item_id,
-            )
-            for item in rest
-        ]
-        return ItemList(items=items, release=serving.recommender.manifest.version, took_ms=_since(started))
-
-    def trending(self, *, n: int) -> ItemList:
-        """What was ordered most of late, today included."""
-        started = time.perf_counter()
-        serving = self._current()
-        scores = serving.board.trending(int(self._clock() * 1000))
-        best = np.lexsort((np.arange(len(scores)), -scores))[:n]
-        items = [self._item(serving, int(item), float(scores[item]), "trending", "TRENDING", None) for item in best]
-        return ItemList(items=items, release=serving.recommender.manifest.version, took_ms=_since(started))
+            response["degraded"] = degraded or not logged
+            told = str(response["degraded"]).lower()
+            metrics.RECOMMENDATIONS.labels(request.surface, treatment.model, told).inc()
+        response["took_ms"] = round((time.perf_counter() - marks[0]) * 1000, 3)
+        return response
 
     def _current(self) -> Serving:
         serving = self._serving()
         if serving is None:
             raise Problem(503, "No release yet", "nothing is published to recommend with; run `headrace train` first")
         return serving
+
+    def _forget_other_releases(self, serving: Serving) -> None:
+        """What was shown is remembered by index, and another release numbers its items anew."""
+        version = serving.recommender.manifest.version
+        if self._shown_of != version:
+            self._shown.clear()
+            self._shown_of = version
 
     def _moment(self, request: RecommendRequest) -> int:
         now = int(self._clock() * 1000)
@@ -182,162 +206,179 @@ class RecommendService:
             raise Problem(422, "Invalid request", "context.request_time lies in the future; leave it out to mean now")
         return at
 
-    def _visitor(self, request: RecommendRequest, serving: Serving, at: int) -> tuple[Visitor, bool]:
-        """Who asks, from the online store and the session; and whether the store could not be asked."""
-        rows, degraded = [{}], False  # type: ignore[var-annotated]
-        key = request.user_id or (request.session and SESSION_PREFIX + request.session.session_id)
-        if key:
-            try:
-                rows = self._reader.user_histories([key])
-            except Exception as error:
-                logger.warning("answering without features: the online store failed (%s)", type(error).__name__)
-                degraded = True
-        session_items = request.session.items if request.session else []
-        who = visitor(
-            from_lists(rows, history.USER_COLUMNS), serving.recommender.catalogue, at=at, session_items=session_items
-        )
-        return who, degraded or serving.board.stale
-
-    def _variant(self, request: RecommendRequest, serving: Serving) -> tuple[InExperiment | None, str]:
-        """The experiment this request is in, and the ranking that answers it."""
+    def _treatment(self, request: RecommendRequest, serving: Serving, rules: SurfaceRules) -> Treatment:
+        """The experiment this request is in, and the ranking and exploration that answer it."""
         card = serving.recommender.manifest.recommend
         assert card is not None
-        names = {"model": card.gate.served, "floor": card.gate.best_floor, card.gate.model: card.gate.served}
         definition = self._experiments.running_for(request.surface)
-        session = request.session.session_id if request.session else None
-        if definition is None:
-            return None, card.gate.served
-        unit = _unit(definition, request.user_id, session)
-        assigned = assign(definition, unit) if unit else None
-        if assigned is None:
-            return None, card.gate.served
+        unit = _unit(definition, request) if definition else None
+        assigned = assign(definition, unit) if definition and unit else None
+        if definition is None or assigned is None:
+            return Treatment(card.gate.served, rules.exploration, None)
         variation = next(one for one in definition.variations if one.key == assigned.variation)
         wanted = str(variation.parameters.get("recommender", "model"))
-        return (
-            InExperiment(key=definition.key, variation=assigned.variation, bucket=assigned.bucket),
+        names = {"model": card.gate.served, "floor": card.gate.best_floor, card.gate.model: card.gate.served}
+        return Treatment(
             names.get(wanted, wanted if wanted in FLOORS else card.gate.served),
+            _exploration(variation.parameters, rules.exploration),
+            {"key": definition.key, "variation": assigned.variation, "bucket": assigned.bucket},
         )
 
-    def _retrieve(self, who: Visitor, serving: Serving, *, allowed: NDArray[np.bool_] | None) -> Candidates:
-        """Candidates from every source, within what the request allows."""
-        recommender = serving.recommender
-        recent, weights = who.recent, who.recency_weights
-        vector = np.zeros(recommender.catalogue.vectors.shape[1], dtype=np.float32)
-        hits = np.empty(0, dtype=np.int64)
-        if len(recent):
-            items = np.zeros((1, RECENT_ITEMS), dtype=np.int64)
-            padded = np.zeros((1, RECENT_ITEMS), dtype=np.float32)
-            items[0, : len(recent)], padded[0, : len(recent)] = recent, weights / weights.sum()
-            vector = recommender.user_vector(items, padded)
-            hits = recommender.nearest(vector, self._per_source, allowed)
-        return draw(
-            who,
-            recommender.catalogue,
-            serving.board.windows(who.at),
-            tower_hits=hits,
-            user_vector=vector,
-            per_source=self._per_source,
-            allowed=allowed,
-        )
+    def _ground(self, found: Retrieved, who: Visitor, request: RecommendRequest) -> Ground:
+        key, items = _key(request), found.candidates.items
 
-    def _rank(self, candidates: Candidates, serving: Serving, model: str) -> Ranked:
-        """Best first, by the ranker or by the one feature that a floor goes by."""
-        if not len(candidates.items):
-            return Ranked(candidates, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        if model in FLOORS:
-            scores = candidates.column(FLOORS[model])
-            # A floor that says nothing of a candidate falls back on what sells.
-            order = np.lexsort((-candidates.column("item_orders_30d"), -scores))
-        else:
-            scores = serving.recommender.rank(candidates.features, candidates.items)
-            order = np.argsort(-scores, kind="stable")
-        return Ranked(candidates, order, scores)
+        def visited(kind: str, days: float) -> NDArray[np.int64]:
+            wanted = who.times > who.at - days * DAY
+            if kind == "bought":
+                wanted &= who.kinds == columns.KIND_CODES["purchase"]
+            return who.items[wanted]
 
-    @staticmethod
-    def _filter(ranked: Ranked, who: Visitor, *, drop_seen: bool, n: int) -> Ranked:
-        """The first n, without what the visitor has seen where that is wanted."""
-        order = ranked.order
-        if drop_seen:
-            order = order[~np.isin(ranked.candidates.items[order], who.items)]
-        return Ranked(ranked.candidates, order[:n], ranked.scores)
+        def row_of(item_id: str) -> int | None:
+            rows = np.flatnonzero(items == found.index_of(item_id))
+            return int(rows[0]) if len(rows) else None
 
-    def _describe(self, shown: Ranked, serving: Serving, who: Visitor) -> list[RecommendedItem]:
-        catalogue = serving.recommender.catalogue
-        items = []
-        for row in shown.order:
-            item = int(shown.candidates.items[row])
-            source = SOURCES[int(np.argmin(shown.candidates.ranks[row]))]
-            items.append(
-                RecommendedItem(
-                    item_id=catalogue.ids[item],
-                    score=round(float(shown.scores[row]), 6),
-                    source=source,
-                    reasons=reasons_for(shown.candidates, int(row), catalogue),
-                    propensity=1.0,
-                    title=catalogue.titles[item],
-                    price=round(float(catalogue.prices[item]), 2),
-                )
-            )
-        return items
-
-    @staticmethod
-    def _item(
-        serving: Serving, item: int, score: float, source: str, code: str, because: str | None
-    ) -> RecommendedItem:
-        catalogue = serving.recommender.catalogue
-        texts = {
-            "BOUGHT_TOGETHER": "Often bought in the same order",
-            "SIMILAR": "Close to it by who buys it and by its title",
-            "TRENDING": "Ordered often in the last days",
-        }
-        reason = ItemReason.model_validate({"code": code, "text": texts[code], "item_id": because})
-        return RecommendedItem(
-            item_id=catalogue.ids[item],
-            score=round(score, 6),
-            source=source,
-            reasons=[reason],
-            propensity=1.0,
-            title=catalogue.titles[item],
-            price=round(float(catalogue.prices[item]), 2),
-        )
-
-    def _log_impression(self, request: RecommendRequest, response: RecommendResponse, at: int) -> bool:
-        """Write down what was shown; False when the log does not hold it."""
-        if not response.items:
-            return True
-        session = request.session.session_id if request.session else None
-        impression = events.Impression(
-            type="impression",
-            event_id=response.request_id,
-            event_time=events.from_milliseconds(at),
-            user_id=request.user_id,
-            session_id=session or (None if request.user_id else f"request-{response.request_id}"),
-            surface=request.surface,
-            model=response.model,
-            experiment=response.experiment.key if response.experiment else None,
-            variation=response.experiment.variation if response.experiment else None,
-            bucket=response.experiment.bucket if response.experiment else None,
-            degraded=response.degraded,
-            http_request_id=REQUEST_ID.get(),
-            items=tuple(
-                events.ShownItem(
-                    item_id=item.item_id,
-                    position=place,
-                    score=item.score,
-                    source=item.source,
-                    propensity=item.propensity,
-                )
-                for place, item in enumerate(response.items, start=1)
+        return Ground(
+            items=items,
+            matches=found.matches,
+            values_of=found.values_of,
+            vectors=found.vectors,
+            row_of=row_of,
+            visited=visited,
+            shown=lambda hours: (
+                self._shown.times(key, request.surface, since=int(who.at - hours * MS_PER_HOUR)) if key else {}
             ),
         )
+
+    def _log_impression(self, request: RecommendRequest, response: dict[str, Any], at: int) -> bool:
+        """Write down what was shown, as an events.Impression; False while the log is down."""
+        if not response["items"]:
+            return True
+        session = request.session.session_id if request.session else None
+        anonymous = None if request.user_id else f"request-{response['request_id']}"
+        experiment = response["experiment"] or {}
+        impression = {
+            "event_id": response["request_id"],
+            "event_time": events.rfc3339(at),
+            "schema_version": 1,
+            "user_id": request.user_id,
+            "session_id": session or anonymous,
+            "type": "impression",
+            "surface": request.surface,
+            "model": response["model"],
+            "experiment": experiment.get("key"),
+            "variation": experiment.get("variation"),
+            "bucket": experiment.get("bucket"),
+            "degraded": response["degraded"],
+            "http_request_id": REQUEST_ID.get(),
+            "items": [
+                {
+                    "item_id": item["item_id"],
+                    "position": place,
+                    "score": item["score"],
+                    "source": item["source"],
+                    "propensity": item["propensity"],
+                }
+                for place, item in enumerate(response["items"], start=1)
+            ],
+        }
+        value = orjson.dumps({name: told for name, told in impression.items() if told is not None})
         with span("log append", topic=topics.IMPRESSIONS):
-            return self._impressions.append(events.key_of(impression), events.to_json(impression))
+            return self._impressions.append(request.user_id or session or str(anonymous), value)
 
 
-def _unit(definition: ExperimentDefinition, user: str | None, session: str | None) -> str | None:
+NOBODY = from_lists([{}], history.USER_COLUMNS)
+
+
+def _key(request: RecommendRequest) -> str | None:
+    """Whose history it is; None for a stranger."""
+    return request.user_id or (SESSION_PREFIX + request.session.session_id if request.session else None)
+
+
+def _unit(definition: ExperimentDefinition, request: RecommendRequest) -> str | None:
     """What the experiment assigns: the id it asks for, or the other one where that is missing."""
+    user, session = request.user_id, request.session.session_id if request.session else None
     return (user or session) if definition.unit == "user" else (session or user)
 
 
-def _since(started: float) -> float:
-    return round((time.perf_counter() - started) * 1000, 3)
+def _exploration(parameters: dict[str, str | int | float | bool], otherwise: Exploration | None) -> Exploration | None:
+    """A variation may name the policy: exploration = none, epsilon or plackett_luce; and its epsilon, temperature and
+    pool. What makes no sense leaves the surface's own in force."""
+    policy = parameters.get("exploration")
+    if policy is None:
+        return otherwise
+    if policy == "none":
+        return None
+    given = {name: parameters[name] for name in ("epsilon", "temperature", "pool") if name in parameters}
+    try:
+        return Exploration.model_validate({"policy": policy, **given})
+    except ValidationError as error:
+        logger.warning("a variation's exploration is not usable: %s", error)
+        return otherwise
+
+
+def _rank(found: Retrieved, model: str) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
+    """(rows, best first; score of each row; its logarithmic odds), by the ranker or by the feature of a floor."""
+    candidates = found.candidates
+    if not len(candidates.items):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), np.empty(0)
+    if model in FLOORS:
+        scores = candidates.column(FLOORS[model])
+        # A floor that says nothing of a candidate falls back on what sells.
+        order = np.lexsort((-candidates.column("item_orders_30d"), -scores))
+        return order, scores, np.log(np.maximum(scores, 0).astype(np.float64) + 1e-6)
+    scores = found.rank()
+    return np.argsort(-scores, kind="stable"), scores, scores.astype(np.float64)
+
+
+def _describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
+    rows = slate.rows
+    items, shown = found.candidates.items[rows].tolist(), scores[rows].tolist()
+    reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
+    answer = []
+    for place, (row, item) in enumerate(zip(rows, items, strict=True)):
+        item_id, title, price, category = found.described(item)
+        pinned = row in slate.pinned
+        answer.append(
+            {
+                "item_id": item_id,
+                "score": round(shown[place], 6),
+                "source": "pin" if pinned else reasons.sources[place],
+                "reasons": reasons.of(place, pinned=pinned, explored=row in slate.explored),
+                "propensity": slate.propensities[place],
+                "title": title,
+                "price": round(price, 2),
+                "category": category,
+            }
+        )
+    return answer
+
+
+STAGES = ("read features", "retrieve", "rank", "arrange")
+
+
+def _trace(
+    slate: Slate,
+    order: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    found: Retrieved,
+    rules: SurfaceRules,
+    marks: list[float],
+) -> dict[str, Any]:
+    """Every candidate by rank: where it came from, and which stage dropped it."""
+    traced, sources = [], Reasons(found.candidates, order.tolist(), found.recommender.catalogue).places
+    position = {row: place for place, row in enumerate(slate.rows, start=1)}
+    for rank, row in enumerate(order.tolist(), start=1):
+        stage, why = slate.dropped.get(row, ("shown", f"position {position.get(row)}"))
+        traced.append(
+            {
+                "item_id": found.described(int(found.candidates.items[row]))[0],
+                "sources": {source: place + 1 for source, place in sources(rank - 1)},
+                "score": round(float(scores[row]), 6),
+                "log_odds": round(float(slate.log_odds[row]), 6),
+                "rank": rank,
+                "stage": stage,
+                "why": why,
+            }
+        )
+    took = {name: round((end - start) * 1000, 3) for name, start, end in zip(STAGES, marks, marks[1:], strict=False)}
+    return {"candidates": traced, "stages_ms": took, "rules": rules.model_dump(mode="json")}

@@ -10,11 +10,10 @@ import contextlib
 import fcntl
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.log.client import EventLog, LogError
@@ -27,7 +26,10 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 """A log that failed is tried again after the first pause, which doubles up to the longest."""
 ADOPT_SECONDS = 2.0
 """How often a process looks for files that a dead one left."""
-IDLE_SECONDS = 0.2
+DELIVER_SECONDS = 0.05
+"""How long records gather before they go to the log together."""
+HANGING_SECONDS = 1.0
+"""A log that takes this long to answer is taken for one that refuses."""
 
 
 @dataclass(eq=False)
@@ -42,6 +44,7 @@ class _Part:
     """Everything before it is in the log."""
     open: bool = True
     """It may still be written to."""
+    unsynced: bool = False
 
 
 class Spool:
@@ -65,7 +68,7 @@ class Spool:
         return sum(part.size - part.position for part in self._parts)
 
     def append(self, line: bytes) -> bool:
-        """Keep a line of encode_line durably; False when the spool is full or the disk refuses it."""
+        """Keep a line of encode_line, in case this process dies; False when the spool is full or the disk refuses."""
         with self._lock:
             if self.size + len(line) > self._most_bytes:
                 return False
@@ -87,6 +90,14 @@ class Spool:
                 self._parts.append(_Part(path, fd))
                 return self._parts[-1]
             os.close(fd)  # another process was quicker to adopt it; it held nothing yet
+
+    def sync(self) -> None:
+        """Let what was appended outlive a power cut too."""
+        with self._lock:
+            part = self._parts[-1] if self._parts and self._parts[-1].unsynced else None
+            if part is not None:
+                part.unsynced = False
+                os.fsync(part.fd)
 
     def adopt(self) -> int:
         """Take over the files of processes that died; returns how many."""
@@ -165,13 +176,13 @@ def _write(part: _Part, line: bytes) -> None:
         view = memoryview(line)
         while view:
             view = view[os.write(part.fd, view) :]
-        os.fsync(part.fd)
     except OSError:
         with contextlib.suppress(OSError):
             os.ftruncate(part.fd, part.size)
         raise
     part.size += len(line)
     part.records += 1
+    part.unsynced = True
 
 
 def _lines(part: _Part) -> Iterator[tuple[int, bytes]]:
@@ -187,20 +198,12 @@ def _lines(part: _Part) -> Iterator[tuple[int, bytes]]:
             yield position, line[:-1]
 
 
-@dataclass(eq=False)
-class _Waiting:
-    key: str
-    value: bytes
-    done: threading.Event = field(default_factory=threading.Event)
-    stored: bool = False
-
-
 class SpooledLog:
-    """One topic of a log, which never fails whoever appends to it.
+    """One topic of a log, written by way of a spool: whoever appends waits for no server and no disk.
 
-    While the log is well, calls that arrive together share one append to it. A call waits `wait_seconds` for that at
-    the most; then, or when the log refuses, its record goes to the spool. From there on everything goes straight to the
-    spool, in order, until all of it is back in the log: a dead log costs a few calls that time, once.
+    A record is in a file of this machine when `append` returns, which outlives the process; a thread takes what
+    gathered there to the log, in order and many at once, every DELIVER_SECONDS. While the log refuses, it keeps the
+    records, and sees to it that they outlive a power cut too.
     """
 
     def __init__(
@@ -209,7 +212,6 @@ class SpooledLog:
         topic: str,
         spool: Spool,
         *,
-        wait_seconds: float,
         clock: Callable[[], float] = time.time,
         on_lost: Callable[[], None] = lambda: None,
         on_change: Callable[[int, int], None] = lambda records, size: None,
@@ -218,14 +220,13 @@ class SpooledLog:
         self._log = log
         self._topic = topic
         self._spool = spool
-        self._wait_seconds = wait_seconds
         self._clock = clock
         self._on_lost = on_lost
         self._on_change = on_change
-        self._waiting: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
         self._down_until = 0.0
         self._pause = FIRST_PAUSE_SECONDS
         self._failing = False
+        self._begun = float("inf")
         self._halt = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -238,7 +239,7 @@ class SpooledLog:
                 self._thread.start()
 
     def stop(self) -> None:
-        """Leave what still waits in the spool to the next start."""
+        """Deliver what waits, if the log takes it; else leave it in the spool to the next start."""
         self._halt.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
@@ -246,7 +247,7 @@ class SpooledLog:
                 self._spool.close()
 
     def append(self, key: str, value: bytes) -> bool:
-        """Keep a record. True: the log holds it; False: it waits in the spool, or is lost and counted as such."""
+        """Keep a record. False: the log does not take records just now, or this one is lost and counted as such."""
         try:
             line = encode_line(int(self._clock() * 1000), key, value)
         except LogError:
@@ -255,81 +256,51 @@ class SpooledLog:
             return False
         if self._thread is None:
             self.start()
-        if not self._spool.records and time.monotonic() >= self._down_until and not self._halt.is_set():
-            waiting = _Waiting(key, value)
-            self._waiting.put(waiting)
-            if not waiting.done.wait(self._wait_seconds):
-                self._down(f"it did not answer within {self._wait_seconds:.1f} s")
-            elif waiting.stored:
-                return True
         if not self._spool.append(line):
             self._on_lost()
             logger.error("one of the %s is lost: the log is down, and the spool takes no more", self._topic)
-        self._changed()
-        return False
-
-    def _down(self, why: str) -> None:
-        if not self._failing:
-            logger.error("%s go to the spool, the event log is down: %s", self._topic, why)
-        self._failing = True
-        self._down_until = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-
-    def _changed(self) -> None:
-        self._on_change(self._spool.records, self._spool.size)
+            return False
+        return not self._failing and time.monotonic() - self._begun < HANGING_SECONDS
 
     def _run(self) -> None:
-        next_look = 0.0
-        while not self._halt.is_set():
+        next_look, told = 0.0, (0, 0)
+        while not self._halt.wait(DELIVER_SECONDS):
             try:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + ADOPT_SECONDS
-                    if self._spool.adopt():
-                        self._changed()
-                if not self._spool.records:
-                    self._write_waiting()
-                    continue
-                self._send_to_spool()
+                    self._spool.adopt()
                 if time.monotonic() >= self._down_until:
                     self._deliver()
-                else:
-                    self._halt.wait(min(IDLE_SECONDS, self._pause))
+                if self._failing:
+                    self._spool.sync()
+                if (waits := (self._spool.records, self._spool.size)) != told:
+                    self._on_change(*waits)
+                    told = waits
             except Exception:
                 logger.exception("the spool of %s stumbled; going on", self._topic)
                 self._halt.wait(1.0)
-        self._send_to_spool()
-
-    def _append(self, pairs: list[tuple[str, bytes]]) -> bool:
-        try:
-            self._log.append(self._topic, pairs)
-        except Exception as error:  # whatever the log's client raises
-            self._down(str(error))
-            return False
-        if self._failing:
-            logger.info("the event log takes %s again", self._topic)
-        self._failing, self._pause = False, FIRST_PAUSE_SECONDS
-        return True
-
-    def _write_waiting(self) -> None:
-        """Append what calls wait for to the log, together."""
-        try:
-            batch = [self._waiting.get(timeout=IDLE_SECONDS)]
-        except queue.Empty:
-            return
-        while len(batch) < BATCH and not self._waiting.empty():
-            batch.append(self._waiting.get())
-        stored = self._append([(one.key, one.value) for one in batch])
-        for one in batch:
-            one.stored = stored
-            one.done.set()
-
-    def _send_to_spool(self) -> None:
-        """Calls that met the log as it failed spool their records themselves."""
-        while not self._waiting.empty():
-            self._waiting.get().done.set()
+        if not self._failing:
+            self._deliver()
 
     def _deliver(self) -> None:
-        pairs = self._spool.oldest(BATCH)
-        if pairs and self._append(pairs):
+        """Take to the log what waits, until it refuses."""
+        while pairs := self._spool.oldest(BATCH):
+            self._begun = time.monotonic()
+            try:
+                self._log.append(self._topic, pairs)
+            except Exception as error:  # whatever the log's client raises
+                self._down(str(error))
+                return
+            finally:
+                self._begun = float("inf")
             self._spool.delivered(len(pairs))
-        self._changed()
+            if self._failing:
+                logger.info("the event log takes %s again", self._topic)
+            self._failing, self._pause = False, FIRST_PAUSE_SECONDS
+
+    def _down(self, why: str) -> None:
+        if not self._failing:
+            logger.error("%s stay in the spool, the event log is down: %s", self._topic, why)
+        self._failing = True
+        self._down_until = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)

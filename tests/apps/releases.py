@@ -28,40 +28,41 @@ from features.manifest import (
 )
 from features.velocity import FEATURES
 from training import publish
+from training.index import build_index
 
 ITEMS, WIDTH = 500, 16
 
 
-def publish_release(releases: Path, version: str) -> Path:
-    """A release of ITEMS items and a fraud model that scores by the amount; served from now on."""
+def publish_release(releases: Path, version: str, *, items: int = ITEMS, width: int = WIDTH) -> Path:
+    """A release of `items` items and a fraud model that scores by the amount; served from now on."""
     building = publish.begin(releases, version)
     rng = np.random.default_rng(7)
-    vectors = rng.normal(size=(ITEMS, WIDTH)).astype(np.float32)
+    centres = rng.normal(size=(200, width)).astype(np.float32)
+    vectors = centres[rng.integers(0, 200, items)] + 0.7 * rng.normal(size=(items, width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = faiss.IndexFlatIP(WIDTH)
-    index.add(vectors)
+    index, kind = build_index(vectors)
     faiss.write_index(index, str(building / INDEX))
-    ids = [f"item-{number}" for number in range(ITEMS)]
+    ids = [f"item-{number}" for number in range(items)]
     pq.write_table(
-        pa.table({"item_id": ids, "title": ids, "price": np.linspace(1, 50, ITEMS).astype(np.float32)}),
+        pa.table({"item_id": ids, "title": ids, "price": np.linspace(1, 50, items).astype(np.float32)}),
         building / CATALOGUE,
     )
-    windows = rng.integers(1, 20, (ITEMS, len(ITEM_WINDOWS))).astype(np.float32)
-    neighbours = rng.integers(0, ITEMS, (ITEMS, 10)).astype(np.int32)
-    similarities = np.full((ITEMS, 10), 0.5, dtype=np.float32)
+    windows = rng.integers(1, 20, (items, len(ITEM_WINDOWS))).astype(np.float32)
+    neighbours = rng.integers(0, max(1, items), (items, 10)).astype(np.int32)
+    similarities = np.full((items, 10), 0.5, dtype=np.float32)
     save_file(
         {"vectors": vectors, "neighbours": neighbours, "similarities": similarities, "windows": windows},
         building / ARRAYS,
     )
-    _write_models(building)
+    _write_models(building, width)
     moment = datetime(2026, 11, 1, tzinfo=UTC)
     inputs = rng.gamma(2.0, size=(1000, len(CANDIDATE_FEATURES))).astype(np.float32)
     payments = rng.gamma(2.0, size=(1000, len(FEATURES))).astype(np.float32)
     manifest = Manifest(
         version=version, created_time=moment, data_start=moment, data_end=moment, packages={}, seed=7, files={},
         recommend=RecommendCard(
-            feature_service="users_v1", gate=_gate("ranker", "popularity"), index_kind="Flat", index_recall=1.0,
-            candidate_features=CANDIDATE_FEATURES, catalogue_items=ITEMS,
+            feature_service="users_v1", gate=_gate("ranker", "popularity"), index_kind=kind, index_recall=1.0,
+            candidate_features=CANDIDATE_FEATURES, catalogue_items=items,
             references=references(inputs, CANDIDATE_FEATURES),
         ),
         fraud=FraudCard(
@@ -79,7 +80,7 @@ def _gate(model: str, floor: str) -> GateResult:
     )
 
 
-def _write_models(folder: Path) -> None:
+def _write_models(folder: Path, width: int) -> None:
     real, whole = TensorProto.FLOAT, TensorProto.INT64
     one = helper.make_tensor("axis", whole, [1], [1])
     _save(
@@ -90,8 +91,8 @@ def _write_models(folder: Path) -> None:
             helper.make_node("Identity", ["items"], ["unused"]),
         ],
         {"items": (whole, ["n", RECENT_ITEMS]), "weights": (real, ["n", RECENT_ITEMS])},
-        {"vector": (real, ["n", WIDTH])},
-        [one, helper.make_tensor("width", whole, [2], [1, WIDTH])],
+        {"vector": (real, ["n", width])},
+        [one, helper.make_tensor("width", whole, [2], [1, width])],
     )
     _save(
         folder / RANKER,

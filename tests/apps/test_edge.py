@@ -128,6 +128,7 @@ def test_the_request_id_of_a_score_is_in_its_decision_alert_and_log(
             headers={"X-Request-ID": "call-3"},
         )
     assert score.json()["outcome"] == "review"
+    app.state.services.impressions.stop()  # delivers what waits
     log = FileLog(tmp_path / "log")
     for topic in (topics.DECISIONS, topics.TRANSACTIONS, topics.IMPRESSIONS):
         (record,) = log.read(topic, START)

@@ -154,9 +154,12 @@ def test_an_outage_of_the_log_and_a_kill_in_it_lose_no_impression(tmp_path: Path
 
     with serving(tmp_path) as server:
         ask(server, 3, degraded=False)
+        wait_until(lambda: len(shown(server)) == 3)
         block(server)
-        ask(server, 20, degraded=True)
-        assert metric(server, "headrace_spool_records") == 20
+        asked.append(server.call("POST", "/v1/recommend", ASK)[2]["request_id"])  # the one that finds it blocked
+        time.sleep(1)
+        ask(server, 19, degraded=True)
+        wait_until(lambda: metric(server, "headrace_spool_records") == 20)
         server.kill()
     with serving(tmp_path) as server:
         ask(server, 5, degraded=True)

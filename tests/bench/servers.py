@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from features.store import open_store
 from infra import processes, stack
 from infra.settings import Settings
@@ -44,6 +46,17 @@ def serving(*, real: bool) -> Iterator[Settings]:
             yield settings
         finally:
             processes.stop_all(settings)
+
+
+@contextlib.contextmanager
+def api(settings: Settings) -> Iterator[psutil.Process]:
+    """The API alone over what `settings` name, ready; yields its process, whose workers are its children."""
+    pid = processes.start(settings, "api", "serve")
+    try:
+        stack.wait_for(settings, "api")
+        yield psutil.Process(pid)
+    finally:
+        processes.stop_all(settings)
 
 
 def free_port_pair() -> int:

@@ -22,7 +22,7 @@ from features.candidates import (
     draw,
     visitor,
 )
-from features.catalogue import ITEM_WINDOWS, Catalogue
+from features.catalogue import ITEM_WINDOWS, Catalogue, Subset
 from features.history import DAY, USER_COLUMNS, from_lists, hash_ids
 
 AT = 20_000 * DAY
@@ -158,7 +158,7 @@ def test_a_mask_is_kept_by_every_source_and_may_leave_nothing(catalogue: Catalog
     hits = np.array([6, 1, 3])
     for allowed in ("", "b", "agh", "bcef"):
         mask = np.array([name in allowed for name in IDS])
-        found = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits, allowed=mask)
+        found = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits, allowed=Subset.of(mask))
         whole = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits)
         assert set(names(found)) == set(names(whole)) & set(allowed)
         assert found.features.shape == (len(found.items), len(CANDIDATE_FEATURES))
@@ -201,7 +201,7 @@ def test_whatever_the_past_features_are_finite_and_items_are_there_once(
     tower = np.array(hits[0] if hits else [], dtype=np.int64)
     found = drawn(
         catalogue, who(catalogue, *entries), windows(a=2, e=7), tower_hits=tower, per_source=per_source,
-        allowed=np.array(allowed), user_vector=catalogue.vectors[3],
+        allowed=Subset.of(np.array(allowed)), user_vector=catalogue.vectors[3],
     )  # fmt: skip
     assert np.isfinite(found.features).all()
     assert len(set(found.items.tolist())) == len(found.items)

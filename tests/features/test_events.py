@@ -38,6 +38,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], str]] = {
         {**PAYMENT, "score": 0.5, "outcome": "review", "model": "m", "decided_time": "2026-11-22T10:15:01Z"}, "c",
     ),
     "experiment": ({"experiment": "x", "definition": {"a": 1}}, "x"),
+    "rules": ({"surface": "home", "rules": {"rules": []}}, "home"),
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_every_kind_of_event_has_a_topic() -> None:
     assert kinds == set(TOPIC_OF) == set(EXAMPLES)
 
 
-@pytest.mark.parametrize("kind", ["label", "impression", "decision", "experiment"])
+@pytest.mark.parametrize("kind", ["label", "impression", "decision", "experiment", "rules"])
 def test_what_headrace_writes_itself_is_not_taken_from_outside(kind: str) -> None:
     with pytest.raises(ValidationError, match="does not match any of the expected tags"):
         ACCEPTED.validate_python({"type": kind, **COMMON, **EXAMPLES[kind][0]})

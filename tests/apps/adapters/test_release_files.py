@@ -1,13 +1,17 @@
-"""A release that is not whole is refused, and the one before it keeps serving."""
+"""A release that is not whole is refused, and the one before it keeps serving; its index finds what it should."""
 
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from apps.adapters.release_files import Releases
+from apps.adapters.release_files import RecommenderFiles, Releases
+from features.catalogue import MEMBERS_KEPT, Subset
 from features.manifest import Manifest
+from tests.apps.releases import publish_release
 from training import publish
 
 
@@ -55,3 +59,57 @@ def test_a_release_being_written_is_not_seen(tmp_path: Path) -> None:
     (building / "notes.txt").write_text("half")
     assert not releases.poll()
     assert publish.versions(tmp_path) == ["v1"]
+
+
+MANY = 60_000
+
+
+@pytest.fixture(scope="module")
+def recommender(tmp_path_factory: pytest.TempPathFactory) -> RecommenderFiles:
+    folder = tmp_path_factory.mktemp("releases")
+    publish_release(folder, "v1", items=MANY, width=32)
+    releases = Releases(folder)
+    releases.poll()
+    assert releases.recommender is not None
+    return releases.recommender
+
+
+def recall(recommender: RecommenderFiles, mask: NDArray[np.bool_]) -> float:
+    """Share of the exact 100 nearest among the allowed that are found, over 40 queries near items."""
+    rng, vectors = np.random.default_rng(3), recommender.catalogue.vectors
+    allowed, members = Subset.of(mask), np.flatnonzero(mask)
+    found = []
+    for place in rng.integers(0, MANY, 40):
+        query = vectors[place] + rng.normal(scale=0.05, size=vectors.shape[1]).astype(np.float32)
+        exact = members[np.argsort(-(vectors[members] @ query))[:100]]
+        hits = recommender.nearest(query, 100, allowed)
+        assert mask[hits].all()
+        assert len(set(hits.tolist())) == len(hits)
+        found.append(np.isin(exact, hits).mean())
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.01, 0.001])
+def test_recall_holds_however_few_items_a_filter_leaves(recommender: RecommenderFiles, share: float) -> None:
+    assert recommender.manifest.recommend is not None
+    assert recommender.manifest.recommend.index_kind.startswith("IVF")
+    rng = np.random.default_rng(4)
+    assert recall(recommender, rng.random(MANY) < share) >= 0.95
+    # A filter that is of one kind with the vectors: only items far from most queries are left.
+    direction = recommender.catalogue.vectors @ rng.normal(size=32).astype(np.float32)
+    assert recall(recommender, direction >= np.quantile(direction, 1 - share)) >= 0.95
+
+
+def test_a_filter_that_leaves_little_is_searched_exactly(recommender: RecommenderFiles) -> None:
+    mask = np.zeros(MANY, dtype=bool)
+    mask[:MEMBERS_KEPT] = True
+    assert recall(recommender, mask) == 1.0
+    assert (
+        recommender.nearest(recommender.catalogue.vectors[0], 10, Subset.of(np.zeros(MANY, dtype=bool))).tolist() == []
+    )
+
+
+def test_the_arrays_are_mapped_and_not_copied(recommender: RecommenderFiles) -> None:
+    for array in (recommender.catalogue.vectors, recommender.catalogue.neighbours, recommender.windows):
+        assert not array.flags.owndata
+        assert not array.flags.writeable

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
 from apps.ports import FeatureReader, Recommender
 from apps.recommend.board import ItemBoard
-from apps.recommend.schemas import RecommendRequest
+from apps.recommend.schemas import RecommendRequest, RecommendResponse
 from apps.recommend.service import RecommendService, Serving
 from features import columns
 from features.candidates import CANDIDATE_FEATURES
 from features.catalogue import ITEM_WINDOWS, Catalogue
-from features.history import ITEM_COLUMNS, History, from_lists
+from features.history import ITEM_COLUMNS, USER_COLUMNS, History, from_lists
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
 from infra import topics
@@ -31,8 +31,10 @@ from tests.apps.recommend.fakes import FakeImpressions
 class Reader:
     """A store that knows nobody, and that every item was ordered yesterday."""
 
-    def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        return [{} for _ in ids]
+    remote = False
+
+    def user_history(self, user: str) -> History:
+        return from_lists([{}], USER_COLUMNS)
 
     def item_histories(self, ids: Sequence[str]) -> History:
         day = int(NOON.timestamp() * 1000) // DAY * DAY - DAY
@@ -89,7 +91,7 @@ def service(log: FileLog) -> RecommendService:
     experiments.put(ExperimentDefinition.model_validate({"key": "x", "surface": "home", "variations": variations}))
     reader, release = cast(FeatureReader, Reader()), cast(Recommender, ThreeItems())
     board = ItemBoard(release)
-    board.refresh(reader)
+    board.refresh(reader, now=int(NOON.timestamp() * 1000))
     return RecommendService(
         lambda: Serving(release, board),
         reader,
@@ -98,6 +100,7 @@ def service(log: FileLog) -> RecommendService:
         NOON.timestamp,
         per_source=10,
         max_future_seconds=0,
+        rng=np.random.default_rng(1),
     )
 
 
@@ -116,4 +119,4 @@ def test_a_preview_is_the_answer_and_leaves_no_trace(service: RecommendService, 
     changing = {"request_id", "took_ms"}
     assert preview.items
     assert preview.experiment is not None
-    assert preview.model_dump(exclude=changing) == answer.model_dump(exclude=changing)
+    assert preview.model_dump(exclude=changing) == RecommendResponse.model_validate(answer).model_dump(exclude=changing)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import columns
-from features.catalogue import ITEM_WINDOWS, Catalogue
-from features.history import ITEM_COLUMNS, History, from_lists
+from features.catalogue import ITEM_WINDOWS, Catalogue, Subset
+from features.history import ITEM_COLUMNS, USER_COLUMNS, History, from_lists
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
 from infra import topics
@@ -51,6 +51,7 @@ class FakeRecommender:
             similarities=np.where(neighbours >= 0, 0.5, 0).astype(np.float32),
             vectors=vectors,
             index={name: place for place, name in enumerate(IDS)},
+            categories=("drinks", "kitchen", "kitchen", "living", "living", "living"),
         )
         self.windows = np.zeros((6, len(ITEM_WINDOWS)), dtype=np.float32)
         self.windows[:, :3] = np.array([1, 1, 1, 1, 9, 1])[:, None]
@@ -60,9 +61,9 @@ class FakeRecommender:
         vector[5] = 1.0
         return vector
 
-    def nearest(self, vector: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
         order = np.argsort(-(self.catalogue.vectors @ vector), kind="stable")
-        return order[: min(count, 2)] if allowed is None else order[allowed[order]][:count]
+        return order[: min(count, 2)] if allowed is None else order[allowed.holds(order)][:count]
 
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
         return items.astype(np.float32)
@@ -87,6 +88,7 @@ class FakeReader:
     def __init__(self) -> None:
         self.users: dict[str, dict[str, Any]] = {}
         self.down = False
+        self.remote = False
 
     def bought(self, user: str, *items: str, days_ago: int = 3) -> None:
         count = len(items)
@@ -103,6 +105,9 @@ class FakeReader:
         if self.down:
             raise ConnectionError("the store is away")
         return [self.users.get(name, {}) for name in ids]
+
+    def user_history(self, user: str) -> History:
+        return from_lists(self.user_histories([user]), USER_COLUMNS)
 
     def item_histories(self, ids: Sequence[str]) -> History:
         if self.down:

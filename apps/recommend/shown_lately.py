@@ -1,0 +1,46 @@
+"""What each visitor was shown lately, for rotation: known to this process alone, and gone when it ends.
+
+Cheap on purpose: with several API processes each knows its own answers, so a visitor's items rotate the slower the more
+processes there are. Nothing that must be exact hangs on it; what was shown stands in the event log.
+"""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+VISITORS_KEPT = 20_000
+LISTS_KEPT = 10
+"""Latest lists of a visitor and surface that are remembered."""
+
+
+class ShownLately:
+    """Safe to use from threads. Times in ms."""
+
+    def __init__(self, *, visitors: int = VISITORS_KEPT) -> None:
+        self._visitors = visitors
+        self._lists: OrderedDict[tuple[str, str], deque[tuple[int, Sequence[int]]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, visitor: str, surface: str, items: Sequence[int], at: int) -> None:
+        with self._lock:
+            lists = self._lists.setdefault((visitor, surface), deque(maxlen=LISTS_KEPT))
+            lists.append((at, items))
+            self._lists.move_to_end((visitor, surface))
+            if len(self._lists) > self._visitors:
+                self._lists.popitem(last=False)
+
+    def times(self, visitor: str, surface: str, *, since: int) -> dict[int, int]:
+        """How often each item was shown from `since` on."""
+        with self._lock:
+            lists = list(self._lists.get((visitor, surface), ()))
+        counts: dict[int, int] = {}
+        for at, items in lists:
+            if at >= since:
+                for item in items:
+                    counts[item] = counts.get(item, 0) + 1
+        return counts
+
+    def clear(self) -> None:
+        """Forget everything: another release numbers its items anew."""
+        with self._lock:
+            self._lists.clear()

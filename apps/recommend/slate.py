@@ -1,0 +1,228 @@
+"""From ranked candidates to the list that is shown: the rules of the surface, as stages in a fixed order.
+
+Pure: everything that a stage needs to know comes in. Each stage says of what it drops that it did, and why.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.recommend.exploration import explore
+from apps.recommend.rules import Boost, Bury, Diversity, Exploration, Hide, Pin, Quota, Rotate, SurfaceRules, Visited
+
+Rows = NDArray[np.int64]
+MS_PER_HOUR = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the stages know of C candidates (rows) and of the visitor."""
+
+    items: NDArray[np.int64]
+    """Shape [C]."""
+    matches: Callable[[str], NDArray[np.bool_]]
+    """Which rows an expression holds for, shape [C]."""
+    values_of: Callable[[str], list[str]]
+    """Of a quota's field: the value of every row."""
+    vectors: Callable[[Rows], NDArray[np.float32]]
+    """Unit vectors of rows, shape [len(rows), D]."""
+    row_of: Callable[[str], int | None]
+    """Row of an item by its id; None where it is no candidate."""
+    visited: Callable[[str, float], NDArray[np.int64]]
+    """Items that the visitor ("bought" or "seen", within so many days)."""
+    shown: Callable[[float], dict[int, int]]
+    """How often each item was shown to the visitor within so many hours."""
+
+
+@dataclass
+class Slate:
+    """Shape [n] each, in the order shown."""
+
+    rows: list[int]
+    propensities: list[float]
+    pinned: set[int] = field(default_factory=set)
+    explored: set[int] = field(default_factory=set)
+    dropped: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Row to (stage, why), of what is not shown; only where it was asked for."""
+    log_odds: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """Shape [C], with what the rules made of them."""
+
+
+def arrange(
+    order: Rows,
+    log_odds: NDArray[np.float64],
+    ground: Ground,
+    rules: SurfaceRules,
+    *,
+    n: int,
+    drop_seen: bool,
+    exploration: Exploration | None,
+    rng: np.random.Generator,
+    traced: bool,
+) -> Slate:
+    """order: all rows, best first; log_odds: shape [C], 0 is a neutral score. Returns at most n rows."""
+    slate = Slate([], [], log_odds=log_odds.astype(np.float64))
+    kept = _leave_out(ground, rules, slate, drop_seen=drop_seen, traced=traced)
+    if not kept.all():
+        order = order[kept[order]]
+    if _weigh(slate.log_odds, ground, rules):
+        order = order[np.argsort(-slate.log_odds[order], kind="stable")]
+    if rules.diversity is not None and len(order) > 1:
+        order = diversify(order, ground.vectors, rules.diversity, n=n)
+    pins = _pins(rules, ground, kept, n=n)
+    # What nobody will see, not even a trace, is not counted.
+    needed = len(order) if traced else n + (exploration.pool if exploration is not None else 0)
+    listed = _within_quotas(order, ground, rules, pins=pins, slate=slate, needed=needed, traced=traced)
+    _fill(slate, listed, pins, n=n, exploration=exploration, rng=rng)
+    if traced:
+        shown_rows = set(slate.rows)
+        slate.dropped.update(
+            (row, ("cut", f"ranked below the first {n}"))
+            for row in order.tolist()
+            if row not in shown_rows and row not in slate.dropped
+        )
+    return slate
+
+
+def _leave_out(
+    ground: Ground, rules: SurfaceRules, slate: Slate, *, drop_seen: bool, traced: bool
+) -> NDArray[np.bool_]:
+    """Which rows may be shown, shape [C]."""
+    kept = np.ones(len(ground.items), dtype=bool)
+    gone: list[tuple[NDArray[np.bool_], str, str]] = []
+    if drop_seen:
+        gone.append((_among(ground, "seen", 400), "seen", "the request leaves out what the visitor saw or bought"))
+    for rule in rules.rules:
+        if isinstance(rule, Hide):
+            gone.append((ground.matches(rule.when), "hide", f"hidden: {rule.when}"))
+        elif isinstance(rule, Visited) and not rule.factor:
+            gone.append((_among(ground, rule.kind, rule.days), rule.kind, f"{rule.kind} within {rule.days:g} days"))
+    for rows, stage, why in gone:
+        if traced:
+            slate.dropped.update((row, (stage, why)) for row in np.flatnonzero(rows & kept).tolist())
+        kept[rows] = False
+    return kept
+
+
+def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -> bool:
+    """Multiply odds in place; False where no rule does so."""
+    changed = False
+    for rule in rules.rules:
+        match rule:
+            case Boost(when=when, factor=factor) | Bury(when=when, factor=factor):
+                log_odds[ground.matches(when)] += np.log(factor)
+            case Visited(kind=kind, days=days, factor=factor) if factor:
+                log_odds[_among(ground, kind, days)] += np.log(factor)
+            case Rotate(hours=hours, factor=factor, most=most):
+                times = ground.shown(hours)
+                shown = [min(times.get(item, 0), most) for item in ground.items.tolist()] if times else 0
+                log_odds += np.log(factor) * np.array(shown)
+            case _:
+                continue
+        changed = True
+    return changed
+
+
+def _among(ground: Ground, kind: str, days: float) -> NDArray[np.bool_]:
+    visited = ground.visited(kind, days)
+    return np.isin(ground.items, visited) if len(visited) else np.zeros(len(ground.items), dtype=bool)
+
+
+def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule: Diversity, *, n: int) -> Rows:
+    """The first n chosen one by one from the pool, by (1 - weight) x relevance - weight x likeness to what is chosen.
+
+    Relevance is 1 for the best of the pool and falls evenly with the place, so that the scale of scores plays no part;
+    likeness is the highest cosine to an item chosen before.
+    """
+    pool = order[: max(rule.pool, n)]
+    near = vectors(pool)
+    penalty = np.maximum(near @ near.T, 0) * np.float32(rule.weight)
+    relevance = ((1 - rule.weight) * (1 - np.arange(len(pool)) / len(pool))).astype(np.float32)
+    worst = np.zeros(len(pool), dtype=np.float32)
+    value = relevance.copy()
+    chosen: list[int] = []
+    for _ in range(min(n, len(pool))):
+        best = int(value.argmax())
+        chosen.append(best)
+        relevance[best] = -np.inf
+        np.maximum(worst, penalty[best], out=worst)
+        np.subtract(relevance, worst, out=value)
+    left = np.ones(len(pool), dtype=bool)
+    left[chosen] = False
+    return np.concatenate((pool[chosen], pool[left], order[len(pool) :]))
+
+
+def _pins(rules: SurfaceRules, ground: Ground, kept: NDArray[np.bool_], *, n: int) -> dict[int, int]:
+    """Position (from 0 on) to the row that is pinned there; the first pin of a position or item holds."""
+    pins: dict[int, int] = {}
+    for rule in rules.rules:
+        if isinstance(rule, Pin) and rule.position <= n and rule.position - 1 not in pins:
+            row = ground.row_of(rule.item_id)
+            if row is not None and kept[row] and row not in pins.values():
+                pins[rule.position - 1] = row
+    return pins
+
+
+def _within_quotas(
+    order: Rows, ground: Ground, rules: SurfaceRules, *, pins: dict[int, int], slate: Slate, needed: int, traced: bool
+) -> list[int]:
+    """The rows that are not pinned, without those that would be too many of one value."""
+    pinned = set(pins.values())
+    quotas = [rule for rule in rules.rules if isinstance(rule, Quota)]
+    if not quotas:
+        return [row for row in order[: needed + len(pinned)].tolist() if row not in pinned][:needed]
+    # Of several quotas on one field the smallest holds.
+    most = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
+    fields = [(name, limit, ground.values_of(name), Counter[str]()) for name, limit in most.items()]
+    for _, _, values, counts in fields:
+        counts.update(values[row] for row in pinned)
+    rows: list[int] = []
+    for row in order.tolist():
+        if len(rows) >= needed:
+            break
+        if row in pinned:
+            continue
+        for name, limit, values, counts in fields:
+            if counts[values[row]] >= limit:
+                if traced:
+                    slate.dropped[row] = ("quota", f"more than {limit} of one {name}")
+                break
+        else:
+            rows.append(row)
+            for _, _, values, counts in fields:
+                counts[values[row]] += 1
+    return rows
+
+
+def _fill(
+    slate: Slate,
+    listed: Sequence[int],
+    pins: dict[int, int],
+    *,
+    n: int,
+    exploration: Exploration | None,
+    rng: np.random.Generator,
+) -> None:
+    """Pins at their positions, the others around them."""
+    free = max(0, n - len(pins))
+    chances = [1.0] * min(free, len(listed))
+    chosen = list(listed[:free])
+    if exploration is not None and chosen:
+        places, propensities = explore(slate.log_odds[np.array(listed)], free, exploration, rng)
+        chosen, chances = [listed[place] for place in places.tolist()], propensities.tolist()
+        slate.explored = {row for row, place in zip(chosen, places.tolist(), strict=True) if place >= free}
+    slate.pinned = set(pins.values())
+    queue = iter(zip(chosen, chances, strict=True))
+    for position in range(len(chosen) + len(pins)):
+        row, chance = (pins[position], 1.0) if position in pins else next(queue, (None, 0.0))
+        if row is not None:
+            slate.rows.append(row)
+            slate.propensities.append(chance)
+    # A list too short for a pin's position ends with it.
+    for position, row in sorted(pins.items()):
+        if position >= len(chosen) + len(pins):
+            slate.rows.append(row)
+            slate.propensities.append(1.0)
