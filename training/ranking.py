@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -14,9 +15,10 @@ from features.candidates import CANDIDATE_FEATURES, draw
 from features.catalogue import Catalogue
 from training.configs import RankerConfig
 from training.data import Drawn, ItemDays, Query
+from training.fitting import Curve, Watch, fit
 from training.models.ranker import ITEM, Dense, PlainRanker, Ranker, squash
 from training.retrieval import Retrieval
-from training.shard import dense_parameters, shard, table
+from training.shard import dense_parameters, loss_scale, shard, share, table, total
 
 
 def draw_all(
@@ -71,9 +73,7 @@ def _pad(drawn: list[Drawn], size: int, rng: np.random.Generator) -> _Lists:
 @dataclass
 class Ranking:
     model: PlainRanker
-    loss: float
-    """Best validation loss."""
-    epochs: int
+    curve: Curve
 
 
 def fit_ranker(
@@ -84,6 +84,7 @@ def fit_ranker(
     config: RankerConfig,
     device: torch.device,
     seed: int,
+    watch: Watch | None = None,
 ) -> Ranking:
     """Train until the validation loss stops falling; keep the best epoch.
 
@@ -91,7 +92,7 @@ def fit_ranker(
     Pairwise Approach to Listwise Approach, ICML 2007). Raises ValueError without orders to learn from.
     """
     torch.manual_seed(seed)
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     learn, check = _pad(training, config.candidates, rng), _pad(validation, config.candidates, rng)
     if not len(learn.items) or not len(check.items):
         raise ValueError("no past order has a bought candidate: there is too little history to train a ranker")
@@ -109,38 +110,42 @@ def fit_ranker(
         Ranker(items=items, embedding=config.embedding, dense=dense),
         device=device,
         embedding_rate=config.embedding_rate,
+        seed=seed,
     )
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    def loss_of(batch: _Lists) -> Tensor:
-        flat = batch.items[batch.real].to(device)
+    def loss_of(lists: _Lists, batch: Tensor) -> Tensor:
+        """This process's part of the mean loss of the orders `batch`, scaled as shard.loss_scale says."""
+        mine = lists.rows(share(batch))
+        flat = mine.items[mine.real].to(device)
         jagged = KeyedJaggedTensor(keys=[ITEM], values=flat, lengths=torch.ones_like(flat, dtype=torch.int))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(batch.features[batch.real].to(device), jagged).float()
-        scores = torch.full(batch.items.shape, -1e9, device=device).masked_scatter(batch.real.to(device), logits)
-        target = batch.bought.to(device)
-        return -((torch.log_softmax(scores, dim=1) * target).sum(dim=1) / target.sum(dim=1)).mean()
+            logits = model(mine.features[mine.real].to(device), jagged).float()
+        scores = torch.full(mine.items.shape, -1e9, device=device).masked_scatter(mine.real.to(device), logits)
+        target = mine.bought.to(device)
+        losses = -(torch.log_softmax(scores, dim=1) * target).sum(dim=1) / target.sum(dim=1)
+        return losses.sum() * loss_scale(len(batch))
 
-    best: Ranking | None = None
-    progress = tqdm(range(config.epochs), desc="ranker", unit="epoch", leave=False)
-    for epoch in progress:
-        model.train()
-        for rows in torch.randperm(len(learn.items), generator=generator).split(config.batch_orders):
-            loss = loss_of(learn.rows(rows))
+    def epoch(generator: torch.Generator) -> float:
+        losses = []
+        for batch in torch.randperm(len(learn.items), generator=generator).split(config.batch_orders):
+            loss = loss_of(learn, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            parts = torch.arange(len(check.items)).split(config.batch_orders)
-            value = sum(loss_of(check.rows(rows)).item() * len(rows) for rows in parts) / len(check.items)
-        progress.set_postfix(loss=f"{value:.4f}")
-        if best is None or value < best.loss:
-            best = Ranking(_plain(model), value, epoch + 1)
-        elif epoch + 1 - best.epochs >= config.patience:
-            break
-    assert best is not None
-    return best
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+    def judge() -> float:
+        parts = torch.arange(len(check.items)).split(config.batch_orders)
+        value = sum(loss_of(check, batch).item() * len(batch) for batch in parts) / len(check.items)
+        return total(value) / dist.get_world_size()
+
+    curve = fit(
+        model, optimizer, epoch=epoch, judge=judge, epochs=config.epochs, patience=config.patience,
+        seed=seed, label="ranker", watch=watch,
+    )  # fmt: skip
+    return Ranking(_plain(model), curve)
 
 
 def _plain(model: DistributedModelParallel) -> PlainRanker:

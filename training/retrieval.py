@@ -1,6 +1,5 @@
 """Fitting the two-tower model: orders in, item vectors and a user tower out."""
 
-import logging
 import re
 import zlib
 from dataclasses import dataclass
@@ -12,16 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from tqdm import tqdm
 
 from features.candidates import RECENT_ITEMS, Visitor
 from features.catalogue import Catalogue
 from training.configs import RetrievalConfig
 from training.data import Query
+from training.fitting import Curve, Watch, fit
 from training.models.two_tower import HISTORY, ITEM, WORDS, Tower, TwoTower, UserTower
-from training.shard import dense_parameters, shard, table
-
-logger = logging.getLogger(__name__)
+from training.shard import dense_parameters, loss_scale, shard, share, table, total
 
 VALIDATION_TOP = 100
 
@@ -32,9 +29,12 @@ class Retrieval:
 
     vectors: NDArray[np.float32]
     user_tower: UserTower
-    recall: float
-    """Mean share of a validation order's items among the VALIDATION_TOP nearest."""
-    epochs: int
+    curve: Curve
+
+    @property
+    def recall(self) -> float:
+        """Mean share of a validation order's items among the VALIDATION_TOP nearest; 0 without validation orders."""
+        return -self.curve.best if self.curve.values else 0.0
 
     def user_vectors(self, visitors: list[Visitor]) -> NDArray[np.float32]:
         """Shape [B, D]; zeros for a visitor without history."""
@@ -112,6 +112,7 @@ def fit_retrieval(
     device: torch.device,
     seed: int,
     label: str,
+    watch: Watch | None = None,
 ) -> Retrieval:
     """Train on orders whose users have a history, until validation recall stops growing; keep the best epoch.
 
@@ -119,10 +120,9 @@ def fit_retrieval(
     to sales with the logQ correction where the catalogue is larger.
     """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     count = len(catalogue.ids)
     plain = TwoTower(items=count, words=config.words, width=config.width, dropout=config.dropout)
-    model = shard(plain, device=device, embedding_rate=config.embedding_rate)
+    model = shard(plain, device=device, embedding_rate=config.embedding_rate, seed=seed)
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
     item_side = _Items(catalogue.titles, config.words, device)
     training = [query for query in training if len(query.who.recent) and len(query.targets)]
@@ -130,33 +130,34 @@ def fit_retrieval(
     items, weights = (torch.from_numpy(part) for part in padded_histories([query.who for query in training]))
     sales = torch.bincount(torch.from_numpy(np.concatenate([query.targets for query in training])), minlength=count)
 
-    best, best_epoch = None, 0
-    progress = tqdm(range(config.epochs), desc=label, unit="epoch", leave=False)
-    for epoch in progress:
-        model.train()
+    def epoch(generator: torch.Generator) -> float:
         losses = []
-        for rows in torch.randperm(len(training), generator=generator).split(config.batch_orders):
-            orders = [training[row] for row in rows.tolist()]
-            drawn, log_q = _draw_items(orders, sales, config.negatives, generator)
+        for batch in torch.randperm(len(training), generator=generator).split(config.batch_orders):
+            drawn, log_q = _draw_items([training[row] for row in batch.tolist()], sales, config.negatives, generator)
+            rows = share(batch)
+            target = _targets([training[row] for row in rows.tolist()], count)[:, drawn].to(device)
             # Whole steps in bf16 where the GPU has it; on the CPU fp32 is as fast at this width.
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 logits = model(_history_jagged(items[rows], weights[rows], device), item_side.jagged(drawn))[2]
                 logits = logits - log_q.to(device)
-                target = _targets(orders, count)[:, drawn].to(device)
-                loss = F.cross_entropy(logits.float(), target)
+                loss = F.cross_entropy(logits.float(), target, reduction="sum") * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        fitted = _snapshot(model, item_side, catalogue, epoch + 1)
-        fitted.recall = recall(fitted, validation)
-        progress.set_postfix(loss=f"{np.mean(losses):.3f}", recall=f"{fitted.recall:.3f}")
-        if best is None or not validation or fitted.recall > best.recall:
-            best, best_epoch = fitted, epoch
-        elif epoch - best_epoch >= config.patience:
-            break
-    assert best is not None
-    return best
+        return float(np.mean(losses))
+
+    def judge() -> float:
+        vectors, user_tower = _towers(model, item_side, count)
+        mine = [validation[row] for row in share(torch.arange(len(validation))).tolist()]
+        found = recalls(Retrieval(vectors, user_tower, Curve()), mine)
+        return -total(sum(found)) / len(validation)
+
+    curve = fit(
+        model, optimizer, epoch=epoch, judge=judge if validation else None, epochs=config.epochs,
+        patience=config.patience, seed=seed, label=label, watch=watch,
+    )  # fmt: skip
+    return Retrieval(*_towers(model, item_side, count), curve)
 
 
 def _draw_items(
@@ -172,8 +173,8 @@ def _draw_items(
     return drawn, torch.log(share[drawn] * negatives).clamp(max=0)
 
 
-def _snapshot(model: DistributedModelParallel, item_side: _Items, catalogue: Catalogue, epochs: int) -> Retrieval:
-    model.eval()
+def _towers(model: DistributedModelParallel, item_side: _Items, items: int) -> tuple[NDArray[np.float32], UserTower]:
+    """The item vectors and the user tower as they stand now, on the CPU, without TorchRec."""
     module = model.module
     nobody = KeyedJaggedTensor(
         keys=[HISTORY],
@@ -182,19 +183,17 @@ def _snapshot(model: DistributedModelParallel, item_side: _Items, catalogue: Cat
         lengths=torch.ones(1, dtype=torch.int),
     ).to(next(module.user_tower.parameters()).device)
     with torch.no_grad():
-        vectors = model(nobody, item_side.jagged(torch.arange(len(catalogue.ids))))[1]
-    width = vectors.shape[1]
-    tower = Tower(width, dropout=0.0)
+        vectors = model(nobody, item_side.jagged(torch.arange(items)))[1].float().cpu().numpy()
+    tower = Tower(vectors.shape[1], dropout=0.0)
     tower.load_state_dict({name: value.cpu().clone() for name, value in module.user_tower.state_dict().items()})
-    user_tower = UserTower(table(model, HISTORY), tower).eval()
-    return Retrieval(vectors.float().cpu().numpy(), user_tower, 0.0, epochs)
+    return vectors, UserTower(table(model, HISTORY), tower).eval()
 
 
-def recall(fitted: Retrieval, queries: list[Query]) -> float:
-    """Mean share of each order's items among its user's VALIDATION_TOP nearest; 0 without queries."""
+def recalls(fitted: Retrieval, queries: list[Query]) -> list[float]:
+    """Share of each order's items among its user's VALIDATION_TOP nearest."""
     if not queries:
-        return 0.0
+        return []
     scores = fitted.user_vectors([query.who for query in queries]) @ fitted.vectors.T
     top = min(VALIDATION_TOP, scores.shape[1])
     nearest = np.argpartition(-scores, top - 1, axis=1)[:, :top]
-    return float(np.mean([np.isin(query.targets, row).mean() for query, row in zip(queries, nearest, strict=True)]))
+    return [float(np.isin(query.targets, row).mean()) for query, row in zip(queries, nearest, strict=True)]
