@@ -36,6 +36,8 @@ class Catalogue:
     vectors: NDArray[np.float32]
     """Shape [N, D], unit length: the item tower's answer."""
     index: dict[str, int]
+    categories: tuple[str, ...] = ()
+    """Empty where no item has one."""
 
     def indices(self, ids: NDArray[np.object_] | list[str]) -> NDArray[np.int64]:
         """Index of each id, -1 for one that the release does not know."""

@@ -9,8 +9,10 @@ from training.fraud import FraudConfig
 @dataclass(frozen=True)
 class RetrievalConfig:
     width: int = 64
-    words: int = 4096
-    """Buckets that the words of titles are hashed into."""
+    content_buckets: int = 4096
+    """Buckets that words of titles, prices and categories are hashed into."""
+    nameless: float = 0.1
+    """Share of the items of a batch that are told by their content alone."""
     dropout: float = 0.2
     epochs: int = 30
     patience: int = 4

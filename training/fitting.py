@@ -47,13 +47,17 @@ class Curve:
     """Mean training loss of each epoch."""
     values: list[float] = field(default_factory=list)
     """The judgement after each epoch; empty without a judge."""
+    start: float | None = None
+    """The judgement before the first epoch; None without a judge."""
     best_epoch: int = 0
-    """Epochs that the kept weights have seen."""
+    """Epochs that the kept weights have seen; 0 where no epoch made the start better."""
 
     @property
     def best(self) -> float:
-        """The judgement of the kept weights; infinite before the first one."""
-        return self.values[self.best_epoch - 1] if self.values and self.best_epoch else math.inf
+        """The judgement of the kept weights; infinite without a judge."""
+        if self.best_epoch and self.values:
+            return self.values[self.best_epoch - 1]
+        return math.inf if self.start is None else self.start
 
 
 def fit(
@@ -74,100 +78,111 @@ def fit(
     shard.loss_scale says); judge: the validation value, lower is better, the same in every process; without it all
     epochs are run and the last one is kept.
     """
-    live = local_tensors(model)
-    curve, best = Curve(), dict[str, Tensor]()
-    path = _path(watch, label)
-    if path and (found := _resume(path, model, optimizer, live, facts=_run(watch, label, seed))):
-        curve, best = found
-    tracker = Tracker(watch.curves / label.replace("/", "-of-")) if watch and is_leader() else None
-    for number in range(len(curve.losses)):  # a run that goes on draws its whole curve
-        _draw(tracker, curve, number, {})
+    kept = _Kept(model, optimizer, watch=watch, label=label, seed=seed)
+    curve = kept.curve
+    model.eval()
+    if judge and not curve.losses:
+        with torch.no_grad():
+            curve.start = judge()
     progress = tqdm(range(len(curve.losses), epochs), desc=label, unit="epoch", leave=False, disable=not is_leader())
     for number in progress:
-        if judge and number - curve.best_epoch >= patience and curve.best_epoch:
+        if judge and number - curve.best_epoch >= patience:
             break
         # Dropout differs between the processes, what is drawn together does not.
         torch.manual_seed((seed * 1009 + number) * 4099 + dist.get_rank())
         model.train()
         loss = epoch(torch.Generator().manual_seed(seed * 1009 + number))
         curve.losses.append(total(loss) / dist.get_world_size())
-        facts = health(model) if tracker else {}
+        facts = health(model)
         model.eval()
         if judge:
             with torch.no_grad():
                 curve.values.append(judge())
-        if not judge or not curve.best_epoch or curve.values[-1] < curve.best:
-            curve.best_epoch = number + 1
-            best = {name: value.cpu().clone() for name, value in live.items()}
+        if not judge or (len(curve.values) and curve.values[-1] < curve.best):
+            kept.keep(number + 1)
         progress.set_postfix(loss=f"{curve.losses[-1]:.4f}", validation=f"{(curve.values or [math.nan])[-1]:.4f}")
-        _draw(tracker, curve, number, facts)
-        if path:
-            _save(path, model, optimizer, live, best, curve, facts=_run(watch, label, seed))
-    for name, value in best.items():
-        live[name].copy_(value)
+        kept.write(number, facts)
+    kept.restore()
     model.eval()
-    if tracker:
-        tracker.close()
     return curve
 
 
-def _draw(tracker: Tracker | None, curve: Curve, number: int, facts: dict[str, float]) -> None:
-    if tracker:
-        known = {"validation": curve.values[number]} if curve.values else {}
-        tracker.write({"loss": curve.losses[number]} | known | facts, step=number)
+class _Kept:
+    """The best weights so far and the curve to them; in memory, and where `watch` says, on disk."""
 
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        watch: Watch | None,
+        label: str,
+        seed: int,
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._live = local_tensors(model)
+        self._best = {name: value.cpu().clone() for name, value in self._live.items()}
+        self.curve = Curve()
+        self._path: Path | None = None
+        self._tracker: Tracker | None = None
+        if watch is None:
+            return
+        name = label.replace("/", "-of-")
+        self._facts = {**watch.facts, "label": label, "seed": seed, "processes": dist.get_world_size()}
+        self._path = watch.unfinished / f"{name}.{dist.get_rank()}.safetensors"
+        self._resume(self._path)
+        if is_leader():
+            self._tracker = Tracker(watch.curves / name)
+            for number in range(len(self.curve.losses)):  # a run that goes on draws its whole curve
+                self._draw(number, {})
 
-def _path(watch: Watch | None, label: str) -> Path | None:
-    return watch.unfinished / f"{label.replace('/', '-of-')}.{dist.get_rank()}.safetensors" if watch else None
+    def keep(self, epoch: int) -> None:
+        self.curve.best_epoch = epoch
+        for name, value in self._live.items():
+            self._best[name].copy_(value)
 
+    def restore(self) -> None:
+        for name, value in self._best.items():
+            self._live[name].copy_(value)
+        if self._tracker:
+            self._tracker.close()
 
-def _run(watch: Watch | None, label: str, seed: int) -> Facts:
-    return {**(watch.facts if watch else {}), "label": label, "seed": seed, "processes": dist.get_world_size()}
+    def write(self, number: int, facts: dict[str, float]) -> None:
+        """Write down the epoch `number`, counted from 0."""
+        self._draw(number, facts)
+        if self._path is None:
+            return
+        moments = checkpoints.optimizer_tensors(self._model, self._optimizer)
+        parts = {"live": self._live, "best": self._best, "optimizer": moments}
+        dist.barrier()  # no process is an epoch ahead of another when it writes
+        checkpoints.save(
+            self._path,
+            {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()},
+            {"run": self._facts, "curve": asdict(self.curve)},
+        )
 
+    def _draw(self, number: int, facts: dict[str, float]) -> None:
+        if self._tracker:
+            known = {"validation": self.curve.values[number]} if self.curve.values else {}
+            self._tracker.write({"loss": self.curve.losses[number]} | known | facts, step=number)
 
-def _save(
-    path: Path,
-    model: DistributedModelParallel,
-    optimizer: torch.optim.Optimizer,
-    live: dict[str, Tensor],
-    best: dict[str, Tensor],
-    curve: Curve,
-    *,
-    facts: Facts,
-) -> None:
-    parts = {"live": live, "best": best, "optimizer": checkpoints.optimizer_tensors(model, optimizer)}
-    dist.barrier()  # no process is an epoch ahead of another when it writes
-    checkpoints.save(
-        path,
-        {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()},
-        {"run": facts, "curve": asdict(curve)},
-    )
-
-
-def _resume(
-    path: Path,
-    model: DistributedModelParallel,
-    optimizer: torch.optim.Optimizer,
-    live: dict[str, Tensor],
-    *,
-    facts: Facts,
-) -> tuple[Curve, dict[str, Tensor]] | None:
-    """Put the model where its checkpoint left it, if every process has one of this run and of the same epoch."""
-    found = checkpoints.load(path)
-    tensors, known = found or ({}, {})
-    mine = len(known["curve"]["losses"]) if known.get("run") == facts else 0
-    together = total(mine)
-    agreed = mine > 0 and together == mine * dist.get_world_size()
-    if total(agreed) < dist.get_world_size():
-        if found:
-            logger.info("%s is of another run, or of another epoch than the other processes': starting anew", path)
-        return None
-
-    def part(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-    for name, value in part("live").items():
-        live[name].copy_(value)
-    checkpoints.restore_optimizer(model, optimizer, part("optimizer"))
-    logger.info("going on after epoch %d of %s", mine, facts["label"])
-    return Curve(**known["curve"]), part("best")
+    def _resume(self, path: Path) -> None:
+        """Go on where the checkpoint is, if every process has one of this run and of the same epoch."""
+        found = checkpoints.load(path)
+        tensors, known = found or ({}, {})
+        mine = len(known["curve"]["losses"]) if known.get("run") == self._facts else 0
+        together = total(mine)
+        if total(mine > 0 and together == mine * dist.get_world_size()) < dist.get_world_size():
+            if found:
+                logger.info("%s is of another run, or another epoch than the other processes': starting anew", path)
+            return
+        parts: dict[str, dict[str, Tensor]] = {"live": {}, "best": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = value
+        for name, value in parts["live"].items():
+            self._live[name].copy_(value)
+        self._best = parts["best"]
+        checkpoints.restore_optimizer(self._model, self._optimizer, parts["optimizer"])
+        self.curve = Curve(**known["curve"])
+        logger.info("going on after epoch %d of %s", mine, self._facts["label"])

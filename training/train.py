@@ -30,6 +30,7 @@ from features.manifest import (
     ARRAYS,
     CATALOGUE,
     INDEX,
+    ITEM_TOWER,
     RANKER,
     USER_TOWER,
     FraudCard,
@@ -197,6 +198,7 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
         index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
         catalogue_items=len(catalogue.ids),
+        content_buckets=config.retrieval.content_buckets,
         references=references(np.concatenate([one.candidates.features for one in models.learned]), CANDIDATE_FEATURES),
     )
 
@@ -223,6 +225,13 @@ def _write_model(
         output="vector",
     )
     export(
+        fitted.item_tower,
+        out / ITEM_TOWER,
+        {"tokens": torch.zeros((rows, 3), dtype=torch.long), "weights": torch.rand((rows, 3))},
+        output="vector",
+        wide=("tokens", "weights"),
+    )
+    export(
         ranker,
         out / RANKER,
         {"features": torch.rand((rows, len(CANDIDATE_FEATURES))) * 10, "items": torch.arange(rows)},
@@ -230,7 +239,14 @@ def _write_model(
     )
     faiss.write_index(index, str(out / INDEX))
     pq.write_table(
-        pa.table({"item_id": list(catalogue.ids), "title": list(catalogue.titles), "price": catalogue.prices}),
+        pa.table(
+            {
+                "item_id": list(catalogue.ids),
+                "title": list(catalogue.titles),
+                "price": catalogue.prices,
+                "category": list(catalogue.categories) or pa.nulls(len(catalogue.ids), pa.string()),
+            }
+        ),
         out / CATALOGUE,
     )
     arrays = {

@@ -23,7 +23,7 @@ from training.ranking import fit_ranker
 from training.retrieval import fit_retrieval
 from training.shard import is_leader, process_group
 
-ITEMS, ORDERS = 240, 203
+ITEMS, ORDERS = 120, 203
 RETRIEVAL = RetrievalConfig(width=16, words=64, batch_orders=20)
 RANKER = RankerConfig(hidden=(16,), rank=4, batch_orders=10, candidates=20)
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def catalogue() -> Catalogue:
     ids = tuple(f"i{n}" for n in range(ITEMS))
-    titles = tuple(f"{'RED BLUE GREEN'.split()[n % 3]} thing {n // 3}" for n in range(ITEMS))
+    titles = tuple(f"{('RED', 'BLUE', 'GREEN')[n % 3]} thing {n // 3}" for n in range(ITEMS))
     none = np.full((ITEMS, 1), -1, dtype=np.int32)
     vectors = np.zeros((ITEMS, 1), dtype=np.float32)
     index = {name: place for place, name in enumerate(ids)}
