@@ -39,7 +39,9 @@ class RankerConfig:
     """Candidates of an order that the ranker learns from: every bought one and a sample of the others."""
     max_orders: int = 6000
     """Latest orders that are used."""
-    learning_rate: float = 1.5e-3
+    linear_penalty: float = 1e-3
+    """Weight of the squares in the linear model that the crosses start from."""
+    learning_rate: float = 3e-4
     embedding_rate: float = 0.03
     weight_decay: float = 1e-5
 
@@ -70,7 +72,7 @@ def small() -> Config:
     return replace(
         config,
         retrieval=replace(config.retrieval, epochs=4, patience=1),
-        ranker=replace(config.ranker, epochs=3, max_orders=600, candidates=100),
+        ranker=replace(config.ranker, epochs=3, batch_orders=8, max_orders=600, candidates=100),
         fraud=replace(config.fraud, epochs=6),
     )
 

@@ -7,6 +7,7 @@ processes (`torchrun`), each keeps the checkpoint of its own tables.
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ class Curve:
 
     losses: list[float] = field(default_factory=list)
     """Mean training loss of each epoch."""
+    seconds: list[float] = field(default_factory=list)
+    """Wall time of each epoch of training, judging left out."""
     values: list[float] = field(default_factory=list)
     """The judgement after each epoch; empty without a judge."""
     start: float | None = None
@@ -90,8 +93,10 @@ def fit(
             break
         # Dropout differs between the processes, what is drawn together does not.
         torch.manual_seed((seed * 1009 + number) * 4099 + dist.get_rank())
+        started = time.perf_counter()
         model.train()
         loss = epoch(torch.Generator().manual_seed(seed * 1009 + number))
+        curve.seconds.append(time.perf_counter() - started)
         curve.losses.append(total(loss) / dist.get_world_size())
         facts = health(model)
         model.eval()

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tqdm import tqdm
 
-from features.candidates import CANDIDATE_FEATURES, draw
-from features.catalogue import Catalogue
+from features.candidates import CANDIDATE_FEATURES, USER_FEATURES, draw
+from features.catalogue import ITEM_WINDOWS, Catalogue
 from training.configs import RankerConfig
 from training.data import Drawn, ItemDays, Query
 from training.fitting import Curve, Watch, fit
@@ -38,6 +37,12 @@ def draw_all(
         )
         drawn.append(Drawn(candidates, np.isin(candidates.items, query.targets)))
     return drawn
+
+
+VALIDATION_TOP = 20
+CROSSED = tuple(name for name in CANDIDATE_FEATURES if name not in (*USER_FEATURES, *ITEM_WINDOWS))
+"""Features that the crosses see. Counts of what sold move with the season, and users are few: from those, crosses learn
+what does not hold a month later, while the linear part takes them well (docs/quality.md)."""
 
 
 @dataclass
@@ -86,20 +91,24 @@ def fit_ranker(
     seed: int,
     watch: Watch | None = None,
 ) -> Ranking:
-    """Train until the validation loss stops falling; keep the best epoch.
+    """Fit a linear model, then what crosses add to it until validation NDCG stops growing; keep the best epoch.
 
     Listwise softmax cross entropy: an order's bought candidates share the mass (Cao et al., Learning to Rank: From
     Pairwise Approach to Listwise Approach, ICML 2007). Raises ValueError without orders to learn from.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    learn, check = _pad(training, config.candidates, rng), _pad(validation, config.candidates, rng)
+    learn = _pad(training, config.candidates, rng)
+    check = _pad(validation, max((len(one.bought) for one in validation), default=1), rng)
     if not len(learn.items) or not len(check.items):
         raise ValueError("no past order has a bought candidate: there is too little history to train a ranker")
     squashed = squash(learn.features[learn.real])
+    mean, std = squashed.mean(dim=0), squashed.std(dim=0).clamp(min=1e-3)
     dense = Dense(
-        mean=squashed.mean(dim=0),
-        std=squashed.std(dim=0).clamp(min=1e-3),
+        linear=fit_linear(learn, mean=mean, std=std, penalty=config.linear_penalty),
+        crossed=torch.tensor([CANDIDATE_FEATURES.index(name) for name in CROSSED]),
+        mean=mean,
+        std=std,
         embedding=config.embedding,
         hidden=config.hidden,
         crosses=config.crosses,
@@ -114,22 +123,19 @@ def fit_ranker(
     )
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    def loss_of(lists: _Lists, batch: Tensor) -> Tensor:
-        """This process's part of the mean loss of the orders `batch`, scaled as shard.loss_scale says."""
-        mine = lists.rows(share(batch))
+    def scores_of(mine: _Lists) -> Tensor:
+        """Logits [orders, candidates]; hugely negative where there is no candidate."""
         flat = mine.items[mine.real].to(device)
         jagged = KeyedJaggedTensor(keys=[ITEM], values=flat, lengths=torch.ones_like(flat, dtype=torch.int))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(mine.features[mine.real].to(device), jagged).float()
-        scores = torch.full(mine.items.shape, -1e9, device=device).masked_scatter(mine.real.to(device), logits)
-        target = mine.bought.to(device)
-        losses = -(torch.log_softmax(scores, dim=1) * target).sum(dim=1) / target.sum(dim=1)
-        return losses.sum() * loss_scale(len(batch))
+        return torch.full(mine.items.shape, -1e9, device=device).masked_scatter(mine.real.to(device), logits)
 
     def epoch(generator: torch.Generator) -> float:
         losses = []
         for batch in torch.randperm(len(learn.items), generator=generator).split(config.batch_orders):
-            loss = loss_of(learn, batch)
+            mine = learn.rows(share(batch))
+            loss = listwise(scores_of(mine), mine.bought.to(device)).sum() * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -137,15 +143,51 @@ def fit_ranker(
         return float(np.mean(losses))
 
     def judge() -> float:
-        parts = torch.arange(len(check.items)).split(config.batch_orders)
-        value = sum(loss_of(check, batch).item() * len(batch) for batch in parts) / len(check.items)
-        return total(value) / dist.get_world_size()
+        found = 0.0
+        for batch in torch.arange(len(check.items)).split(config.batch_orders):
+            mine = check.rows(share(batch))
+            found += float(ndcg(scores_of(mine).cpu(), mine.bought, k=VALIDATION_TOP).sum())
+        return -total(found) / len(check.items)
 
     curve = fit(
         model, optimizer, epoch=epoch, judge=judge, epochs=config.epochs, patience=config.patience,
         seed=seed, label="ranker", watch=watch,
     )  # fmt: skip
     return Ranking(_plain(model), curve)
+
+
+def listwise(scores: Tensor, bought: Tensor) -> Tensor:
+    """Cross entropy of each order's bought candidates, which share the mass, [orders]; both float32 [orders, C]."""
+    return -(torch.log_softmax(scores, dim=1) * bought).sum(dim=1) / bought.sum(dim=1)
+
+
+def ndcg(scores: Tensor, bought: Tensor, *, k: int) -> Tensor:
+    """NDCG@k of each order among its candidates, [orders]; as evaluate.list_metrics has it."""
+    k = min(k, scores.shape[1])
+    discounts = 1 / torch.log2(torch.arange(2, k + 2))
+    hits = bought.gather(1, scores.topk(k, dim=1).indices)
+    best = discounts.cumsum(0)[bought.sum(dim=1).long().clamp(1, k) - 1]
+    return (hits * discounts).sum(dim=1) / best
+
+
+def fit_linear(lists: _Lists, *, mean: Tensor, std: Tensor, penalty: float) -> Tensor:
+    """Weights [F] of the squashed, standardised features: the least listwise loss, plus `penalty` times their squares.
+
+    Convex, so no seed and no early stopping: what the crosses have to beat.
+    """
+    features = (squash(lists.features) - mean) / std
+    weights = torch.zeros(features.shape[2], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        scores = (features @ weights).masked_fill(~lists.real, -1e9)
+        loss = listwise(scores, lists.bought).mean() + penalty * weights.square().sum()
+        loss.backward()
+        return loss.item()
+
+    optimizer.step(closure)
+    return weights.detach()
 
 
 def _plain(model: DistributedModelParallel) -> PlainRanker:

@@ -164,7 +164,7 @@ def fit_recommenders(
         learn_drawn, check_drawn, items=len(catalogue.ids), config=config.ranker, device=device, seed=seed, watch=watch
     )
     curve = ranking.curve
-    say(f"ranker: {len(learn_drawn):,} orders, {curve.best_epoch} epochs, validation loss {curve.best:.4f}")
+    say(f"ranker: {len(learn_drawn):,} orders, {curve.best_epoch} epochs, validation ndcg@20 {-curve.best:.3f}")
 
     # The released tower has seen everything before the split, for as long as the first one needed.
     longer = replace(config.retrieval, epochs=epochs)
