@@ -42,7 +42,7 @@ class RankerConfig:
     linear_penalty: float = 1e-3
     """Weight of the squares in the linear model that the crosses start from."""
     learning_rate: float = 3e-4
-    embedding_rate: float = 0.03
+    embedding_rate: float = 0.003
     weight_decay: float = 1e-5
 
 
@@ -71,8 +71,8 @@ def small() -> Config:
     config = Config("small", gate_orders=400)
     return replace(
         config,
-        retrieval=replace(config.retrieval, epochs=4, patience=1),
-        ranker=replace(config.ranker, epochs=3, batch_orders=8, max_orders=600, candidates=100),
+        retrieval=replace(config.retrieval, epochs=3, patience=1),
+        ranker=replace(config.ranker, epochs=2, batch_orders=16, max_orders=600, candidates=100),
         fraud=replace(config.fraud, epochs=6),
     )
 
