@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
-USER_TOWER, RANKER, FRAUD = "user_tower.onnx", "ranker.onnx", "fraud.onnx"
+USER_TOWER, ITEM_TOWER, RANKER, FRAUD = "user_tower.onnx", "item_tower.onnx", "ranker.onnx", "fraud.onnx"
 INDEX, CATALOGUE, ARRAYS = "items.faiss", "catalogue.parquet", "catalogue.safetensors"
 
 
@@ -57,6 +57,8 @@ class RecommendCard(_Card):
     """Share of the exact top 100 that the index returns."""
     candidate_features: tuple[str, ...]
     catalogue_items: int
+    content_buckets: int = 0
+    """What features/content.py hashes the tokens into that ITEM_TOWER reads; 0 in releases without that file."""
     references: dict[str, Reference] = {}
     """By candidate feature; empty in releases from before drift was watched."""
 

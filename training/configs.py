@@ -9,8 +9,10 @@ from training.fraud import FraudConfig
 @dataclass(frozen=True)
 class RetrievalConfig:
     width: int = 64
-    words: int = 4096
-    """Buckets that the words of titles are hashed into."""
+    content_buckets: int = 4096
+    """Buckets that words of titles, prices and categories are hashed into."""
+    nameless: float = 0.1
+    """Share of the items of a batch that are told by their content alone."""
     dropout: float = 0.2
     epochs: int = 30
     patience: int = 4
@@ -37,8 +39,10 @@ class RankerConfig:
     """Candidates of an order that the ranker learns from: every bought one and a sample of the others."""
     max_orders: int = 6000
     """Latest orders that are used."""
-    learning_rate: float = 1.5e-3
-    embedding_rate: float = 0.03
+    linear_penalty: float = 1e-3
+    """Weight of the squares in the linear model that the crosses start from."""
+    learning_rate: float = 3e-4
+    embedding_rate: float = 0.003
     weight_decay: float = 1e-5
 
 
@@ -67,8 +71,8 @@ def small() -> Config:
     config = Config("small", gate_orders=400)
     return replace(
         config,
-        retrieval=replace(config.retrieval, epochs=4, patience=1),
-        ranker=replace(config.ranker, epochs=3, max_orders=600, candidates=100),
+        retrieval=replace(config.retrieval, epochs=3, patience=1),
+        ranker=replace(config.ranker, epochs=2, batch_orders=16, max_orders=600, candidates=100),
         fraud=replace(config.fraud, epochs=6),
     )
 

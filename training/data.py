@@ -68,6 +68,7 @@ def build_catalogue(
     ids = sorted(bought[columns.ITEM].unique())
     listed = events[events["type"] == "item"].drop_duplicates(columns.ITEM, keep="last").set_index(columns.ITEM)
     titles = listed["title"].reindex(ids).fillna("").tolist()
+    categories = listed["category"].reindex(ids).fillna("").tolist()
     prices = bought.groupby(columns.ITEM)["price"].last().reindex(ids).fillna(0.0).to_numpy(np.float32)
     index = {name: place for place, name in enumerate(ids)}
     moments = pd.DataFrame(
@@ -91,7 +92,8 @@ def build_catalogue(
     similarities[near.row_of_entry, place] = np.where(known >= 0, near.entries[columns.SIMILARITIES], 0)
     if vectors is None:
         vectors = np.zeros((len(ids), 1), dtype=np.float32)
-    return Catalogue(tuple(ids), tuple(titles), prices, neighbours, similarities, vectors, index)
+    kinds = tuple(categories) if any(categories) else ()
+    return Catalogue(tuple(ids), tuple(titles), prices, neighbours, similarities, vectors, index, kinds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def judge(queries: list[Query], drawn: list[Drawn], scorer: Scorer, *, model: st
     items: size of the catalogue. The model is served only when its NDCG@k is above every floor's.
     """
     rankings: dict[str, Scorer] = {model: scorer}
-    rankings |= {name: _by_feature(feature) for name, feature in FLOORS.items()}
+    rankings |= {name: _by_floor(name) for name in FLOORS}
     pairs = [(query, one) for query, one in zip(queries, drawn, strict=True) if len(query.targets)]
     metrics = {name: _measure(pairs, ranking, k=k, items=items) for name, ranking in rankings.items()}
     metric = f"ndcg@{k}"
@@ -55,8 +55,16 @@ def judge(queries: list[Query], drawn: list[Drawn], scorer: Scorer, *, model: st
     )
 
 
-def _by_feature(feature: str) -> Scorer:
-    return lambda candidates: candidates.column(feature)
+def _by_floor(name: str) -> Scorer:
+    """Scores that order candidates as serving does: what a floor says nothing of, or the same, by what sells."""
+
+    def score(candidates: Candidates) -> NDArray[np.float32]:
+        order = np.lexsort((-candidates.column("item_orders_30d"), -candidates.column(FLOORS[name])))
+        scores = np.empty(len(order), dtype=np.float32)
+        scores[order] = -np.arange(len(order))
+        return scores
+
+    return score
 
 
 def _measure(pairs: list[tuple[Query, Drawn]], scorer: Scorer, *, k: int, items: int) -> dict[str, float]:

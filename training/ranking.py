@@ -10,13 +10,14 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tqdm import tqdm
 
-from features.candidates import CANDIDATE_FEATURES, draw
-from features.catalogue import Catalogue
+from features.candidates import CANDIDATE_FEATURES, USER_FEATURES, draw
+from features.catalogue import ITEM_WINDOWS, Catalogue
 from training.configs import RankerConfig
 from training.data import Drawn, ItemDays, Query
+from training.fitting import Curve, Watch, fit
 from training.models.ranker import ITEM, Dense, PlainRanker, Ranker, squash
 from training.retrieval import Retrieval
-from training.shard import dense_parameters, shard, table
+from training.shard import dense_parameters, loss_scale, shard, share, table, total
 
 
 def draw_all(
@@ -36,6 +37,12 @@ def draw_all(
         )
         drawn.append(Drawn(candidates, np.isin(candidates.items, query.targets)))
     return drawn
+
+
+VALIDATION_TOP = 20
+CROSSED = tuple(name for name in CANDIDATE_FEATURES if name not in (*USER_FEATURES, *ITEM_WINDOWS))
+"""Features that the crosses see. Counts of what sold move with the season, and users are few: from those, crosses learn
+what does not hold a month later, while the linear part takes them well (docs/quality.md)."""
 
 
 @dataclass
@@ -71,9 +78,7 @@ def _pad(drawn: list[Drawn], size: int, rng: np.random.Generator) -> _Lists:
 @dataclass
 class Ranking:
     model: PlainRanker
-    loss: float
-    """Best validation loss."""
-    epochs: int
+    curve: Curve
 
 
 def fit_ranker(
@@ -84,21 +89,26 @@ def fit_ranker(
     config: RankerConfig,
     device: torch.device,
     seed: int,
+    watch: Watch | None = None,
 ) -> Ranking:
-    """Train until the validation loss stops falling; keep the best epoch.
+    """Fit a linear model, then what crosses add to it until validation NDCG stops growing; keep the best epoch.
 
     Listwise softmax cross entropy: an order's bought candidates share the mass (Cao et al., Learning to Rank: From
     Pairwise Approach to Listwise Approach, ICML 2007). Raises ValueError without orders to learn from.
     """
     torch.manual_seed(seed)
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    learn, check = _pad(training, config.candidates, rng), _pad(validation, config.candidates, rng)
+    rng = np.random.default_rng(seed)
+    learn = _pad(training, config.candidates, rng)
+    check = _pad(validation, max((len(one.bought) for one in validation), default=1), rng)
     if not len(learn.items) or not len(check.items):
         raise ValueError("no past order has a bought candidate: there is too little history to train a ranker")
     squashed = squash(learn.features[learn.real])
+    mean, std = squashed.mean(dim=0), squashed.std(dim=0).clamp(min=1e-3)
     dense = Dense(
-        mean=squashed.mean(dim=0),
-        std=squashed.std(dim=0).clamp(min=1e-3),
+        linear=fit_linear(learn, mean=mean, std=std, penalty=config.linear_penalty),
+        crossed=torch.tensor([CANDIDATE_FEATURES.index(name) for name in CROSSED]),
+        mean=mean,
+        std=std,
         embedding=config.embedding,
         hidden=config.hidden,
         crosses=config.crosses,
@@ -109,38 +119,75 @@ def fit_ranker(
         Ranker(items=items, embedding=config.embedding, dense=dense),
         device=device,
         embedding_rate=config.embedding_rate,
+        seed=seed,
     )
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    def loss_of(batch: _Lists) -> Tensor:
-        flat = batch.items[batch.real].to(device)
+    def scores_of(mine: _Lists) -> Tensor:
+        """Logits [orders, candidates]; hugely negative where there is no candidate."""
+        flat = mine.items[mine.real].to(device)
         jagged = KeyedJaggedTensor(keys=[ITEM], values=flat, lengths=torch.ones_like(flat, dtype=torch.int))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(batch.features[batch.real].to(device), jagged).float()
-        scores = torch.full(batch.items.shape, -1e9, device=device).masked_scatter(batch.real.to(device), logits)
-        target = batch.bought.to(device)
-        return -((torch.log_softmax(scores, dim=1) * target).sum(dim=1) / target.sum(dim=1)).mean()
+            logits = model(mine.features[mine.real].to(device), jagged).float()
+        return torch.full(mine.items.shape, -1e9, device=device).masked_scatter(mine.real.to(device), logits)
 
-    best: Ranking | None = None
-    progress = tqdm(range(config.epochs), desc="ranker", unit="epoch", leave=False)
-    for epoch in progress:
-        model.train()
-        for rows in torch.randperm(len(learn.items), generator=generator).split(config.batch_orders):
-            loss = loss_of(learn.rows(rows))
+    def epoch(generator: torch.Generator) -> float:
+        losses = []
+        for batch in torch.randperm(len(learn.items), generator=generator).split(config.batch_orders):
+            mine = learn.rows(share(batch))
+            loss = listwise(scores_of(mine), mine.bought.to(device)).sum() * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            parts = torch.arange(len(check.items)).split(config.batch_orders)
-            value = sum(loss_of(check.rows(rows)).item() * len(rows) for rows in parts) / len(check.items)
-        progress.set_postfix(loss=f"{value:.4f}")
-        if best is None or value < best.loss:
-            best = Ranking(_plain(model), value, epoch + 1)
-        elif epoch + 1 - best.epochs >= config.patience:
-            break
-    assert best is not None
-    return best
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+    def judge() -> float:
+        found = 0.0
+        for batch in torch.arange(len(check.items)).split(config.batch_orders):
+            mine = check.rows(share(batch))
+            found += float(ndcg(scores_of(mine).cpu(), mine.bought, k=VALIDATION_TOP).sum())
+        return -total(found) / len(check.items)
+
+    curve = fit(
+        model, optimizer, epoch=epoch, judge=judge, epochs=config.epochs, patience=config.patience,
+        seed=seed, label="ranker", watch=watch,
+    )  # fmt: skip
+    return Ranking(_plain(model), curve)
+
+
+def listwise(scores: Tensor, bought: Tensor) -> Tensor:
+    """Cross entropy of each order's bought candidates, which share the mass, [orders]; both float32 [orders, C]."""
+    return -(torch.log_softmax(scores, dim=1) * bought).sum(dim=1) / bought.sum(dim=1)
+
+
+def ndcg(scores: Tensor, bought: Tensor, *, k: int) -> Tensor:
+    """NDCG@k of each order among its candidates, [orders]; as evaluate.list_metrics has it."""
+    k = min(k, scores.shape[1])
+    discounts = 1 / torch.log2(torch.arange(2, k + 2))
+    hits = bought.gather(1, scores.topk(k, dim=1).indices)
+    best = discounts.cumsum(0)[bought.sum(dim=1).long().clamp(1, k) - 1]
+    return (hits * discounts).sum(dim=1) / best
+
+
+def fit_linear(lists: _Lists, *, mean: Tensor, std: Tensor, penalty: float) -> Tensor:
+    """Weights [F] of the squashed, standardised features: the least listwise loss, plus `penalty` times their squares.
+
+    Convex, so no seed and no early stopping: what the crosses have to beat.
+    """
+    features = (squash(lists.features) - mean) / std
+    weights = torch.zeros(features.shape[2], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        scores = (features @ weights).masked_fill(~lists.real, -1e9)
+        loss = listwise(scores, lists.bought).mean() + penalty * weights.square().sum()
+        loss.backward()
+        return loss.item()
+
+    optimizer.step(closure)
+    return weights.detach()
 
 
 def _plain(model: DistributedModelParallel) -> PlainRanker:

@@ -1,8 +1,6 @@
 """Fitting the two-tower model: orders in, item vectors and a user tower out."""
 
-import logging
-import re
-import zlib
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from tqdm import tqdm
 
 from features.candidates import RECENT_ITEMS, Visitor
 from features.catalogue import Catalogue
+from features.content import tokens_of
 from training.configs import RetrievalConfig
 from training.data import Query
-from training.models.two_tower import HISTORY, ITEM, WORDS, Tower, TwoTower, UserTower
-from training.shard import dense_parameters, shard, table
-
-logger = logging.getLogger(__name__)
+from training.fitting import Curve, Watch, fit
+from training.models.two_tower import CONTENT, HISTORY, ITEM, PooledTower, Tower, TwoTower
+from training.shard import dense_parameters, loss_scale, shard, share, table, total
 
 VALIDATION_TOP = 100
 
@@ -31,10 +28,15 @@ class Retrieval:
     """A fitted model: float32 [items, D] vectors of unit length, and the tower that goes with them."""
 
     vectors: NDArray[np.float32]
-    user_tower: UserTower
-    recall: float
-    """Mean share of a validation order's items among the VALIDATION_TOP nearest."""
-    epochs: int
+    user_tower: PooledTower
+    item_tower: PooledTower
+    """From content alone: for items that have no vector here."""
+    curve: Curve
+
+    @property
+    def recall(self) -> float:
+        """Mean share of a validation order's items among the VALIDATION_TOP nearest; 0 without validation orders."""
+        return -self.curve.best if self.curve.values else 0.0
 
     def user_vectors(self, visitors: list[Visitor]) -> NDArray[np.float32]:
         """Shape [B, D]; zeros for a visitor without history."""
@@ -60,31 +62,31 @@ def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArra
     return items, weights
 
 
-def title_words(titles: tuple[str, ...], buckets: int) -> list[list[int]]:
-    """Hashed words of each title (the hashing trick; CRC-32 is the same everywhere)."""
-    return [
-        [zlib.crc32(word.encode()) % buckets for word in re.findall(r"[a-z0-9]+", title.lower())] for title in titles
-    ]
+def content_of(catalogue: Catalogue, buckets: int) -> list[list[int]]:
+    """The content tokens of each item."""
+    categories = catalogue.categories or ("",) * len(catalogue.ids)
+    rows = zip(catalogue.titles, catalogue.prices.tolist(), categories, strict=True)
+    return [tokens_of(*row, buckets=buckets) for row in rows]
 
 
 class _Items:
     """The item side of the model's input: any set of items as a KeyedJaggedTensor."""
 
-    def __init__(self, titles: tuple[str, ...], buckets: int, device: torch.device) -> None:
-        words = title_words(titles, buckets)
-        self._lengths = torch.tensor([len(row) for row in words])
+    def __init__(self, content: list[list[int]], device: torch.device) -> None:
+        self._lengths = torch.tensor([len(row) for row in content])
         self._offsets = torch.cat((torch.zeros(1, dtype=torch.long), self._lengths.cumsum(0)))
-        self._words = torch.tensor([word for row in words for word in row], dtype=torch.long)
+        self._tokens = torch.tensor([token for row in content for token in row], dtype=torch.long)
         self._device = device
 
-    def jagged(self, items: Tensor) -> KeyedJaggedTensor:
+    def jagged(self, items: Tensor, *, named: Tensor) -> KeyedJaggedTensor:
+        """named: bool, which of the items come with their id."""
         lengths = self._lengths[items]
         starts = torch.repeat_interleave(self._offsets[items] - (lengths.cumsum(0) - lengths), lengths)
-        words = self._words[starts + torch.arange(int(lengths.sum()))]
+        tokens = self._tokens[starts + torch.arange(int(lengths.sum()))]
         return KeyedJaggedTensor(
-            keys=[ITEM, WORDS],
-            values=torch.cat((items, words)),
-            lengths=torch.cat((torch.ones_like(items), lengths)).int(),
+            keys=[ITEM, CONTENT],
+            values=torch.cat((items[named], tokens)),
+            lengths=torch.cat((named.long(), lengths)).int(),
         ).to(self._device)
 
 
@@ -112,6 +114,7 @@ def fit_retrieval(
     device: torch.device,
     seed: int,
     label: str,
+    watch: Watch | None = None,
 ) -> Retrieval:
     """Train on orders whose users have a history, until validation recall stops growing; keep the best epoch.
 
@@ -119,44 +122,48 @@ def fit_retrieval(
     to sales with the logQ correction where the catalogue is larger.
     """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     count = len(catalogue.ids)
-    plain = TwoTower(items=count, words=config.words, width=config.width, dropout=config.dropout)
-    model = shard(plain, device=device, embedding_rate=config.embedding_rate)
+    plain = TwoTower(items=count, buckets=config.content_buckets, width=config.width, dropout=config.dropout)
+    model = shard(plain, device=device, embedding_rate=config.embedding_rate, seed=seed)
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
-    item_side = _Items(catalogue.titles, config.words, device)
+    item_side = _Items(content_of(catalogue, config.content_buckets), device)
     training = [query for query in training if len(query.who.recent) and len(query.targets)]
     validation = [query for query in validation if len(query.who.recent) and len(query.targets)]
     items, weights = (torch.from_numpy(part) for part in padded_histories([query.who for query in training]))
     sales = torch.bincount(torch.from_numpy(np.concatenate([query.targets for query in training])), minlength=count)
 
-    best, best_epoch = None, 0
-    progress = tqdm(range(config.epochs), desc=label, unit="epoch", leave=False)
-    for epoch in progress:
-        model.train()
+    def epoch(generator: torch.Generator) -> float:
         losses = []
-        for rows in torch.randperm(len(training), generator=generator).split(config.batch_orders):
-            orders = [training[row] for row in rows.tolist()]
-            drawn, log_q = _draw_items(orders, sales, config.negatives, generator)
+        for batch in torch.randperm(len(training), generator=generator).split(config.batch_orders):
+            drawn, log_q = _draw_items([training[row] for row in batch.tolist()], sales, config.negatives, generator)
+            # Without its id an item has its content alone: so new items get vectors that mean something.
+            named = torch.rand(len(drawn), generator=generator) >= config.nameless
+            rows = share(batch)
+            target = _targets([training[row] for row in rows.tolist()], count)[:, drawn].to(device)
             # Whole steps in bf16 where the GPU has it; on the CPU fp32 is as fast at this width.
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(_history_jagged(items[rows], weights[rows], device), item_side.jagged(drawn))[2]
+                logits = model(
+                    _history_jagged(items[rows], weights[rows], device), item_side.jagged(drawn, named=named)
+                )[2]
                 logits = logits - log_q.to(device)
-                target = _targets(orders, count)[:, drawn].to(device)
-                loss = F.cross_entropy(logits.float(), target)
+                loss = F.cross_entropy(logits.float(), target, reduction="sum") * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        fitted = _snapshot(model, item_side, catalogue, epoch + 1)
-        fitted.recall = recall(fitted, validation)
-        progress.set_postfix(loss=f"{np.mean(losses):.3f}", recall=f"{fitted.recall:.3f}")
-        if best is None or not validation or fitted.recall > best.recall:
-            best, best_epoch = fitted, epoch
-        elif epoch - best_epoch >= config.patience:
-            break
-    assert best is not None
-    return best
+        return float(np.mean(losses))
+
+    def judge() -> float:
+        fitted = _fitted(model, item_side, count, Curve())
+        mine = [validation[row] for row in share(torch.arange(len(validation))).tolist()]
+        found = recalls(fitted, mine)
+        return -total(sum(found)) / len(validation)
+
+    curve = fit(
+        model, optimizer, epoch=epoch, judge=judge if validation else None, epochs=config.epochs,
+        patience=config.patience, seed=seed, label=label, watch=watch,
+    )  # fmt: skip
+    return _fitted(model, item_side, count, curve)
 
 
 def _draw_items(
@@ -172,8 +179,8 @@ def _draw_items(
     return drawn, torch.log(share[drawn] * negatives).clamp(max=0)
 
 
-def _snapshot(model: DistributedModelParallel, item_side: _Items, catalogue: Catalogue, epochs: int) -> Retrieval:
-    model.eval()
+def _fitted(model: DistributedModelParallel, item_side: _Items, items: int, curve: Curve) -> Retrieval:
+    """The model as it stands now, on the CPU, without TorchRec."""
     module = model.module
     nobody = KeyedJaggedTensor(
         keys=[HISTORY],
@@ -182,19 +189,23 @@ def _snapshot(model: DistributedModelParallel, item_side: _Items, catalogue: Cat
         lengths=torch.ones(1, dtype=torch.int),
     ).to(next(module.user_tower.parameters()).device)
     with torch.no_grad():
-        vectors = model(nobody, item_side.jagged(torch.arange(len(catalogue.ids))))[1]
-    width = vectors.shape[1]
-    tower = Tower(width, dropout=0.0)
-    tower.load_state_dict({name: value.cpu().clone() for name, value in module.user_tower.state_dict().items()})
-    user_tower = UserTower(table(model, HISTORY), tower).eval()
-    return Retrieval(vectors.float().cpu().numpy(), user_tower, 0.0, epochs)
+        everything = item_side.jagged(torch.arange(items), named=torch.ones(items, dtype=torch.bool))
+        vectors = model(nobody, everything)[1].float().cpu().numpy()
+    return Retrieval(
+        vectors, _pooled(model, HISTORY, module.user_tower), _pooled(model, CONTENT, module.item_tower), curve
+    )
 
 
-def recall(fitted: Retrieval, queries: list[Query]) -> float:
-    """Mean share of each order's items among its user's VALIDATION_TOP nearest; 0 without queries."""
+def _pooled(model: DistributedModelParallel, name: str, trained: Tower) -> PooledTower:
+    tower = copy.deepcopy(trained).cpu()
+    return PooledTower(table(model, name), tower).eval()
+
+
+def recalls(fitted: Retrieval, queries: list[Query]) -> list[float]:
+    """Share of each order's items among its user's VALIDATION_TOP nearest."""
     if not queries:
-        return 0.0
+        return []
     scores = fitted.user_vectors([query.who for query in queries]) @ fitted.vectors.T
     top = min(VALIDATION_TOP, scores.shape[1])
     nearest = np.argpartition(-scores, top - 1, axis=1)[:, :top]
-    return float(np.mean([np.isin(query.targets, row).mean() for query, row in zip(queries, nearest, strict=True)]))
+    return [float(np.isin(query.targets, row).mean()) for query, row in zip(queries, nearest, strict=True)]

@@ -1,24 +1,31 @@
 """TorchRec sharding, kept out of the models: where embedding tables live and how they are updated.
 
 One process or many (`torchrun`), CPU (gloo) or GPU (nccl): the same call. Tables get FBGEMM's fused rowwise Adagrad,
-which updates the rows that a batch touched inside the backward pass, so no optimizer sees them.
+which updates the rows that a batch touched inside the backward pass, so no optimizer sees them. Each process takes its
+`share` of a batch and scales its loss by `loss_scale`: the mean of the processes' gradients is then that of the whole
+batch, and several processes learn what one would.
 """
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
 from torch.distributed.optim import (  # type: ignore[attr-defined]
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
@@ -48,15 +55,80 @@ def process_group(device: torch.device) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def shard(module: nn.Module, *, device: torch.device, embedding_rate: float) -> DistributedModelParallel:
-    """`module` with its EmbeddingBagCollections (built on the meta device) placed over the processes of the group."""
+def is_leader() -> bool:
+    """Whether this process is the one that speaks and writes files."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def share(rows: torch.Tensor) -> torch.Tensor:
+    """This process's part of the rows of a batch; with more processes than rows, some get none."""
+    return rows[dist.get_rank() :: dist.get_world_size()]
+
+
+def loss_scale(rows: int) -> float:
+    """What a process multiplies the sum of its losses with, in a batch of `rows` over all processes."""
+    return dist.get_world_size() / rows
+
+
+def total(value: float) -> float:
+    """The sum over all processes, the same in each."""
+    whole = torch.tensor(value, dtype=torch.float64)
+    if dist.get_backend() == "nccl":
+        whole = whole.cuda()
+    dist.all_reduce(whole)
+    return float(whole)
+
+
+def shard(module: nn.Module, *, device: torch.device, embedding_rate: float, seed: int) -> DistributedModelParallel:
+    """`module` with its EmbeddingBagCollections (built on the meta device) placed over the processes of the group.
+
+    Tables start from `seed` and their name, so a table's first values do not depend on where it is placed.
+    """
+    constraints = {}
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection):
             apply_optimizer_in_backward(RowWiseAdagrad, part.parameters(), {"lr": embedding_rate})
+            for config in part.embedding_bag_configs():
+                config.init_fn = _start(config.name, config.num_embeddings, seed)
+                constraints[config.name] = _placement(device)
     sharders = [EmbeddingBagCollectionSharder()]
     topology = Topology(world_size=dist.get_world_size(), compute_device=device.type)
-    plan = EmbeddingShardingPlanner(topology=topology).collective_plan(module, sharders, dist.group.WORLD)
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    plan = planner.collective_plan(module, sharders, dist.group.WORLD)
     return DistributedModelParallel(module, device=device, plan=plan, sharders=sharders)
+
+
+def _placement(device: torch.device) -> ParameterConstraints:
+    """Never a copy in every process: the planner likes that for small tables, and the fused update would then see the
+    gradients of its own process alone. gloo has no reduce-scatter, which splitting a table by rows needs."""
+    kinds = [ShardingType.TABLE_WISE.value]
+    if device.type == "cuda":
+        kinds += [ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value]
+    return ParameterConstraints(sharding_types=kinds, compute_kernels=[EmbeddingComputeKernel.FUSED.value])
+
+
+def _start(name: str, rows: int, seed: int) -> Callable[[torch.Tensor], None]:
+    def start(weight: torch.Tensor) -> None:
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+        values = torch.empty(weight.shape).uniform_(-(rows**-0.5), rows**-0.5, generator=generator)
+        with torch.no_grad():
+            weight.copy_(values)
+
+    return start
+
+
+def local_tensors(model: DistributedModelParallel) -> dict[str, torch.Tensor]:
+    """Every tensor that this process trains, by name, to read and to write: weights, its tables, their optimizer."""
+    state = dict(model.state_dict())
+    for name, moments in model.fused_optimizer.state_dict()["state"].items():
+        state |= {f"{name}|{key}": value for key, value in moments.items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, ShardedTensor):
+            found |= {f"{name}#{place}": one.tensor for place, one in enumerate(value.local_shards())}
+        else:
+            found[name] = value
+    return {name: value.detach() for name, value in found.items()}
 
 
 def dense_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -33,7 +33,9 @@ def health(model: nn.Module) -> dict[str, float]:
     """
     gradients = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
     facts = {"health/gradient_norm": float(torch.stack(gradients).norm()) if gradients else 0.0}
-    tables = [value for name, value in model.named_parameters() if "embeddings" in name and value.dim() == 2]
+    tables = [
+        value for name, value in model.named_parameters() if "embedding" in name and value.dim() == 2 and len(value)
+    ]
     if tables:
         norms = torch.cat([table.detach().norm(dim=1) for table in tables])
         facts["health/embedding_norm"] = float(norms.mean())

@@ -2,16 +2,18 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -28,6 +30,7 @@ from features.manifest import (
     ARRAYS,
     CATALOGUE,
     INDEX,
+    ITEM_TOWER,
     RANKER,
     USER_TOWER,
     FraudCard,
@@ -42,32 +45,39 @@ from training import data, publish
 from training.configs import Config
 from training.evaluate import candidate_recall, judge
 from training.export import export, open_onnx
+from training.fitting import Curve, Watch
 from training.fraud import load_examples, train_fraud
 from training.index import build_index, measure_recall
 from training.models.ranker import PlainRanker
-from training.ranking import draw_all, fit_ranker
+from training.ranking import Ranking, draw_all, fit_ranker
 from training.retrieval import Retrieval, fit_retrieval
-from training.shard import choose_device, process_group
+from training.shard import choose_device, is_leader, process_group
 
 T = TypeVar("T")
 Say = Callable[[str], None]
 PACKAGES = ("torch", "torchrec", "faiss-cpu", "onnxruntime", "numpy", "feast")
 
 
-def run(settings: Settings, config: Config, *, now: datetime, say: Say) -> Manifest:
+def run(settings: Settings, config: Config, *, now: datetime, say: Say) -> Manifest | None:
     """Train everything the data allows, and publish the release. Returns its manifest.
 
+    Under `torchrun` every process calls it: the recommenders' models are fitted together, one process does the rest,
+    and the others return None. A run that was killed is gone on from where its models were.
     Raises NoDataError when there is nothing to learn from.
     """
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     version = now.strftime("%Y%m%dT%H%M%SZ")
     store = open_store(settings)
-    building = publish.begin(settings.releases_dir, version)
     started = time.monotonic()
     with process_group(choose_device()):
         timeline = read_timeline(settings)
-        recommend = train_recommend(store, settings, config, timeline, out=building, say=say)
-        fraud = train_fraud_if_any(settings, config, out=building, say=say)
+        watch = Watch(settings.runs_dir / "unfinished", settings.runs_dir / version, _identity(config, timeline))
+        models = fit_recommenders(store, settings, config, timeline, watch=watch, say=say if is_leader() else _silent)
+        if not is_leader():
+            return None
+    building = publish.begin(settings.releases_dir, version)
+    recommend = judge_recommenders(models, config, out=building, say=say)
+    fraud = train_fraud_if_any(settings, config, out=building, say=say)
     for name, card in (("recommend", recommend), ("fraud", fraud)):
         if card is not None:
             say(f"{name}: {_told(card.gate)}")
@@ -84,8 +94,19 @@ def run(settings: Settings, config: Config, *, now: datetime, say: Say) -> Manif
     )
     publish.publish(building, manifest)
     say(f"release {version} published")
-    _record_run(settings.runs_dir, config, manifest, seconds=time.monotonic() - started)
+    _record_run(settings.runs_dir, config, manifest, models, seconds=time.monotonic() - started)
+    shutil.rmtree(watch.unfinished, ignore_errors=True)
     return manifest
+
+
+def _silent(line: str) -> None:
+    """What a process says that is not the leader."""
+
+
+def _identity(config: Config, timeline: Timeline) -> dict[str, Any]:
+    """What a checkpoint must agree on, as JSON gives it back."""
+    identity: dict[str, Any] = json.loads(json.dumps({"config": asdict(config), "timeline": asdict(timeline)}))
+    return identity
 
 
 def _told(gate: GateResult) -> str:
@@ -96,10 +117,27 @@ def _told(gate: GateResult) -> str:
     return f"{gate.metric}: {listed}; {gate.model} {verdict}"
 
 
-def train_recommend(
-    store: FeatureStore, settings: Settings, config: Config, timeline: Timeline, *, out: Path, say: Say
-) -> RecommendCard:
-    """Retrieval on the early orders, the ranker on later ones, retrieval again on both; then index, export, gate."""
+@dataclass(frozen=True, slots=True)
+class Recommenders:
+    """The fitted models, with what they are judged and published by."""
+
+    store: FeatureStore
+    timeline: Timeline
+    catalogue: Catalogue
+    later: pd.DataFrame
+    """Shop events after the split."""
+    days: data.ItemDays
+    retrieval: Retrieval
+    ranking: Ranking
+    learned: list[data.Drawn]
+    """What the ranker learned from."""
+    curves: dict[str, Curve]
+
+
+def fit_recommenders(
+    store: FeatureStore, settings: Settings, config: Config, timeline: Timeline, *, watch: Watch, say: Say
+) -> Recommenders:
+    """Retrieval on the early orders, the ranker on later ones, retrieval again on both."""
     device, seed = choose_device(), config.seed
     events, later = data.read_events(settings, split=timeline.split)
     orders = data.orders_of(events)
@@ -115,30 +153,42 @@ def train_recommend(
     early_queries = data.queries_of(early, data.states_from_feast(store, early), catalogue)
     late_queries = data.queries_of(late, data.states_from_feast(store, late), catalogue)
     learn, check = by_time(early_queries, config.validation_share)
-    first = fit_retrieval(catalogue, learn, check, config.retrieval, device=device, seed=seed, label="two-tower 1/2")
-    say(f"two-tower: {len(learn):,} orders, {first.epochs} epochs, validation recall@100 {first.recall:.3f}")
+    first = fit_retrieval(
+        catalogue, learn, check, config.retrieval, device=device, seed=seed, label="two-tower 1/2", watch=watch
+    )
+    epochs = first.curve.best_epoch
+    say(f"two-tower: {len(learn):,} orders, {epochs} epochs, validation recall@100 {first.recall:.3f}")
 
     catalogue = replace(catalogue, vectors=first.vectors)
     days = data.ItemDays(store, catalogue, later, timeline)
     drawn = draw_all(late_queries, catalogue, days, first, per_source=config.per_source, label="candidates")
     learn_drawn, check_drawn = by_time(drawn, config.validation_share)
     ranking = fit_ranker(
-        learn_drawn, check_drawn, items=len(catalogue.ids), config=config.ranker, device=device, seed=seed
+        learn_drawn, check_drawn, items=len(catalogue.ids), config=config.ranker, device=device, seed=seed, watch=watch
     )
-    say(f"ranker: {len(learn_drawn):,} orders, {ranking.epochs} epochs, validation loss {ranking.loss:.4f}")
+    curve = ranking.curve
+    say(f"ranker: {len(learn_drawn):,} orders, {curve.best_epoch} epochs, validation ndcg@20 {-curve.best:.3f}")
 
     # The released tower has seen everything before the split, for as long as the first one needed.
-    longer = replace(config.retrieval, epochs=first.epochs)
+    longer = replace(config.retrieval, epochs=epochs)
     fitted = fit_retrieval(
-        catalogue, early_queries + late_queries, [], longer, device=device, seed=seed, label="two-tower 2/2"
-    )
+        catalogue, early_queries + late_queries, [], longer, device=device, seed=seed, label="two-tower 2/2",
+        watch=watch,
+    )  # fmt: skip
     catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.split, vectors=fitted.vectors)
+    curves = {"two-tower 1/2": first.curve, "ranker": ranking.curve, "two-tower 2/2": fitted.curve}
+    return Recommenders(store, timeline, catalogue, later, days, fitted, ranking, learn_drawn, curves)
+
+
+def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: Say) -> RecommendCard:
+    """Index and files into the folder `out`, and the gate over what those files answer on the held-out orders."""
+    catalogue, days, fitted, timeline = models.catalogue, models.days, models.retrieval, models.timeline
     index, kind = build_index(catalogue.vectors)
     days.prepare(np.array([timeline.split]))
-    _write_model(out, catalogue, days.at(timeline.split), index, fitted, ranking.model)
+    _write_model(out, catalogue, days.at(timeline.split), index, fitted, models.ranking.model)
 
-    held_out = data.orders_of(later).evenly(config.gate_orders)
-    states = data.states_held_back(store, held_out, later, split=timeline.split)
+    held_out = data.orders_of(models.later).evenly(config.gate_orders)
+    states = data.states_held_back(models.store, held_out, models.later, split=timeline.split)
     queries = data.queries_of(held_out, states, catalogue)
     drawn = draw_all(queries, catalogue, days, fitted, per_source=config.per_source, label="gate")
     gate = judge(queries, drawn, _scorer(out / RANKER), model="ranker", k=config.list_length, items=len(catalogue.ids))
@@ -151,7 +201,8 @@ def train_recommend(
         index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
         catalogue_items=len(catalogue.ids),
-        references=references(np.concatenate([one.candidates.features for one in learn_drawn]), CANDIDATE_FEATURES),
+        content_buckets=config.retrieval.content_buckets,
+        references=references(np.concatenate([one.candidates.features for one in models.learned]), CANDIDATE_FEATURES),
     )
 
 
@@ -177,6 +228,13 @@ def _write_model(
         output="vector",
     )
     export(
+        fitted.item_tower,
+        out / ITEM_TOWER,
+        {"tokens": torch.zeros((rows, 3), dtype=torch.long), "weights": torch.rand((rows, 3))},
+        output="vector",
+        wide=("tokens", "weights"),
+    )
+    export(
         ranker,
         out / RANKER,
         {"features": torch.rand((rows, len(CANDIDATE_FEATURES))) * 10, "items": torch.arange(rows)},
@@ -184,7 +242,14 @@ def _write_model(
     )
     faiss.write_index(index, str(out / INDEX))
     pq.write_table(
-        pa.table({"item_id": list(catalogue.ids), "title": list(catalogue.titles), "price": catalogue.prices}),
+        pa.table(
+            {
+                "item_id": list(catalogue.ids),
+                "title": list(catalogue.titles),
+                "price": catalogue.prices,
+                "category": list(catalogue.categories) or pa.nulls(len(catalogue.ids), pa.string()),
+            }
+        ),
         out / CATALOGUE,
     )
     arrays = {
@@ -211,8 +276,13 @@ def train_fraud_if_any(settings: Settings, config: Config, *, out: Path, say: Sa
     return train_fraud(config.fraud, examples=load_examples(settings), out=out, seed=config.seed)
 
 
-def _record_run(runs: Path, config: Config, manifest: Manifest, *, seconds: float) -> None:
+def _record_run(runs: Path, config: Config, manifest: Manifest, models: Recommenders, *, seconds: float) -> None:
     """What was run and what came of it, one JSON file a run."""
     runs.mkdir(parents=True, exist_ok=True)
-    record = {"config": asdict(config), "seconds": round(seconds, 1), "manifest": manifest.model_dump(mode="json")}
+    record = {
+        "config": asdict(config),
+        "seconds": round(seconds, 1),
+        "curves": {name: asdict(curve) for name, curve in models.curves.items()},
+        "manifest": manifest.model_dump(mode="json"),
+    }
     (runs / f"{manifest.version}.json").write_text(json.dumps(record, indent=2))

@@ -1,4 +1,4 @@
-"""The ranker: DCN-v2 over one candidate's features and an embedding of the item.
+"""The ranker: a linear model of one candidate's features, and what a DCN-v2 over them and the item's embedding adds.
 
 Wang et al., DCN V2: Improved Deep & Cross Network, WWW 2021; low-rank crosses and MLP in parallel, as TorchRec has
 them. Raw features go in: skewed ones are squashed by a signed log and all are standardised inside the model, so that
@@ -25,10 +25,13 @@ class Dense(nn.Module):
 
     mean: Tensor
     std: Tensor
+    crossed: Tensor
 
     def __init__(
         self,
         *,
+        linear: Tensor,
+        crossed: Tensor,
         mean: Tensor,
         std: Tensor,
         embedding: int,
@@ -37,21 +40,28 @@ class Dense(nn.Module):
         rank: int,
         dropout: float,
     ) -> None:
+        """linear: float32 [F], weights of the squashed and standardised features. The model starts as exactly them,
+        since its last layer starts at zero. crossed: int64 [X], which features the crosses see."""
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        width = len(mean) + embedding
+        self.register_buffer("crossed", crossed)
+        width = len(crossed) + embedding
         self.cross = LowRankCrossNet(width, num_layers=crosses, low_rank=rank)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((width, *hidden), hidden, strict=False):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
         self.deep = nn.Sequential(*layers)
+        self.linear = nn.Parameter(linear)
         self.out = nn.Linear(width + hidden[-1], 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, features: Tensor, embedded: Tensor) -> Tensor:
-        x = torch.cat(((squash(features) - self.mean) / self.std, embedded), dim=1)
-        logits: Tensor = self.out(torch.cat((self.cross(x), self.deep(x)), dim=1)).squeeze(1)
-        return logits
+        known = (squash(features) - self.mean) / self.std
+        x = torch.cat((known[:, self.crossed], embedded), dim=1)
+        added: Tensor = self.out(torch.cat((self.cross(x), self.deep(x)), dim=1)).squeeze(1)
+        return known @ self.linear + added
 
 
 class Ranker(nn.Module):

@@ -1,4 +1,4 @@
-"""The two-tower retrieval model: a user is what they lately took, an item is itself and the words of its title.
+"""The two-tower retrieval model: a user is what they lately took, an item is itself and its content.
 
 Both towers end in unit vectors of D numbers; their dot product, over a learned temperature, is the logit of "this
 item is in the next order" (Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016; Yi et
@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-HISTORY, ITEM, WORDS = "history", "item", "words"
+HISTORY, ITEM, CONTENT = "history", "item", "content"
 
 
 class Tower(nn.Module):
@@ -29,7 +29,7 @@ class Tower(nn.Module):
 
 
 class TwoTower(nn.Module):
-    def __init__(self, *, items: int, words: int, width: int, dropout: float) -> None:
+    def __init__(self, *, items: int, buckets: int, width: int, dropout: float) -> None:
         super().__init__()
         meta = torch.device("meta")
 
@@ -42,7 +42,7 @@ class TwoTower(nn.Module):
             tables=[bag(HISTORY, items, PoolingType.SUM)], is_weighted=True, device=meta
         )
         self.item = EmbeddingBagCollection(
-            tables=[bag(ITEM, items, PoolingType.SUM), bag(WORDS, words, PoolingType.MEAN)], device=meta
+            tables=[bag(ITEM, items, PoolingType.SUM), bag(CONTENT, buckets, PoolingType.MEAN)], device=meta
         )
         self.user_tower = Tower(width, dropout)
         self.item_tower = Tower(width, dropout)
@@ -51,18 +51,19 @@ class TwoTower(nn.Module):
     def forward(self, histories: KeyedJaggedTensor, items: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor]:
         """User vectors [B, D], item vectors [C, D] and logits [B, C].
 
-        histories: HISTORY with weights that sum to 1 in each row; items: ITEM (one id a row) and WORDS.
+        histories: HISTORY with weights that sum to 1 in each row; items: ITEM (one id a row, or none: then
+        the content alone tells what it is) and CONTENT (hashed tokens, features/content.py).
         """
         users = self.user_tower(self.history(histories)[HISTORY])
         bags = self.item(items)
-        vectors = self.item_tower(bags[ITEM] + bags[WORDS])
+        vectors = self.item_tower(bags[ITEM] + bags[CONTENT])
         return users, vectors, (users @ vectors.T) * self.log_scale.exp().clamp(max=50)
 
 
-class UserTower(nn.Module):
-    """The exported half: padded histories to user vectors.
+class PooledTower(nn.Module):
+    """An exported half: padded histories to user vectors, or padded content to the vectors of new items.
 
-    items: int64 [B, L], any valid index where the weight is 0; weights: float32 [B, L], summing to 1 in each row.
+    ids: int64 [B, L], any valid one where the weight is 0; weights: float32 [B, L], summing to 1 in each row.
     """
 
     def __init__(self, table: Tensor, tower: Tower) -> None:
@@ -70,7 +71,7 @@ class UserTower(nn.Module):
         self.table = nn.Embedding(table.shape[0], table.shape[1], _weight=table, _freeze=True)
         self.tower = tower
 
-    def forward(self, items: Tensor, weights: Tensor) -> Tensor:
-        pooled = (self.table(items) * weights.unsqueeze(-1)).sum(dim=1)
+    def forward(self, ids: Tensor, weights: Tensor) -> Tensor:
+        pooled = (self.table(ids) * weights.unsqueeze(-1)).sum(dim=1)
         vectors: Tensor = self.tower(pooled)
         return vectors
