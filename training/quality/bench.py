@@ -15,9 +15,9 @@ import numpy as np
 import optuna
 from tqdm import tqdm
 
-from training.quality.entrants import OWN, Entrant, Fitted, Settings, ndcg
+from training.quality.entrants import OWN, Entrant, Fitted, Settings
 from training.quality.interactions import read_interactions
-from training.quality.metrics import Measured, measure
+from training.quality.metrics import Measured, measure, ndcg
 from training.quality.peers import PEERS, Peer
 from training.quality.protocols import LEAVE_ONE_OUT, TIME_SPLIT, Split, leave_one_out, new_only, time_split
 

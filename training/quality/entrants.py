@@ -4,8 +4,8 @@ Peers run in another environment (training/quality/peers.py); the judge treats a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import optuna
@@ -13,23 +13,18 @@ from numpy.typing import NDArray
 
 from training.quality.floors import ItemKnn, ItemKnnConfig, Popularity, PopularityConfig
 from training.quality.interactions import Sequences
-from training.quality.metrics import mask, per_case, top_lists
+from training.quality.lists import SCORED_AT_ONCE, Scorer, lists_of, mask, top_lists
+from training.quality.metrics import ndcg
 from training.quality.protocols import Cases, Split
 from training.sequence import FittedSequence, SequenceConfig, fit_sequence
 from training.shard import choose_device
 
-SCORED_AT_ONCE = 1024
 JUDGED_CASES = 6_000
 """Validation cases that stop a training and weigh its memory, drawn by the seed where there are more."""
 
 Settings = dict[str, int | float | str]
 """What a model can be told, by name; empty is as it comes."""
-
-
-class Scorer(Protocol):
-    def scores(self, inputs: Sequences) -> NDArray[np.float32]:
-        """float32 [inputs, items]: higher is better, -inf never listed."""
-        ...
+C = TypeVar("C", bound=Any)
 
 
 @dataclass
@@ -60,27 +55,18 @@ class Entrant(Protocol):
         ...
 
 
-def lists_of(scorer: Scorer, cases: Cases, *, mask_history: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lists by the rule of masking, and with history masked in any case; all items ranked, users in chunks."""
-    plain, new = [], []
-    for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
-        inputs = cases.inputs.rows(rows)
-        scores = scorer.scores(inputs)
-        if not mask_history:
-            plain.append(top_lists(scores))
-        mask(scores, inputs)
-        new.append(top_lists(scores))
-    masked = np.concatenate(new)
-    return (masked if mask_history else np.concatenate(plain)), masked
+def configured(config: C, settings: Settings) -> C:
+    """The config with those of the settings that it has a field for."""
+    own = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    return replace(config, **{name: own[name](value) for name, value in settings.items() if name in own})
 
 
-def ndcg(lists: NDArray[np.int64], cases: Cases, *, items: int) -> float:
-    """Mean NDCG@10: what settings are chosen by."""
-    return float(per_case(lists, cases, ks=(10,), items=items)["ndcg@10"].mean())
+def _lists(scorer: Scorer, cases: Cases, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return lists_of(lambda rows: scorer.scores(cases.inputs.rows(rows)), cases.inputs, mask_history=split.mask_history)
 
 
 def _listed(split: Split, scorer: Scorer, *, judged: bool) -> Fitted:
-    return Fitted(*lists_of(scorer, split.test if judged else split.validation, mask_history=split.mask_history))
+    return Fitted(*_lists(scorer, split.test if judged else split.validation, split))
 
 
 class PopularityEntrant:
@@ -90,7 +76,7 @@ class PopularityEntrant:
         return {"days": trial.suggest_categorical("days", [0, 7, 14, 30, 60, 90])}
 
     def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
-        config = PopularityConfig(days=int(settings.get("days", 0)))
+        config = configured(PopularityConfig(), settings)
         learn = split.final if judged else split.learn
         return _listed(split, Popularity(learn, split.items, config), judged=judged)
 
@@ -108,16 +94,7 @@ class ItemKnnEntrant:
 
     def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
         learn = split.final if judged else split.learn
-        return _listed(split, ItemKnn(learn, split.items, knn_config(settings)), judged=judged)
-
-
-def knn_config(settings: Settings) -> ItemKnnConfig:
-    return ItemKnnConfig(
-        recent=int(settings.get("recent", 10)),
-        decay=float(settings.get("decay", 0.8)),
-        shrink=float(settings.get("shrink", 0.0)),
-        own=float(settings.get("own", 0.0)),
-    )
+        return _listed(split, ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings)), judged=judged)
 
 
 @dataclass
@@ -160,24 +137,13 @@ class SequenceEntrant:
             }
         return settings
 
-    def config(self, split: Split, settings: Settings) -> SequenceConfig:
-        limits = {"length": self._config.length, "dropout": self._config.dropout, "horizon": self._config.horizon}
-        return replace(
-            self._config,
-            length=int(settings.get("length", limits["length"])),
-            dropout=float(settings.get("dropout", limits["dropout"])),
-            horizon=int(settings.get("horizon", limits["horizon"])),
-            temperature=float(settings.get("temperature", self._config.temperature)),
-            epochs=int(settings.get("epochs", self._config.epochs)),
-        )
-
     def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
-        config = self.config(split, settings)
+        config = configured(self._config, settings)
         drawn = np.random.default_rng(seed).permutation(len(split.validation))[:JUDGED_CASES]
         some = split.validation.rows(np.sort(drawn))
 
         def judge(fitted: FittedSequence) -> float:
-            return ndcg(lists_of(fitted, some, mask_history=split.mask_history)[0], some, items=split.items)
+            return ndcg(_lists(fitted, some, split)[0], some, items=split.items)
 
         # A judged fit on more data than the validation left runs for as long as the one before found best.
         blind = judged and split.refits and "epochs" in settings
@@ -189,7 +155,7 @@ class SequenceEntrant:
         learnt: Settings = {"epochs": fitted.epochs}
         scorer: Scorer = fitted
         if self._memory:
-            memory = ItemKnn(learn, split.items, knn_config(settings))
+            memory = ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings))
             weight = settings.get("memory_weight")
             if weight is None or not blind:
                 weight = self._memory_weight(fitted, memory, some, split)

@@ -6,7 +6,6 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from features.windows import DAY
 from training.quality.interactions import Sequences
 
 
@@ -33,7 +32,8 @@ class Popularity:
 
     def __init__(self, learn: Sequences, items: int, config: PopularityConfig) -> None:
         if config.days and len(learn.times):
-            learn = learn.keep(learn.times > learn.times.max() - config.days * DAY)
+            span = np.timedelta64(config.days, "D") // np.timedelta64(1, "ms")
+            learn = learn.keep(learn.times > learn.times.max() - span)
         self._counts = np.bincount(learn.items, minlength=items).astype(np.float32)
 
     def scores(self, inputs: Sequences) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ for each JSON line, and leaves its lists as arrays: the judge measures all model
 import json
 import subprocess
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import optuna
 
 from training.quality.entrants import Fitted, Settings
-from training.quality.metrics import DEPTH
+from training.quality.interactions import Sequences
 from training.quality.protocols import Split
 
 ENVIRONMENT = Path(".venv-peers")
-WORKER = Path(__file__).with_name("peer_worker.py")
+ROOT = Path(__file__).parents[2]
 
 
 class PeerError(Exception):
@@ -89,7 +90,8 @@ class Peer:
         folder = Path(self._folder.name)
         write_split(split, folder)
         self._process = subprocess.Popen(
-            [str(self._python), str(WORKER), str(folder)],
+            [str(self._python.absolute()), "-m", "training.quality.peer_worker", str(folder)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(folder / "log").open("wb"),
@@ -116,21 +118,15 @@ class Peer:
 
 
 def write_split(split: Split, folder: Path) -> None:
-    """The split as arrays: NAME_offsets, NAME_items and NAME_times of each part, and facts.json."""
-    parts = {
-        "learn": split.learn,
-        "final": split.final,
-        "validation_inputs": split.validation.inputs,
-        "validation_targets": split.validation.targets,
-        "test_inputs": split.test.inputs,
-    }
+    """The split as arrays, without the test's targets: NAME_FIELD of each part, and facts.json."""
+    parts = {"learn": split.learn, "final": split.final, "test_inputs": split.test.inputs}
+    parts |= {"validation_inputs": split.validation.inputs, "validation_targets": split.validation.targets}
     for name, part in parts.items():
-        np.save(folder / f"{name}_offsets.npy", part.offsets)
-        np.save(folder / f"{name}_items.npy", part.items)
-        np.save(folder / f"{name}_times.npy", part.times)
+        for field in fields(Sequences):
+            np.save(folder / f"{name}_{field.name}.npy", getattr(part, field.name))
     np.save(folder / "validation_users.npy", split.validation.users)
     np.save(folder / "test_users.npy", split.test.users)
-    facts = {"items": split.items, "mask_history": split.mask_history, "refits": split.refits, "depth": DEPTH}
+    facts = {"items": split.items, "mask_history": split.mask_history, "refits": split.refits}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
