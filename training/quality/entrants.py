@@ -11,9 +11,9 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
+from training.quality.blend import Blend, Signals, learn_weights
 from training.quality.floors import ItemKnn, ItemKnnConfig, Popularity, PopularityConfig
-from training.quality.interactions import Sequences
-from training.quality.lists import SCORED_AT_ONCE, Scorer, lists_of, mask, top_lists
+from training.quality.lists import Scorer, lists_of
 from training.quality.metrics import ndcg
 from training.quality.protocols import Cases, Split
 from training.sequence import FittedSequence, SequenceConfig, fit_sequence
@@ -47,10 +47,11 @@ class Entrant(Protocol):
         """Settings to try."""
         ...
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         """Learn from `split.learn` and list for the validation cases, or (judged) for the test cases.
 
-        A judged fit learns from `split.final`, with what an earlier one has `learnt` among its settings.
+        A judged fit learns from `split.final`, with what an earlier one has `learnt` among its settings. Training by
+        epochs ends with the one that passes `seconds`.
         """
         ...
 
@@ -75,7 +76,7 @@ class PopularityEntrant:
     def suggest(self, trial: optuna.Trial) -> Settings:
         return {"days": trial.suggest_categorical("days", [0, 7, 14, 30, 60, 90])}
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         config = configured(PopularityConfig(), settings)
         learn = split.final if judged else split.learn
         return _listed(split, Popularity(learn, split.items, config), judged=judged)
@@ -92,52 +93,27 @@ class ItemKnnEntrant:
             "own": trial.suggest_float("own", 0.0, 1.0),
         }
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         learn = split.final if judged else split.learn
         return _listed(split, ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings)), judged=judged)
 
 
-@dataclass
-class _Blend:
-    """The encoder's cosines plus what an item-to-item memory says: the encoder generalises, the memory recalls."""
-
-    encoder: FittedSequence
-    memory: ItemKnn
-    weight: float
-
-    def scores(self, inputs: Sequences) -> NDArray[np.float32]:
-        found = self.memory.scores(inputs)
-        found[np.isneginf(found)] = 0
-        blended: NDArray[np.float32] = self.encoder.scores(inputs) + np.float32(self.weight) * found
-        return blended
-
-
-MEMORY_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-
-
 class SequenceEntrant:
-    """The sequence encoder, with the weight of an item-to-item memory beside it chosen on the validation cases."""
+    """The sequence encoder, and beside it the other signals that the validation cases give a weight."""
 
-    def __init__(self, name: str = "sequence", *, memory: bool = True, config: SequenceConfig | None = None) -> None:
-        self.name, self._memory = name, memory
+    def __init__(self, name: str = "sequence", *, blend: bool = True, config: SequenceConfig | None = None) -> None:
+        self.name, self._blend = name, blend
         self._config = config or SequenceConfig()
 
     def suggest(self, trial: optuna.Trial) -> Settings:
-        settings: Settings = {
+        return {
             "dropout": trial.suggest_float("dropout", 0.1, 0.6),
             "temperature": trial.suggest_float("temperature", 0.05, 0.2, log=True),
             "horizon": trial.suggest_categorical("horizon", [1, 5, 20, 60]),
             "length": trial.suggest_categorical("length", [50, 100]),
         }
-        if self._memory:
-            settings |= {
-                "decay": trial.suggest_float("decay", 0.5, 1.0),
-                "recent": trial.suggest_int("recent", 5, 200, log=True),
-                "own": trial.suggest_float("own", 0.0, 1.0),
-            }
-        return settings
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         config = configured(self._config, settings)
         drawn = np.random.default_rng(seed).permutation(len(split.validation))[:JUDGED_CASES]
         some = split.validation.rows(np.sort(drawn))
@@ -150,38 +126,27 @@ class SequenceEntrant:
         learn = split.final if judged and split.refits else split.learn
         fitted = fit_sequence(
             learn, items=split.items, config=config, judge=None if blind else judge,
-            device=choose_device(), seed=seed, label=self.name,
+            device=choose_device(), seed=seed, seconds=seconds, label=self.name,
         )  # fmt: skip
         learnt: Settings = {"epochs": fitted.epochs}
         scorer: Scorer = fitted
-        if self._memory:
-            memory = ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings))
-            weight = settings.get("memory_weight")
-            if weight is None or not blind:
-                weight = self._memory_weight(fitted, memory, some, split)
-            learnt["memory_weight"] = float(weight)
-            scorer = _Blend(fitted, memory, float(weight))
+        if self._blend:
+            signals = Signals(fitted, learn, split.items, temperature=config.temperature, own=not split.mask_history)
+            weights = (
+                {name: float(settings[f"weight_{name}"]) for name in signals.names}
+                if blind
+                else learn_weights(signals, some, mask_history=split.mask_history, rng=np.random.default_rng(seed))
+            )
+            learnt |= {f"weight_{name}": weight for name, weight in weights.items()}
+            scorer = Blend(signals, weights)
         result = _listed(split, scorer, judged=judged)
         result.learnt, result.epoch_seconds = learnt, float(np.median(fitted.epoch_seconds))
         return result
-
-    def _memory_weight(self, fitted: FittedSequence, memory: ItemKnn, cases: Cases, split: Split) -> float:
-        values = np.zeros(len(MEMORY_WEIGHTS))
-        for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
-            part = cases.rows(rows)
-            cosines, found = fitted.scores(part.inputs), memory.scores(part.inputs)
-            found[np.isneginf(found)] = 0
-            for place, weight in enumerate(MEMORY_WEIGHTS):
-                scores = cosines + np.float32(weight) * found
-                if split.mask_history:
-                    mask(scores, part.inputs)
-                values[place] += len(rows) * ndcg(top_lists(scores, depth=10), part, items=split.items)
-        return MEMORY_WEIGHTS[int(values.argmax())]
 
 
 OWN: dict[str, Callable[[], Entrant]] = {
     "popularity": PopularityEntrant,
     "item_knn": ItemKnnEntrant,
     "sequence": SequenceEntrant,
-    "sequence_encoder": lambda: SequenceEntrant("sequence_encoder", memory=False),
+    "sequence_encoder": lambda: SequenceEntrant("sequence_encoder", blend=False),
 }

@@ -144,7 +144,7 @@ def sasrec(
 
     watch = Watch()
     model = SASRecModel(
-        n_factors=64, n_blocks=1, n_heads=1, dropout_rate=float(settings.get("dropout", 0.2)),
+        n_factors=64, n_blocks=2, n_heads=2, dropout_rate=float(settings.get("dropout", 0.2)),
         session_max_len=int(settings.get("length", 50)), loss="sampled_softmax",
         n_negatives=int(settings.get("negatives", 256)), lr=float(settings.get("rate", 1e-3)), batch_size=128,
         recommend_torch_device="cpu", verbose=0,

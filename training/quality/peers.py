@@ -29,8 +29,8 @@ class PeerError(Exception):
 class Peer:
     """One peer as an entrant; its process starts with the first fit and ends with `close`."""
 
-    def __init__(self, name: str, *, environment: Path = ENVIRONMENT, seconds: float = 600.0) -> None:
-        self.name, self._seconds = name, seconds
+    def __init__(self, name: str, *, environment: Path = ENVIRONMENT) -> None:
+        self.name = name
         self._python = environment / "bin" / "python"
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -58,10 +58,10 @@ class Peer:
             return settings | {"alpha": trial.suggest_float("alpha", 0.5, 60.0, log=True)}
         return settings | {"rate": trial.suggest_float("rate", 3e-3, 0.3, log=True)}
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         folder = self._start(split)
         answer = self._ask(
-            {"model": self.name, "settings": settings, "judged": judged, "seed": seed, "seconds": self._seconds}
+            {"model": self.name, "settings": settings, "judged": judged, "seed": seed, "seconds": seconds}
         )
         lists, new_lists = (
             np.load(folder / name, allow_pickle=False).astype(np.int64) for name in ("lists.npy", "new_lists.npy")
