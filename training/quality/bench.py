@@ -174,7 +174,8 @@ def _told(split: Split) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     low, high = row["intervals"]["ndcg@10"]
-    return f"{row['model']}: ndcg@10 {row['ndcg@10']:.4f} [{low:.4f}, {high:.4f}] in {row['fit_s']:.0f} s"
+    new = f", new items {row['new_items']['ndcg@10']:.4f}" if "new_items" in row else ""
+    return f"{row['model']}: ndcg@10 {row['ndcg@10']:.4f} [{low:.4f}, {high:.4f}]{new} in {row['fit_s']:.0f} s"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -17,13 +17,17 @@ from training.quality.interactions import Sequences
 from training.quality.lists import Scorer
 from training.quality.protocols import Cases
 
-NEAR, WIDE = ItemKnnConfig(recent=10, decay=0.8), ItemKnnConfig(recent=200, decay=0.98)
+MEMORIES = {
+    "near": ItemKnnConfig(recent=10, decay=0.8),
+    "wide": ItemKnnConfig(recent=200, decay=0.98),
+    "next": ItemKnnConfig(recent=10, decay=0.8, ahead=3),
+}
 FADES = (0.8, 0.98)
 """How much an item of one's own counts for each entry that came after it."""
 CELLS = 12_000_000
 """Cases times items that weights are learnt from at most."""
 STEPS, PRIOR = 40, 1e-4
-GENERAL = ("encoder", "near", "wide", "taken", "taken_late")
+GENERAL = ("encoder", *MEMORIES, "taken", "taken_late")
 OWN = ("own", "own_near", "own_wide")
 """Of use only where history is not masked."""
 
@@ -35,14 +39,14 @@ class Signals:
         self.names = GENERAL + OWN if own else GENERAL
         self.items = items
         self._encoder, self._temperature = encoder, temperature
-        self._near, self._wide = ItemKnn(learn, items, NEAR), ItemKnn(learn, items, WIDE)
+        self._memories = [ItemKnn(learn, items, config) for config in MEMORIES.values()]
         late = learn.items[learn.times >= np.quantile(learn.times, 0.9)]
         self._taken = [np.log1p(np.bincount(part, minlength=items)).astype(np.float32) for part in (learn.items, late)]
 
     def of(self, inputs: Sequences) -> list[NDArray[np.float32]]:
         """In the order of `names`; not to be written in."""
         shape = (len(inputs), self.items)
-        memories = [np.log1p(100 * np.maximum(memory.scores(inputs), 0)) for memory in (self._near, self._wide)]
+        memories = [np.log1p(100 * np.maximum(memory.scores(inputs), 0)) for memory in self._memories]
         taken = [np.broadcast_to(one, shape) for one in self._taken]
         general = [self._encoder.scores(inputs) / np.float32(self._temperature), *memories, *taken]
         return general + (self._own(inputs, shape) if len(self.names) > len(GENERAL) else [])

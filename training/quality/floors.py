@@ -23,6 +23,8 @@ class ItemKnnConfig:
     decay: float = 0.8
     shrink: float = 0.0
     """Added to the cosine's norm: items that few took count less."""
+    ahead: int = 0
+    """Above 0 the counts are directed: how often an item came up to so many places after another, over the distance."""
     own: float = 0.0
     """Weight of an item's likeness to itself: above 0 it recommends buying again, where history is not masked."""
 
@@ -41,6 +43,17 @@ class Popularity:
         return np.tile(np.where(self._counts > 0, self._counts, -np.inf), (len(inputs), 1)).astype(np.float32)
 
 
+def _followed(learn: Sequences, items: int, ahead: int) -> sp.csr_matrix:
+    """Sum of 1 / distance over the places where the column's item came after the row's, shape [items, items]."""
+    row, total = learn.row_of_entry, sp.csr_matrix((items, items), dtype=np.float32)
+    for distance in range(1, ahead + 1):
+        together = row[distance:] == row[:-distance]
+        pairs = (learn.items[:-distance][together], learn.items[distance:][together])
+        counts = sp.csr_matrix((np.ones(len(pairs[0]), dtype=np.float32), pairs), shape=(items, items))
+        total = total + counts / distance
+    return total
+
+
 class ItemKnn:
     """Sum of the likeness of an item to the user's last ones (Sarwar et al., WWW 2001; decay as in sequence kNN)."""
 
@@ -51,7 +64,7 @@ class ItemKnn:
         takers.sum_duplicates()
         takers.data[:] = 1.0
         count = np.asarray(takers.sum(axis=0)).ravel()
-        likeness = (takers.T @ takers).tocoo()
+        likeness = (_followed(learn, items, config.ahead) if config.ahead else takers.T @ takers).tocoo()
         norm = np.sqrt(count[likeness.row] * count[likeness.col]) + config.shrink
         value = likeness.data / norm
         value[likeness.row == likeness.col] *= config.own
