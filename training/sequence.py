@@ -1,21 +1,25 @@
 """Fitting the sequence model: histories in, a scorer of all items out."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training import checkpoints
 from training.models.sequence import TABLE, Encoder, SequenceModel, features_of
 from training.quality.interactions import Sequences
+from training.softmax import cross_entropy
 from training.tracking import Tracker, health
 
 Judge = Callable[["FittedSequence"], float]
@@ -25,21 +29,23 @@ Judge = Callable[["FittedSequence"], float]
 @dataclass(frozen=True)
 class SequenceConfig:
     width: int = 64
-    blocks: int = 1
-    heads: int = 1
+    blocks: int = 2
+    heads: int = 2
     length: int = 50
     """Latest items that the encoder reads."""
-    dropout: float = 0.3
+    dropout: float = 0.4
     temperature: float = 0.07
     """Logits are cosines over this."""
-    negatives: int = 1024
-    """Items that a batch's targets are told from, shared by the batch; all while the catalogue is not larger."""
+    negatives: int = 2048
+    """Evenly drawn items that a batch tells its targets from, and from each other; all, if there are up to twice it."""
     horizon: int = 1
     """A position learns one of the next so many items, drawn anew each time: 1 is the very next."""
     batch: int = 128
-    rate: float = 1.5e-3
+    rate: float = 2e-3
     weight_decay: float = 0.0
-    epochs: int = 24
+    average: float = 0.998
+    """Share of the old that the running average of the weights keeps at each step; the average is what is judged."""
+    epochs: int = 45
     judge_every: int = 3
     patience: int = 3
     """Judgements without a better one before training stops."""
@@ -132,46 +138,39 @@ def batches(learn: Sequences, windows: _Windows, config: SequenceConfig, rng: np
         )
 
 
-class Negatives:
-    """Draws items in proportion to the square root of how often they were taken, and knows each one's log chance."""
+class Rivals:
+    """The items that a batch's targets are told from: its targets and evenly drawn ones, or the whole catalogue.
+
+    An item's logit is lowered by the logarithm of its chance to be among them, which makes the loss an estimate of the
+    one over all items (Bengio and Senecal, IEEE Transactions on Neural Networks 2008; mixed negatives as in Yang et
+    al., WWW 2020).
+    """
 
     def __init__(self, learn: Sequences, items: int, count: int) -> None:
-        share = np.sqrt(np.bincount(learn.items, minlength=items))
-        self.all = count >= items
-        self._cumulative = np.cumsum(share / share.sum())
-        self._log_expected = torch.from_numpy(np.log(np.maximum(count * share / share.sum(), 1e-12))).float()
-        self._count, self._items = count, items
+        self._whole, self._items, self._count = items <= 2 * count, items, count
+        share = np.bincount(learn.items, minlength=items) / len(learn.items)
+        self._log_missed_once = np.log1p(-np.minimum(share, 0.999))
+        self._log_not_drawn = count * math.log1p(-1 / max(items, 2))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Items int64 [C] and the log of how often each is expected among them (0 when all items are taken)."""
-        if self.all:
-            return torch.arange(self._items), torch.zeros(self._items)
-        drawn = np.searchsorted(self._cumulative, rng.random(self._count), side="right")
-        items = torch.from_numpy(np.minimum(drawn, self._items - 1))
-        return items, self._log_expected[items]
+    def draw(self, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Items int64 [C], where among them the targets are (int64 [targets]), and what their logits are raised by."""
+        if self._whole:
+            return torch.arange(self._items), targets, torch.zeros(self._items)
+        drawn = np.concatenate((targets.numpy(), rng.integers(0, self._items, self._count)))
+        items, places = np.unique(drawn, return_inverse=True)
+        missed = self._log_not_drawn + len(targets) * self._log_missed_once[items]
+        shift = -np.log(-np.expm1(missed))
+        return torch.from_numpy(items), torch.from_numpy(places[: len(targets)]), torch.from_numpy(shift).float()
 
 
-def loss_of(
-    model: nn.Module, batch: Batch, drawn: tuple[Tensor, Tensor], *, temperature: float, all_items: bool
-) -> Tensor:
-    """Cross entropy of each target among all items, or among itself and the drawn ones with the logQ correction.
-
-    Bengio and Senecal, IEEE Transactions on Neural Networks 2008; Yi et al., RecSys 2019.
-    """
-    items, log_q = drawn
+def loss_of(model: nn.Module, batch: Batch, rivals: Rivals, *, temperature: float, rng: np.random.Generator) -> Tensor:
+    """Cross entropy of each target among its rivals; logits are cosines over the temperature."""
+    items, places, shift = rivals.draw(batch.targets, rng)
     device = next(model.parameters()).device
-    asked = items if all_items else torch.cat((batch.targets, items))
-    features = features_of(batch.history, batch.lengths, asked).to(device)
+    features = features_of(batch.history, batch.lengths, items).to(device)
     hidden, vectors = model(features, batch.lengths.to(device))
     hidden = F.normalize(hidden[batch.learnt.to(device)], dim=-1) / temperature
-    vectors, targets = F.normalize(vectors, dim=-1), batch.targets.to(device)
-    if all_items:
-        return F.cross_entropy((hidden @ vectors.T).float(), targets)
-    own, others = vectors[: len(targets)], vectors[len(targets) :]
-    right = (hidden * own).sum(dim=-1).float()
-    wrong = (hidden @ others.T).float() - log_q.to(device)
-    wrong = wrong.masked_fill(targets[:, None] == items.to(device), -torch.inf)
-    return (torch.logaddexp(right, wrong.logsumexp(dim=1)) - right).mean()
+    return cross_entropy(hidden, F.normalize(vectors, dim=-1), places.to(device), shift.to(device))
 
 
 def fit_sequence(
@@ -182,11 +181,14 @@ def fit_sequence(
     judge: Judge | None,
     device: torch.device,
     seed: int,
+    seconds: float = math.inf,
     label: str = "sequence",
     tracker: Tracker | None = None,
     checkpoint: Path | None = None,
 ) -> FittedSequence:
     """Train until the judge's value stops growing and keep the best epoch; without a judge, all `config.epochs`.
+
+    No epoch begins when those before took `seconds` together.
 
     Every epoch draws from its own seed, so a run that goes on from `checkpoint` (written after each epoch, read at the
     start) gives what it would have given undisturbed. Raises ValueError when no history has two items.
@@ -199,12 +201,13 @@ def fit_sequence(
         width=config.width, blocks=config.blocks, heads=config.heads, dropout=config.dropout, length=config.length
     )
     model = SequenceModel(items=items, encoder=encoder).to(device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay, fused=True)
-    state = _State.resume(model, optimizer, checkpoint, config=config, seed=seed)
-    negatives = Negatives(learn, items, config.negatives)
+    state = _State.resume(model, average, optimizer, checkpoint, config=config, seed=seed)
+    rivals = Rivals(learn, items, config.negatives)
     progress = tqdm(range(state.epoch, config.epochs), desc=label, unit="epoch", leave=False)
     for epoch in progress:
-        if state.waited >= config.patience:
+        if state.waited >= config.patience or sum(state.seconds) > seconds:
             break
         rng = np.random.default_rng((seed, epoch))
         torch.manual_seed(int(rng.integers(2**62)))
@@ -214,26 +217,26 @@ def fit_sequence(
         for batch in batches(learn, windows, config, rng):
             # bf16 where the GPU has it; at these widths a CPU loses more in conversions than it gains.
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(
-                    model, batch, negatives.draw(rng), temperature=config.temperature, all_items=negatives.all
-                )
+                loss = loss_of(model, batch, rivals, temperature=config.temperature, rng=rng)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            average.update_parameters(model)
             losses.append(loss.item())
         state.seconds.append(time.perf_counter() - started)
         state.losses.append(float(np.mean(losses)))
         facts = {"loss": state.losses[-1], "epoch_seconds": state.seconds[-1]} | health(model)
         state.epoch = epoch + 1
+        last = state.epoch == config.epochs or sum(state.seconds) > seconds
         if judge is None:
-            state.keep(model)
-        elif state.epoch % config.judge_every == 0 or state.epoch == config.epochs:
-            facts["judged"] = state.judge(model, judge(_snapshot(model)))
+            state.keep(average.module)
+        elif last or state.epoch % config.judge_every == 0:
+            facts["judged"] = state.judge(average.module, judge(_snapshot(cast(SequenceModel, average.module))))
         progress.set_postfix(loss=f"{facts['loss']:.3f}", judged=f"{state.judged:.4f}")
         if tracker:
             tracker.write(facts, step=epoch)
         if checkpoint:
-            state.save(checkpoint, model, optimizer, config=config, seed=seed)
+            state.save(checkpoint, model, average, optimizer, config=config, seed=seed)
     return state.fitted(model)
 
 
@@ -241,8 +244,6 @@ def _snapshot(model: SequenceModel) -> FittedSequence:
     encoder = model.encoder
     table = model.embeddings.embeddings[TABLE].weight.detach().float().cpu()
     if next(encoder.parameters()).is_cuda:
-        import copy
-
         encoder = copy.deepcopy(encoder).cpu()
     return FittedSequence(encoder, F.normalize(table, dim=-1))
 
@@ -279,10 +280,18 @@ class _State:
         return fitted
 
     def save(
-        self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, config: SequenceConfig, seed: int
+        self,
+        path: Path,
+        model: nn.Module,
+        average: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        config: SequenceConfig,
+        seed: int,
     ) -> None:
         parts = {
             "model": model.state_dict(),
+            "average": average.state_dict(),
             "optimizer": checkpoints.optimizer_tensors(model, optimizer),
             "best": self.best,
         }
@@ -298,6 +307,7 @@ class _State:
     def resume(
         cls,
         model: nn.Module,
+        average: nn.Module,
         optimizer: torch.optim.Optimizer,
         path: Path | None,
         *,
@@ -317,6 +327,7 @@ class _State:
             return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
 
         model.load_state_dict(part("model"))
+        average.load_state_dict(part("average"))
         checkpoints.restore_optimizer(model, optimizer, part("optimizer"))
         known = facts["state"] | {"best": part("best")}
         known["judged"] = -math.inf if known["judged"] is None else known["judged"]

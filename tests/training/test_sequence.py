@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from training.checkpoints import CheckpointError, load
 from training.models.sequence import Encoder, SequenceModel
 from training.quality.interactions import Sequences
-from training.sequence import Negatives, SequenceConfig, batches, fit_sequence, loss_of, windows_of
+from training.sequence import Rivals, SequenceConfig, batches, fit_sequence, loss_of, windows_of
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "sequence_loss.json"
-CONFIG = SequenceConfig(width=16, length=8, negatives=12, batch=16, rate=1e-2, epochs=6)
+CONFIG = SequenceConfig(width=16, length=8, batch=16, rate=1e-2, average=0.9, epochs=6)
 ITEMS = 20
 CPU = torch.device("cpu")
 
@@ -66,18 +66,21 @@ def test_the_encoder_sees_no_later_item_and_no_other_row() -> None:
     assert not torch.allclose(moved[2], beside[2])
 
 
-def test_with_all_items_as_negatives_the_loss_is_the_full_cross_entropy() -> None:
-    """Drawn evenly and often, negatives with the logQ correction estimate the loss over all items."""
+def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
+    """Corrected by their chances; without the correction the estimate would lie far off."""
     learn = ring(40)
     torch.manual_seed(1)
-    model = SequenceModel(items=ITEMS, encoder=Encoder(width=16, blocks=1, heads=1, dropout=0.0, length=8))
+    encoder = Encoder(width=16, blocks=1, heads=1, dropout=0.0, length=8)
+    model = SequenceModel(items=1000, encoder=encoder)
     batch = next(batches(learn, windows_of(learn, 8), replace(CONFIG, batch=64), np.random.default_rng(0)))
     rng = np.random.default_rng(0)
-    whole = loss_of(model, batch, Negatives(learn, ITEMS, ITEMS).draw(rng), temperature=1.0, all_items=True)
-    drawn = Negatives(learn, ITEMS + 1, 20_000)
-    drawn.all = False
-    sampled = loss_of(model, batch, drawn.draw(rng), temperature=1.0, all_items=False)
-    assert sampled.item() == pytest.approx(whole.item(), abs=0.02)
+    with torch.no_grad():
+        whole, drawn, fewer = (
+            np.mean([loss_of(model, batch, rivals, temperature=1.0, rng=rng).item() for _ in range(20)])
+            for rivals in (Rivals(learn, 1000, 500), Rivals(learn, 1000, 499), Rivals(learn, 1000, 100))
+        )
+    assert drawn == pytest.approx(whole, abs=0.01)
+    assert fewer == pytest.approx(whole, abs=0.05)
 
 
 def test_a_run_that_goes_on_gives_what_it_would_have_given(tmp_path: Path) -> None:
@@ -135,6 +138,12 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     assert fitted.epochs == 2
     assert fitted.judged == 0.3
     assert len(fitted.losses) == 4
+
+
+def test_no_epoch_begins_after_its_time() -> None:
+    fitted = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=lambda _: 0.5, device=CPU, seed=5, seconds=0.0)
+    assert len(fitted.losses) == 1
+    assert fitted.judged == 0.5
 
 
 def test_the_loss_curve_is_the_golden_one() -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import optuna
 from tqdm import tqdm
 
-from training.quality.entrants import OWN, Entrant, Fitted, Settings, ndcg
+from training.quality.entrants import OWN, Entrant, Fitted, Settings
 from training.quality.interactions import read_interactions
-from training.quality.metrics import Measured, measure
+from training.quality.metrics import Measured, measure, ndcg
 from training.quality.peers import PEERS, Peer
 from training.quality.protocols import LEAVE_ONE_OUT, TIME_SPLIT, Split, leave_one_out, new_only, time_split
 
@@ -46,7 +46,7 @@ class Request:
     tune_seconds: float = 0.0
     """Time that each model may spend on trying settings, beyond its first try with its own; 0: no tuning."""
     fit_seconds: float = 600.0
-    """A peer's single fit stops after this long."""
+    """A single fit of a model that learns by epochs stops after this long."""
 
 
 def run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _entrants(request: Request) -> list[Entrant]:
     if unknown:
         raise QualityError(f"--model {','.join(unknown)}: the models are {', '.join(known)}")
     names = dict.fromkeys((*FLOORS, *request.models))
-    peers = {name: Peer(name, seconds=request.fit_seconds) for name in names if name in PEERS}
+    peers = {name: Peer(name) for name in names if name in PEERS}
     return [peers[name] if name in peers else OWN[name]() for name in names]
 
 
@@ -113,7 +113,7 @@ def _judge(entrant: Entrant, split: Split, request: Request) -> list[dict[str, A
     rows = []
     for seed in request.seeds:
         started = time.perf_counter()
-        fitted = entrant.fit(split, chosen, judged=True, seed=seed)
+        fitted = entrant.fit(split, chosen, judged=True, seed=seed, seconds=request.fit_seconds)
         rows.append(
             _row(entrant.name, split, fitted, seed=seed)
             | {"fit_s": round(time.perf_counter() - started, 2), "trials": trials, "settings": chosen | fitted.learnt}
@@ -133,7 +133,7 @@ def _choose(entrant: Entrant, split: Split, request: Request, own: Settings) -> 
     while True:
         trial = study.ask() if trials else None
         settings = own if trial is None else entrant.suggest(trial) | own
-        fitted = entrant.fit(split, settings, judged=False, seed=request.seeds[0])
+        fitted = entrant.fit(split, settings, judged=False, seed=request.seeds[0], seconds=request.fit_seconds)
         value = ndcg(fitted.lists, split.validation, items=split.items)
         if trial is not None:
             study.tell(trial, value)
@@ -174,7 +174,8 @@ def _told(split: Split) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     low, high = row["intervals"]["ndcg@10"]
-    return f"{row['model']}: ndcg@10 {row['ndcg@10']:.4f} [{low:.4f}, {high:.4f}] in {row['fit_s']:.0f} s"
+    new = f", new items {row['new_items']['ndcg@10']:.4f}" if "new_items" in row else ""
+    return f"{row['model']}: ndcg@10 {row['ndcg@10']:.4f} [{low:.4f}, {high:.4f}]{new} in {row['fit_s']:.0f} s"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

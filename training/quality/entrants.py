@@ -4,32 +4,27 @@ Peers run in another environment (training/quality/peers.py); the judge treats a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 
+from training.quality.blend import Blend, Signals, learn_weights
 from training.quality.floors import ItemKnn, ItemKnnConfig, Popularity, PopularityConfig
-from training.quality.interactions import Sequences
-from training.quality.metrics import mask, per_case, top_lists
+from training.quality.lists import Scorer, lists_of
+from training.quality.metrics import ndcg
 from training.quality.protocols import Cases, Split
 from training.sequence import FittedSequence, SequenceConfig, fit_sequence
 from training.shard import choose_device
 
-SCORED_AT_ONCE = 1024
 JUDGED_CASES = 6_000
 """Validation cases that stop a training and weigh its memory, drawn by the seed where there are more."""
 
 Settings = dict[str, int | float | str]
 """What a model can be told, by name; empty is as it comes."""
-
-
-class Scorer(Protocol):
-    def scores(self, inputs: Sequences) -> NDArray[np.float32]:
-        """float32 [inputs, items]: higher is better, -inf never listed."""
-        ...
+C = TypeVar("C", bound=Any)
 
 
 @dataclass
@@ -52,35 +47,27 @@ class Entrant(Protocol):
         """Settings to try."""
         ...
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         """Learn from `split.learn` and list for the validation cases, or (judged) for the test cases.
 
-        A judged fit learns from `split.final`, with what an earlier one has `learnt` among its settings.
+        A judged fit learns from `split.final`, with what an earlier one has `learnt` among its settings. Training by
+        epochs ends with the one that passes `seconds`.
         """
         ...
 
 
-def lists_of(scorer: Scorer, cases: Cases, *, mask_history: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lists by the rule of masking, and with history masked in any case; all items ranked, users in chunks."""
-    plain, new = [], []
-    for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
-        inputs = cases.inputs.rows(rows)
-        scores = scorer.scores(inputs)
-        if not mask_history:
-            plain.append(top_lists(scores))
-        mask(scores, inputs)
-        new.append(top_lists(scores))
-    masked = np.concatenate(new)
-    return (masked if mask_history else np.concatenate(plain)), masked
+def configured(config: C, settings: Settings) -> C:
+    """The config with those of the settings that it has a field for."""
+    own = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    return replace(config, **{name: own[name](value) for name, value in settings.items() if name in own})
 
 
-def ndcg(lists: NDArray[np.int64], cases: Cases, *, items: int) -> float:
-    """Mean NDCG@10: what settings are chosen by."""
-    return float(per_case(lists, cases, ks=(10,), items=items)["ndcg@10"].mean())
+def _lists(scorer: Scorer, cases: Cases, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return lists_of(lambda rows: scorer.scores(cases.inputs.rows(rows)), cases.inputs, mask_history=split.mask_history)
 
 
 def _listed(split: Split, scorer: Scorer, *, judged: bool) -> Fitted:
-    return Fitted(*lists_of(scorer, split.test if judged else split.validation, mask_history=split.mask_history))
+    return Fitted(*_lists(scorer, split.test if judged else split.validation, split))
 
 
 class PopularityEntrant:
@@ -89,8 +76,8 @@ class PopularityEntrant:
     def suggest(self, trial: optuna.Trial) -> Settings:
         return {"days": trial.suggest_categorical("days", [0, 7, 14, 30, 60, 90])}
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
-        config = PopularityConfig(days=int(settings.get("days", 0)))
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
+        config = configured(PopularityConfig(), settings)
         learn = split.final if judged else split.learn
         return _listed(split, Popularity(learn, split.items, config), judged=judged)
 
@@ -106,116 +93,60 @@ class ItemKnnEntrant:
             "own": trial.suggest_float("own", 0.0, 1.0),
         }
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         learn = split.final if judged else split.learn
-        return _listed(split, ItemKnn(learn, split.items, knn_config(settings)), judged=judged)
-
-
-def knn_config(settings: Settings) -> ItemKnnConfig:
-    return ItemKnnConfig(
-        recent=int(settings.get("recent", 10)),
-        decay=float(settings.get("decay", 0.8)),
-        shrink=float(settings.get("shrink", 0.0)),
-        own=float(settings.get("own", 0.0)),
-    )
-
-
-@dataclass
-class _Blend:
-    """The encoder's cosines plus what an item-to-item memory says: the encoder generalises, the memory recalls."""
-
-    encoder: FittedSequence
-    memory: ItemKnn
-    weight: float
-
-    def scores(self, inputs: Sequences) -> NDArray[np.float32]:
-        found = self.memory.scores(inputs)
-        found[np.isneginf(found)] = 0
-        blended: NDArray[np.float32] = self.encoder.scores(inputs) + np.float32(self.weight) * found
-        return blended
-
-
-MEMORY_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+        return _listed(split, ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings)), judged=judged)
 
 
 class SequenceEntrant:
-    """The sequence encoder, with the weight of an item-to-item memory beside it chosen on the validation cases."""
+    """The sequence encoder, and beside it the other signals that the validation cases give a weight."""
 
-    def __init__(self, name: str = "sequence", *, memory: bool = True, config: SequenceConfig | None = None) -> None:
-        self.name, self._memory = name, memory
+    def __init__(self, name: str = "sequence", *, blend: bool = True, config: SequenceConfig | None = None) -> None:
+        self.name, self._blend = name, blend
         self._config = config or SequenceConfig()
 
     def suggest(self, trial: optuna.Trial) -> Settings:
-        settings: Settings = {
+        return {
             "dropout": trial.suggest_float("dropout", 0.1, 0.6),
             "temperature": trial.suggest_float("temperature", 0.05, 0.2, log=True),
             "horizon": trial.suggest_categorical("horizon", [1, 5, 20, 60]),
             "length": trial.suggest_categorical("length", [50, 100]),
         }
-        if self._memory:
-            settings |= {
-                "decay": trial.suggest_float("decay", 0.5, 1.0),
-                "recent": trial.suggest_int("recent", 5, 200, log=True),
-                "own": trial.suggest_float("own", 0.0, 1.0),
-            }
-        return settings
 
-    def config(self, split: Split, settings: Settings) -> SequenceConfig:
-        limits = {"length": self._config.length, "dropout": self._config.dropout, "horizon": self._config.horizon}
-        return replace(
-            self._config,
-            length=int(settings.get("length", limits["length"])),
-            dropout=float(settings.get("dropout", limits["dropout"])),
-            horizon=int(settings.get("horizon", limits["horizon"])),
-            temperature=float(settings.get("temperature", self._config.temperature)),
-            epochs=int(settings.get("epochs", self._config.epochs)),
-        )
-
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
-        config = self.config(split, settings)
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
+        config = configured(self._config, settings)
         drawn = np.random.default_rng(seed).permutation(len(split.validation))[:JUDGED_CASES]
         some = split.validation.rows(np.sort(drawn))
 
         def judge(fitted: FittedSequence) -> float:
-            return ndcg(lists_of(fitted, some, mask_history=split.mask_history)[0], some, items=split.items)
+            return ndcg(_lists(fitted, some, split)[0], some, items=split.items)
 
         # A judged fit on more data than the validation left runs for as long as the one before found best.
         blind = judged and split.refits and "epochs" in settings
         learn = split.final if judged and split.refits else split.learn
         fitted = fit_sequence(
             learn, items=split.items, config=config, judge=None if blind else judge,
-            device=choose_device(), seed=seed, label=self.name,
+            device=choose_device(), seed=seed, seconds=seconds, label=self.name,
         )  # fmt: skip
         learnt: Settings = {"epochs": fitted.epochs}
         scorer: Scorer = fitted
-        if self._memory:
-            memory = ItemKnn(learn, split.items, knn_config(settings))
-            weight = settings.get("memory_weight")
-            if weight is None or not blind:
-                weight = self._memory_weight(fitted, memory, some, split)
-            learnt["memory_weight"] = float(weight)
-            scorer = _Blend(fitted, memory, float(weight))
+        if self._blend:
+            signals = Signals(fitted, learn, split.items, temperature=config.temperature, own=not split.mask_history)
+            weights = (
+                {name: float(settings[f"weight_{name}"]) for name in signals.names}
+                if blind
+                else learn_weights(signals, some, mask_history=split.mask_history, rng=np.random.default_rng(seed))
+            )
+            learnt |= {f"weight_{name}": weight for name, weight in weights.items()}
+            scorer = Blend(signals, weights)
         result = _listed(split, scorer, judged=judged)
         result.learnt, result.epoch_seconds = learnt, float(np.median(fitted.epoch_seconds))
         return result
-
-    def _memory_weight(self, fitted: FittedSequence, memory: ItemKnn, cases: Cases, split: Split) -> float:
-        values = np.zeros(len(MEMORY_WEIGHTS))
-        for rows in np.array_split(np.arange(len(cases)), max(1, -(-len(cases) // SCORED_AT_ONCE))):
-            part = cases.rows(rows)
-            cosines, found = fitted.scores(part.inputs), memory.scores(part.inputs)
-            found[np.isneginf(found)] = 0
-            for place, weight in enumerate(MEMORY_WEIGHTS):
-                scores = cosines + np.float32(weight) * found
-                if split.mask_history:
-                    mask(scores, part.inputs)
-                values[place] += len(rows) * ndcg(top_lists(scores, depth=10), part, items=split.items)
-        return MEMORY_WEIGHTS[int(values.argmax())]
 
 
 OWN: dict[str, Callable[[], Entrant]] = {
     "popularity": PopularityEntrant,
     "item_knn": ItemKnnEntrant,
     "sequence": SequenceEntrant,
-    "sequence_encoder": lambda: SequenceEntrant("sequence_encoder", memory=False),
+    "sequence_encoder": lambda: SequenceEntrant("sequence_encoder", blend=False),
 }

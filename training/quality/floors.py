@@ -6,7 +6,6 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from features.windows import DAY
 from training.quality.interactions import Sequences
 
 
@@ -24,6 +23,8 @@ class ItemKnnConfig:
     decay: float = 0.8
     shrink: float = 0.0
     """Added to the cosine's norm: items that few took count less."""
+    ahead: int = 0
+    """Above 0 the counts are directed: how often an item came up to so many places after another, over the distance."""
     own: float = 0.0
     """Weight of an item's likeness to itself: above 0 it recommends buying again, where history is not masked."""
 
@@ -33,12 +34,24 @@ class Popularity:
 
     def __init__(self, learn: Sequences, items: int, config: PopularityConfig) -> None:
         if config.days and len(learn.times):
-            learn = learn.keep(learn.times > learn.times.max() - config.days * DAY)
+            span = np.timedelta64(config.days, "D") // np.timedelta64(1, "ms")
+            learn = learn.keep(learn.times > learn.times.max() - span)
         self._counts = np.bincount(learn.items, minlength=items).astype(np.float32)
 
     def scores(self, inputs: Sequences) -> NDArray[np.float32]:
         """float32 [inputs, items]; an item of nobody is never listed."""
         return np.tile(np.where(self._counts > 0, self._counts, -np.inf), (len(inputs), 1)).astype(np.float32)
+
+
+def _followed(learn: Sequences, items: int, ahead: int) -> sp.csr_matrix:
+    """Sum of 1 / distance over the places where the column's item came after the row's, shape [items, items]."""
+    row, total = learn.row_of_entry, sp.csr_matrix((items, items), dtype=np.float32)
+    for distance in range(1, ahead + 1):
+        together = row[distance:] == row[:-distance]
+        pairs = (learn.items[:-distance][together], learn.items[distance:][together])
+        counts = sp.csr_matrix((np.ones(len(pairs[0]), dtype=np.float32), pairs), shape=(items, items))
+        total = total + counts / distance
+    return total
 
 
 class ItemKnn:
@@ -51,7 +64,7 @@ class ItemKnn:
         takers.sum_duplicates()
         takers.data[:] = 1.0
         count = np.asarray(takers.sum(axis=0)).ravel()
-        likeness = (takers.T @ takers).tocoo()
+        likeness = (_followed(learn, items, config.ahead) if config.ahead else takers.T @ takers).tocoo()
         norm = np.sqrt(count[likeness.row] * count[likeness.col]) + config.shrink
         value = likeness.data / norm
         value[likeness.row == likeness.col] *= config.own

@@ -6,12 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.quality.interactions import Sequences
+from training.quality.lists import NOBODY
 from training.quality.protocols import Cases
 
-DEPTH = 100
-"""Length of the lists that models hand in; the reciprocal rank counts places up to here."""
-NOBODY = -1
-"""Fills a list that has fewer items than DEPTH."""
 RESAMPLES = 400
 
 
@@ -45,6 +42,11 @@ def per_case(
         result[f"ndcg@{k}"] = hits[:, :k] @ discounts[: hits[:, :k].shape[1]] / ideal[np.minimum(k, count) - 1]
     result["mrr"] = np.where(hits.any(axis=1), 1 / (1 + hits.argmax(axis=1)), 0.0)
     return result
+
+
+def ndcg(lists: NDArray[np.int64], cases: Cases, *, items: int) -> float:
+    """Mean NDCG@10: what epochs and settings are chosen by."""
+    return float(per_case(lists, cases, ks=(10,), items=items)["ndcg@10"].mean())
 
 
 def whole_list(lists: NDArray[np.int64], cases: Cases, *, learnt: Sequences, items: int, k: int) -> dict[str, float]:
@@ -88,20 +90,3 @@ def measure(
     values = {name: float(row.mean()) for name, row in rows.items()}
     values |= whole_list(lists, cases, learnt=learnt, items=items, k=ks[0])
     return Measured(values, interval(rows, seed=seed))
-
-
-def top_lists(scores: NDArray[np.float32], depth: int = DEPTH) -> NDArray[np.int64]:
-    """The best items of each row of scores [cases, items], best first, ties by number; -inf is never listed."""
-    depth = min(depth, scores.shape[1])
-    best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-    best.sort(axis=1)
-    values = np.take_along_axis(scores, best, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    lists = np.take_along_axis(best, order, axis=1).astype(np.int64)
-    lists[np.isneginf(np.take_along_axis(values, order, axis=1))] = NOBODY
-    return lists
-
-
-def mask(scores: NDArray[np.float32], taken: Sequences) -> None:
-    """Put -inf at what each row's user took before, in place."""
-    scores[taken.row_of_entry, taken.items] = -np.inf

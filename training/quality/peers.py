@@ -7,6 +7,7 @@ for each JSON line, and leaves its lists as arrays: the judge measures all model
 import json
 import subprocess
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import optuna
 
 from training.quality.entrants import Fitted, Settings
-from training.quality.metrics import DEPTH
+from training.quality.interactions import Sequences
 from training.quality.protocols import Split
 
 ENVIRONMENT = Path(".venv-peers")
-WORKER = Path(__file__).with_name("peer_worker.py")
+ROOT = Path(__file__).parents[2]
 
 
 class PeerError(Exception):
@@ -28,8 +29,8 @@ class PeerError(Exception):
 class Peer:
     """One peer as an entrant; its process starts with the first fit and ends with `close`."""
 
-    def __init__(self, name: str, *, environment: Path = ENVIRONMENT, seconds: float = 600.0) -> None:
-        self.name, self._seconds = name, seconds
+    def __init__(self, name: str, *, environment: Path = ENVIRONMENT) -> None:
+        self.name = name
         self._python = environment / "bin" / "python"
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -57,10 +58,10 @@ class Peer:
             return settings | {"alpha": trial.suggest_float("alpha", 0.5, 60.0, log=True)}
         return settings | {"rate": trial.suggest_float("rate", 3e-3, 0.3, log=True)}
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int) -> Fitted:
+    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
         folder = self._start(split)
         answer = self._ask(
-            {"model": self.name, "settings": settings, "judged": judged, "seed": seed, "seconds": self._seconds}
+            {"model": self.name, "settings": settings, "judged": judged, "seed": seed, "seconds": seconds}
         )
         lists, new_lists = (
             np.load(folder / name, allow_pickle=False).astype(np.int64) for name in ("lists.npy", "new_lists.npy")
@@ -89,7 +90,8 @@ class Peer:
         folder = Path(self._folder.name)
         write_split(split, folder)
         self._process = subprocess.Popen(
-            [str(self._python), str(WORKER), str(folder)],
+            [str(self._python.absolute()), "-m", "training.quality.peer_worker", str(folder)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(folder / "log").open("wb"),
@@ -116,21 +118,15 @@ class Peer:
 
 
 def write_split(split: Split, folder: Path) -> None:
-    """The split as arrays: NAME_offsets, NAME_items and NAME_times of each part, and facts.json."""
-    parts = {
-        "learn": split.learn,
-        "final": split.final,
-        "validation_inputs": split.validation.inputs,
-        "validation_targets": split.validation.targets,
-        "test_inputs": split.test.inputs,
-    }
+    """The split as arrays, without the test's targets: NAME_FIELD of each part, and facts.json."""
+    parts = {"learn": split.learn, "final": split.final, "test_inputs": split.test.inputs}
+    parts |= {"validation_inputs": split.validation.inputs, "validation_targets": split.validation.targets}
     for name, part in parts.items():
-        np.save(folder / f"{name}_offsets.npy", part.offsets)
-        np.save(folder / f"{name}_items.npy", part.items)
-        np.save(folder / f"{name}_times.npy", part.times)
+        for field in fields(Sequences):
+            np.save(folder / f"{name}_{field.name}.npy", getattr(part, field.name))
     np.save(folder / "validation_users.npy", split.validation.users)
     np.save(folder / "test_users.npy", split.test.users)
-    facts = {"items": split.items, "mask_history": split.mask_history, "refits": split.refits, "depth": DEPTH}
+    facts = {"items": split.items, "mask_history": split.mask_history, "refits": split.refits}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

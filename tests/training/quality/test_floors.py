@@ -24,6 +24,15 @@ def test_item_knn_is_the_cosine_of_co_counts_and_forgets() -> None:
     assert np.isneginf(scores[[3, 4]]).all()
 
 
+def test_item_knn_can_know_what_comes_after_what() -> None:
+    learn = sequences([[0, 1, 2], [0, 1], [1, 3]])
+    scores = ItemKnn(learn, 4, ItemKnnConfig(ahead=2)).scores(sequences([[1], [2], [0]]))
+    assert np.isclose(scores[0, [2, 3]], [1 / np.sqrt(3 * 1), 1 / np.sqrt(3 * 1)]).all()
+    assert np.isneginf(scores[0, [0, 1]]).all()
+    assert np.isneginf(scores[1]).all()
+    assert np.isclose(scores[2, [1, 2]], [2 / np.sqrt(2 * 3), 0.5 / np.sqrt(2 * 1)]).all()
+
+
 def test_item_knn_recommends_buying_again_only_when_told() -> None:
     learn = sequences([[0, 1], [2, 1]])
     assert np.isneginf(ItemKnn(learn, 3, ItemKnnConfig()).scores(sequences([[0]]))[0, 0])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from training.evaluate import list_metrics
 from training.quality.interactions import Sequences
-from training.quality.metrics import NOBODY, interval, mask, measure, per_case, top_lists
+from training.quality.lists import NOBODY, mask, top_lists
+from training.quality.metrics import interval, measure, per_case
 from training.quality.protocols import Cases
 
 ITEMS = 12
