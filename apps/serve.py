@@ -4,10 +4,16 @@ The parent starts the workers, starts a dead one anew, and on a terminate signal
 (uvicorn's own supervisor). Imports the app only where it is served.
 """
 
+import contextlib
 import os
 import shutil
+import socket
+import sys
+from collections.abc import Callable
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from infra.settings import Settings
 
@@ -27,7 +33,7 @@ def run(settings: Settings) -> None:
         shutil.rmtree(settings.metrics_dir, ignore_errors=True)
         settings.metrics_dir.mkdir(parents=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir.absolute())
-    uvicorn.run(
+    config = uvicorn.Config(
         "apps.main:served",
         factory=True,
         workers=settings.api_workers,
@@ -40,3 +46,39 @@ def run(settings: Settings) -> None:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_worker_healthcheck=HANGING_SECONDS,
     )
+    if settings.api_workers == 1:
+        server = uvicorn.Server(config)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run()
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)
+        return
+    port = SharedPort(settings.host, settings.port)
+    Multiprocess(config, sockets=[port]).run()  # type: ignore[list-item]
+
+
+class SharedPort:
+    """A port: held in the parent, and in each worker that it is sent to a socket of that worker's own.
+
+    The kernel divides connections among such sockets by their addresses (SO_REUSEPORT). Of a socket that workers
+    share, the one that looked last takes nearly all of them, and the others idle.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._held = bound(host, port)
+
+    def __reduce__(self) -> tuple[Callable[[str, int], socket.socket], tuple[str, int]]:
+        return bound, self._address
+
+    def close(self) -> None:
+        self._held.close()
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that others may be bound beside. Raises OSError when somebody else holds the port."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind((host, port))
+    return made
