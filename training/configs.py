@@ -11,8 +11,6 @@ class RetrievalConfig:
     width: int = 64
     content_buckets: int = 4096
     """Buckets that words of titles, prices and categories are hashed into."""
-    nameless: float = 0.1
-    """Share of the items of a batch that are told by their content alone."""
     dropout: float = 0.2
     epochs: int = 30
     patience: int = 4
@@ -32,7 +30,7 @@ class RankerConfig:
     crosses: int = 2
     rank: int = 24
     dropout: float = 0.1
-    epochs: int = 8
+    epochs: int = 4
     patience: int = 2
     batch_orders: int = 32
     candidates: int = 150

@@ -78,15 +78,14 @@ class _Items:
         self._tokens = torch.tensor([token for row in content for token in row], dtype=torch.long)
         self._device = device
 
-    def jagged(self, items: Tensor, *, named: Tensor) -> KeyedJaggedTensor:
-        """named: bool, which of the items come with their id."""
+    def jagged(self, items: Tensor) -> KeyedJaggedTensor:
         lengths = self._lengths[items]
         starts = torch.repeat_interleave(self._offsets[items] - (lengths.cumsum(0) - lengths), lengths)
         tokens = self._tokens[starts + torch.arange(int(lengths.sum()))]
         return KeyedJaggedTensor(
             keys=[ITEM, CONTENT],
-            values=torch.cat((items[named], tokens)),
-            lengths=torch.cat((named.long(), lengths)).int(),
+            values=torch.cat((items, tokens)),
+            lengths=torch.cat((torch.ones_like(items), lengths)).int(),
         ).to(self._device)
 
 
@@ -136,15 +135,11 @@ def fit_retrieval(
         losses = []
         for batch in torch.randperm(len(training), generator=generator).split(config.batch_orders):
             drawn, log_q = _draw_items([training[row] for row in batch.tolist()], sales, config.negatives, generator)
-            # Without its id an item has its content alone: so new items get vectors that mean something.
-            named = torch.rand(len(drawn), generator=generator) >= config.nameless
             rows = share(batch)
             target = _targets([training[row] for row in rows.tolist()], count)[:, drawn].to(device)
             # Whole steps in bf16 where the GPU has it; on the CPU fp32 is as fast at this width.
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(
-                    _history_jagged(items[rows], weights[rows], device), item_side.jagged(drawn, named=named)
-                )[2]
+                logits = model(_history_jagged(items[rows], weights[rows], device), item_side.jagged(drawn))[2]
                 logits = logits - log_q.to(device)
                 loss = F.cross_entropy(logits.float(), target, reduction="sum") * loss_scale(len(batch))
             optimizer.zero_grad()
@@ -189,8 +184,7 @@ def _fitted(model: DistributedModelParallel, item_side: _Items, items: int, curv
         lengths=torch.ones(1, dtype=torch.int),
     ).to(next(module.user_tower.parameters()).device)
     with torch.no_grad():
-        everything = item_side.jagged(torch.arange(items), named=torch.ones(items, dtype=torch.bool))
-        vectors = model(nobody, everything)[1].float().cpu().numpy()
+        vectors = model(nobody, item_side.jagged(torch.arange(items)))[1].float().cpu().numpy()
     return Retrieval(
         vectors, _pooled(model, HISTORY, module.user_tower), _pooled(model, CONTENT, module.item_tower), curve
     )

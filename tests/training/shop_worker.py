@@ -24,7 +24,7 @@ from training.retrieval import fit_retrieval
 from training.shard import is_leader, process_group
 
 ITEMS, ORDERS = 120, 203
-RETRIEVAL = RetrievalConfig(width=16, words=64, batch_orders=20)
+RETRIEVAL = RetrievalConfig(width=16, content_buckets=64, batch_orders=20)
 RANKER = RankerConfig(hidden=(16,), rank=4, batch_orders=10, candidates=20)
 CPU = torch.device("cpu")
 

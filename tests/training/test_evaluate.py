@@ -104,6 +104,12 @@ def test_a_better_model_is_served_and_everything_is_told() -> None:
     assert result.metrics["popularity"]["recall@2"] == pytest.approx(0.75)
 
 
+def test_a_floor_falls_back_on_what_sells_as_it_does_in_service() -> None:
+    candidates = [drawn(ITEMS, item_orders_30d=[1.0, 2.0, 3.0])]
+    result = judge([order(3)], candidates, scorer(0, 0, 0), model="ranker", k=1, items=10)
+    assert result.scores["repurchase"] == result.scores["popularity"] == 1
+
+
 def test_without_orders_the_floor_is_served() -> None:
     result = judge([order()], [drawn(ITEMS)], scorer(1, 2, 3), model="ranker", k=5, items=0)
     assert result.served in FLOORS

@@ -51,8 +51,8 @@ class TwoTower(nn.Module):
     def forward(self, histories: KeyedJaggedTensor, items: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor]:
         """User vectors [B, D], item vectors [C, D] and logits [B, C].
 
-        histories: HISTORY with weights that sum to 1 in each row; items: ITEM (one id a row, or none: then
-        the content alone tells what it is) and CONTENT (hashed tokens, features/content.py).
+        histories: HISTORY with weights that sum to 1 in each row; items: ITEM (one id a row) and CONTENT (hashed
+        tokens, features/content.py).
         """
         users = self.user_tower(self.history(histories)[HISTORY])
         bags = self.item(items)

@@ -1,0 +1,76 @@
+"""The ranker: it starts as a linear model, its metric is the gate's, and what is exported answers the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.content import padded, tokens_of
+from tests.training.shop_worker import CPU, ITEMS, RANKER, RETRIEVAL, catalogue, drawn, queries
+from training.evaluate import list_metrics
+from training.export import export, open_onnx
+from training.models.ranker import squash
+from training.ranking import fit_ranker, listwise, ndcg
+from training.retrieval import fit_retrieval, recalls
+from training.shard import process_group
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_the_validation_metric_is_the_gates(candidates: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    bought = np.zeros(candidates, dtype=np.float32)
+    bought[rng.choice(candidates, rng.integers(1, candidates + 1), replace=False)] = 1
+    scores = rng.permutation(candidates).astype(np.float32)
+    ranked = np.argsort(-scores)
+    expected, _, _ = list_metrics(ranked, np.flatnonzero(bought), k=k)
+    found = ndcg(torch.from_numpy(scores)[None], torch.from_numpy(bought)[None], k=k)
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_listwise_loss_is_least_when_the_bought_share_the_mass() -> None:
+    bought = torch.tensor([[1.0, 1.0, 0.0]])
+    assert float(listwise(torch.tensor([[30.0, 30.0, 0.0]]), bought)) == pytest.approx(np.log(2), abs=1e-6)
+    assert float(listwise(torch.tensor([[0.0, 30.0, 30.0]]), bought)) > 10
+
+
+@pytest.mark.slow
+def test_the_ranker_starts_as_the_linear_model_and_keeps_it_where_crosses_add_nothing() -> None:
+    lists = drawn(queries())
+    with process_group(CPU):
+        # A rate this high only makes it worse: the start has to come back.
+        config = replace(RANKER, learning_rate=3.0, epochs=2, dropout=0.0)
+        fitted = fit_ranker(lists[:150], lists[150:], items=ITEMS, config=config, device=CPU, seed=1)
+    assert fitted.curve.best_epoch == 0
+    assert fitted.curve.start is not None
+    assert fitted.curve.start <= min(fitted.curve.values)
+    dense = fitted.model.dense
+    features = torch.from_numpy(lists[0].candidates.features)
+    with torch.no_grad():
+        scores = fitted.model(features, torch.from_numpy(lists[0].candidates.items))
+        linear = (squash(features) - dense.mean) / dense.std @ dense.linear
+    assert torch.allclose(scores, linear, atol=1e-6)
+    assert int(dense.linear.argmax()) == 0, "the one feature that tells what was bought"
+
+
+@pytest.mark.slow
+def test_a_new_item_gets_its_vector_from_content_alone(tmp_path: Path) -> None:
+    shop = catalogue()
+    with process_group(CPU):
+        fitted = fit_retrieval(shop, queries(), [], replace(RETRIEVAL, epochs=4), device=CPU, seed=1, label="t")
+    export(
+        fitted.item_tower, tmp_path / "item_tower.onnx",
+        {"tokens": torch.zeros((2, 3), dtype=torch.long), "weights": torch.rand((2, 3))},
+        output="vector", wide=("tokens", "weights"),
+    )  # fmt: skip
+    titles = [f"{colour} thing unheard of" for colour in ("RED", "BLUE", "GREEN")]
+    tokens, weights = padded([tokens_of(title, 1.0, "", buckets=RETRIEVAL.content_buckets) for title in titles])
+    (vectors,) = open_onnx(tmp_path / "item_tower.onnx").run(None, {"tokens": tokens, "weights": weights})
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+    who = fitted.user_vectors([query.who for query in queries()[:30]])
+    liked = (who @ vectors.T).argmax(axis=1)
+    assert np.mean(liked == np.arange(30) % 3) > 0.8, "users who like a colour are nearest to the new item of it"
+    assert np.mean(recalls(fitted, queries())) > 0.8
