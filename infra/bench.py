@@ -128,7 +128,7 @@ def serve(
 @click.option(
     "--tune", "tune_seconds", default=0.0, show_default=True, help="Seconds that each model may try settings."
 )
-@click.option("--fit-seconds", default=600.0, show_default=True, help="A fit stops after this long.")
+@click.option("--fit-seconds", default=1200.0, show_default=True, help="A fit stops after this long.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line instead of a table.")
 def quality(
     data: Path,

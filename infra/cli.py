@@ -44,6 +44,7 @@ def cli() -> None:
         # Deprecations inside the libraries are for us, in the tests, and not for whoever runs a command.
         logging.captureWarnings(capture=True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     logs.set_up(settings())
 
 

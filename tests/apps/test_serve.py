@@ -193,7 +193,7 @@ def test_past_its_capacity_it_refuses_early_and_what_it_accepts_stays_fast(one: 
 
 def test_a_flood_of_events_leaves_room_for_recommendations(one: Server) -> None:
     batch = {"events": [{"type": "view", "event_id": "v", "event_time": "2026-01-01T00:00:00Z", "item_id": "i"}] * 300}
-    flood = threading.Thread(target=lambda: open_loop(one.port, "/v1/events", batch, rate=80, seconds=5.0))
+    flood = threading.Thread(target=lambda: open_loop(one.port, "/v1/events", batch, rate=200, seconds=5.0))
     flood.start()
     time.sleep(1.0)
     answers = open_loop(one.port, "/v1/recommend", ASK, rate=10, seconds=3.0)

@@ -42,7 +42,7 @@ from training.configs import RankerConfig
 from training.export import export
 from training.index import build_index, measure_recall
 from training.models.ranker import Dense, PlainRanker
-from training.models.two_tower import Tower, UserTower
+from training.models.two_tower import PooledTower, Tower
 
 USERS = 5_000
 CATEGORIES = 40
@@ -126,11 +126,12 @@ def write_models(out: Path, vectors: NDArray[np.float32], width: int) -> None:
     rows = max(1, min(3, len(vectors)))
     table = torch.from_numpy(vectors) if len(vectors) else torch.zeros((1, width))
     lists = {"items": torch.zeros((rows, RECENT_ITEMS), dtype=torch.long), "weights": torch.rand((rows, RECENT_ITEMS))}
-    export(UserTower(table, Tower(width, 0.0)), out / USER_TOWER, lists, output="vector")
+    export(PooledTower(table, Tower(width, 0.0)), out / USER_TOWER, lists, output="vector")
     config, features = RankerConfig(), len(CANDIDATE_FEATURES)
     dense = Dense(
-        mean=torch.zeros(features), std=torch.ones(features), embedding=config.embedding, hidden=config.hidden,
-        crosses=config.crosses, rank=config.rank, dropout=0.0,
+        linear=torch.randn(features) * 0.3, crossed=torch.arange(features), mean=torch.zeros(features),
+        std=torch.ones(features), embedding=config.embedding, hidden=config.hidden, crosses=config.crosses,
+        rank=config.rank, dropout=0.0,
     )  # fmt: skip
     ranker = PlainRanker(torch.randn((max(1, len(vectors)), config.embedding)) * 0.1, dense)
     inputs = {"features": torch.rand((rows, features)) * 10, "items": torch.zeros(rows, dtype=torch.long)}

@@ -45,7 +45,7 @@ class Request:
     header: bool = True
     tune_seconds: float = 0.0
     """Time that each model may spend on trying settings, beyond its first try with its own; 0: no tuning."""
-    fit_seconds: float = 600.0
+    fit_seconds: float = 1200.0
     """A single fit of a model that learns by epochs stops after this long."""
 
 
