@@ -77,6 +77,19 @@ class Visitor:
         return weights
 
 
+def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What the user tower reads: items int64 [B, RECENT_ITEMS] and weights float32, each row summing to 1 or 0."""
+    items = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.int64)
+    weights = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.float32)
+    for row, who in enumerate(visitors):
+        recent = who.recent
+        if len(recent):
+            weight = who.recency_weights
+            items[row, : len(recent)] = recent
+            weights[row, : len(recent)] = weight / weight.sum()
+    return items, weights
+
+
 def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: list[str] | None = None) -> Visitor:
     """The visitor of a one-row history of history.USER_COLUMNS; later entries are ignored.
 

@@ -19,7 +19,6 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[
 Code = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
 """A short machine-readable word."""
 
-SCHEMA_VERSION = 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -23,7 +23,6 @@ ROW_GROUP = 50_000
 
 ORIGIN = ("topic", "partition", "offset")
 
-_STRINGS = ("user_id", "session_id", "order_id", "request_id")
 SCHEMAS = {
     SHOP_EVENTS: columns.SHOP_EVENTS_SCHEMA,
     IMPRESSIONS: pa.schema(

@@ -43,7 +43,7 @@ class Drawn:
 
 def read_events(settings: Settings, *, split: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Shop events before `split` (ms) and from it on, each event once, in order of time; the catalogue comes first."""
-    tables = [ds.dataset(settings.offline_dir / "shop_events").to_table()]
+    tables = [ds.dataset(settings.offline_dir / columns.SHOP_EVENTS).to_table()]
     if holdout_file(settings).exists():
         tables.append(pq.read_table(holdout_file(settings)))
     events = pa.concat_tables(tables).to_pandas().drop_duplicates("event_id")

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from features import columns
+from features import columns, views
 from features.drift import references
 from features.manifest import FRAUD, FraudCard, GateResult
 from features.velocity import FEATURES, SKEWED
@@ -84,8 +84,8 @@ class Split:
 def load_examples(settings: Settings) -> pa.Table:
     """Every payment's features beside what is known of it: see `labelled`."""
     offline = settings.offline_dir
-    features = ds.dataset(offline / "transaction_features", format="parquet").to_table()
-    return labelled(features, ds.dataset(offline / "labels", format="parquet").to_table())
+    features = ds.dataset(offline / views.TRANSACTION_FEATURES, format="parquet").to_table()
+    return labelled(features, ds.dataset(offline / columns.LABELS, format="parquet").to_table())
 
 
 def labelled(features: pa.Table, labels: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from features.candidates import RECENT_ITEMS, Visitor
+from features.candidates import Visitor, padded_histories
 from features.catalogue import Catalogue
 from features.content import tokens_of
 from training.configs import RetrievalConfig
@@ -47,19 +47,6 @@ class Retrieval:
             vectors = self.user_tower(torch.from_numpy(items), torch.from_numpy(weights)).numpy()
         known: NDArray[np.float32] = vectors * (weights.sum(axis=1, keepdims=True) > 0)
         return known
-
-
-def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What the user tower reads: items int64 [B, RECENT_ITEMS] and weights float32, each row summing to 1 or 0."""
-    items = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.int64)
-    weights = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.float32)
-    for row, who in enumerate(visitors):
-        recent = who.recent
-        if len(recent):
-            weight = who.recency_weights
-            items[row, : len(recent)] = recent
-            weights[row, : len(recent)] = weight / weight.sum()
-    return items, weights
 
 
 def content_of(catalogue: Catalogue, buckets: int) -> list[list[int]]:

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from apps.ports import ListedItem
+from features import columns
 from infra.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TABLE = "shop_events"
 COLUMNS = ["event_time", "item_id", "title", "price", "category"]
 
 
@@ -19,7 +19,7 @@ class NewItems:
     """Reads the table again only when a file came to it or went."""
 
     def __init__(self, settings: Settings) -> None:
-        self._folder = settings.offline_dir / TABLE
+        self._folder = settings.offline_dir / columns.SHOP_EVENTS
         self._seen: tuple[int, frozenset[Path]] | None = None
         self._listed: list[ListedItem] = []
 

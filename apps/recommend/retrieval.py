@@ -11,7 +11,7 @@ from apps.recommend.board import ItemBoard
 from apps.recommend.newcomers import Newcomers
 from apps.recommend.reasons import first_sources
 from apps.recommend.rules import Pin, SurfaceRules
-from features.candidates import RECENT_ITEMS, SOURCES, Candidates, Visitor, draw
+from features.candidates import SOURCES, Candidates, Visitor, draw, padded_histories
 from features.catalogue import Subset
 
 NEW_ITEMS = 20
@@ -144,15 +144,11 @@ def _near(
     who: Visitor, recommender: Recommender, count: int, allowed: Subset | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The user's vector, zeros for a stranger, and what is nearest to it."""
-    recent = who.recent
-    if not len(recent):
+    items, weights = padded_histories([who])
+    if not weights.any():
         width = recommender.catalogue.vectors.shape[1]
         return np.zeros(width, dtype=np.float32), np.empty(0, dtype=np.int64)
-    weights = who.recency_weights
-    items = np.zeros((1, RECENT_ITEMS), dtype=np.int64)
-    padded = np.zeros((1, RECENT_ITEMS), dtype=np.float32)
-    items[0, : len(recent)], padded[0, : len(recent)] = recent, weights / weights.sum()
-    vector = recommender.user_vector(items, padded)
+    vector = recommender.user_vector(items, weights)
     hits = recommender.nearest(vector, count, allowed) if count else np.empty(0, dtype=np.int64)
     return vector, hits
 

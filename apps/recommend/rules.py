@@ -116,9 +116,6 @@ class SurfaceRules(_Rule):
     """Applied in the order: hide, bought and seen; boost, bury and rotate; diversity; quotas; pins; exploration."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
         json_schema_extra={
             "examples": [
                 {

@@ -25,6 +25,16 @@ ROOT = Path(__file__).parents[2]
 ASK = {"session": {"session_id": "s-1", "items": ["item-3", "item-5"]}, "n": 10}
 
 
+def free_ports(count: int) -> int:
+    """First of `count` ports in a row that nobody uses; a broker takes two."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as taken, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                taken.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -40,8 +40,7 @@ from streaming import histories, job, source
 from streaming.parsing import parse
 from streaming.session import open_session
 from streaming.tables import SCHEMAS
-from tests.apps.servers import free_port
-from tests.bench.servers import free_port_pair
+from tests.apps.servers import free_port, free_ports
 from tests.redis_server import RedisServer
 
 EVENTS_PER_USER = 20
@@ -288,7 +287,7 @@ def _servers(settings: Settings, *, real: bool) -> Iterator[tuple[Settings, set[
     if not real:
         yield settings, set()
         return
-    nodes = broker.plan(free_port_pair())
+    nodes = broker.plan(free_ports(2))
     more = {"kafka_bootstrap": broker.bootstrap(nodes), "kafka_partitions": 2, "redis_port": free_port(),
             "kafka_timeout_seconds": 30.0, "tools_dir": settings.tools_dir.absolute()}  # fmt: skip
     settings = settings.model_copy(update=more)

@@ -5,7 +5,6 @@ is measured is the way of an event, not a model.
 """
 
 import contextlib
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from features.store import open_store
 from infra import processes, stack
 from infra.settings import Settings
 from tests.apps.releases import publish_release
-from tests.apps.servers import free_port
+from tests.apps.servers import free_port, free_ports
 
 
 @contextlib.contextmanager
@@ -34,7 +33,7 @@ def serving(*, real: bool) -> Iterator[Settings]:
         publish_release(settings.releases_dir, "bench")
         try:
             if real:
-                ports = {"redis_port": free_port(), "kafka_port": free_port_pair()}
+                ports = {"redis_port": free_port(), "kafka_port": free_ports(2)}
                 settings = stack.stack_settings(settings.model_copy(update=ports))
                 stack.up(settings, airflow=False, say=lambda line: None)
             else:
@@ -57,12 +56,3 @@ def api(settings: Settings) -> Iterator[psutil.Process]:
         yield psutil.Process(pid)
     finally:
         processes.stop_all(settings)
-
-
-def free_port_pair() -> int:
-    """A free port after which the next is free too: a broker takes two."""
-    while True:
-        port = free_port()
-        with contextlib.suppress(OSError), socket.socket() as second:
-            second.bind(("127.0.0.1", port + 1))
-            return port

@@ -30,7 +30,7 @@ from infra.log.client import EventLog, open_log, read_all
 from infra.settings import Settings
 from streaming import job
 from tests.apps.releases import publish_release
-from tests.apps.servers import free_port
+from tests.apps.servers import free_port, free_ports
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,7 +53,7 @@ AWAY_SECONDS = 3.0
 def settings(tmp_path: Path) -> Iterator[Settings]:
     chosen = stack.stack_settings(
         Settings(
-            data_dir=tmp_path, port=free_port(), redis_port=free_port(), kafka_port=_free_range(6), api_workers=2,
+            data_dir=tmp_path, port=free_port(), redis_port=free_port(), kafka_port=free_ports(6), api_workers=2,
             kafka_replication=3, kafka_partitions=4, scorer_metrics_port=free_port(), stream_metrics_port=free_port(),
             exposures_refresh_seconds=3, tools_dir=Path(".tools").absolute(),
         )
@@ -63,18 +63,6 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         yield chosen
     finally:
         processes.stop_all(chosen)
-
-
-def _free_range(count: int) -> int:
-    """First of `count` ports in a row that nobody uses."""
-    while True:
-        first = free_port()
-        with contextlib.ExitStack() as taken, contextlib.suppress(OSError):
-            import socket
-
-            for port in range(first, first + count):
-                taken.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
 
 
 class Shop:
