@@ -45,7 +45,7 @@ setup-peers: .venv-peers/ready
 	@touch $@
 
 # Spark starts in half the time with its classes in an archive; it does without where this fails.
-.venv/spark-classes.jsa: .venv/ready
+.venv/spark-classes.jsa: .venv/ready streaming/session.py
 	@echo 'preparing Spark (half a minute, once)'
 	@$(BIN)/python -m streaming.archive >.venv/spark-classes.log 2>&1 || cat .venv/spark-classes.log
 

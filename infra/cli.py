@@ -117,12 +117,13 @@ def stream() -> None:
 
 @cli.command()
 @click.argument("config", default="standard", type=click.Choice(["standard", "small"]))
-def train(config: str) -> None:
+@click.option("--wait", is_flag=True, help="First wait until a feature job has made the tables to learn from.")
+def train(config: str, *, wait: bool) -> None:
     """Train the models, hold them against their floors, and publish the release (TorchRec, Faiss)."""
     from training import train as training
     from training.configs import CONFIGS
 
-    run(training.run, settings(), CONFIGS[config](), now=datetime.now(UTC), say=click.echo)
+    run(training.run, settings(), CONFIGS[config](), now=datetime.now(UTC), say=click.echo, wait=wait)
 
 
 @cli.command()

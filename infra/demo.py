@@ -4,6 +4,7 @@ Its data lives in var/demo (events and features are made anew each time, release
 measured in this run.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -86,15 +87,19 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
         with ThreadPoolExecutor() as pool:  # beside each other: their topics are apart
             for done in [pool.submit(_do, settings, *command) for command in (words, payments)]:
                 done.result()
-    with _Step(say, "2  Features: Spark turns events into histories and tables, Feast keeps them"):
-        processes.start(settings, "stream", "stream")
-        say(_wait_for_features(settings))
-    _skip_scored_history(settings)
-    # They start while the models train, and wait for the release.
-    for name, verb in (("api", "serve"), ("scorer", "score")):
-        processes.start(settings, name, verb)
-    with _Step(say, "3  Training, gate and release: two-tower, ranker, fraud detector beside their floors"):
-        _do(settings, "train", "small" if small else "standard")
+    with contextlib.ExitStack() as unfinished:
+        with _Step(say, "2  Features: Spark turns events into histories and tables, Feast keeps them"):
+            processes.start(settings, "stream", "stream")
+            # It loads its libraries while Spark starts, which leaves half of the machine idle.
+            training = _begin(settings, "train", "small" if small else "standard", "--wait")
+            unfinished.callback(training.terminate)
+            say(_wait_for_features(settings))
+        _skip_scored_history(settings)
+        # They start while the models train, and wait for the release.
+        for name, verb in (("api", "serve"), ("scorer", "score")):
+            processes.start(settings, name, verb)
+        with _Step(say, "3  Training, gate and release: two-tower, ranker, fraud detector beside their floors"):
+            _end(training)
 
 
 def _serve(settings: Settings, *, small: bool, say: Say) -> None:
@@ -106,9 +111,9 @@ def _serve(settings: Settings, *, small: bool, say: Say) -> None:
     with _Step(say, "5  Traffic: the held-out month, live, model against its best floor"):
         _do(settings, "traffic", "--seconds", "10" if small else "80")
     with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
+        say(_show_freshness(settings))
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)
-        say(_show_freshness(settings))
 
 
 def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
@@ -157,9 +162,18 @@ class _Step:
 
 def _do(settings: Settings, *words: str) -> None:
     """Run one headrace command in front of the user. Raises DemoError when it fails."""
+    _end(_begin(settings, *words))
+
+
+def _begin(settings: Settings, *words: str) -> subprocess.Popen[bytes]:
     environment = {**processes.environment(settings), "HEADRACE_LOG_LEVEL": "ERROR"}
-    done = subprocess.run(processes.command(*words), env=environment, check=False)
-    if done.returncode:
+    return subprocess.Popen(processes.command(*words), env=environment)
+
+
+def _end(command: subprocess.Popen[bytes]) -> None:
+    """Wait for what `_begin` began. Raises DemoError when it fails."""
+    if command.wait():
+        words = cast(list[str], command.args)[len(processes.command()) :]
         raise DemoError(f"`headrace {' '.join(words)}` failed; `headrace doctor` says what may be missing")
 
 
@@ -251,13 +265,13 @@ def _show_freshness(settings: Settings) -> str:
     def answer() -> list[str]:
         return [item["item_id"] for item in _send(settings, "/v1/recommend", question)["items"]]
 
+    # Not while the job still works off the traffic: what is shown is the way of one event.
+    status = settings.stream_status
+    processes.wait_until(lambda: time.time() - status.stat().st_mtime > 2, seconds=60)
     bought = answer()[0]
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     event = {"type": "purchase", "event_id": f"demo-{now}", "event_time": stamp, "user_id": user, "item_id": bought}
-    # Not while the job still works off the traffic: what is shown is the way of one event.
-    status = settings.stream_status
-    processes.wait_until(lambda: time.time() - status.stat().st_mtime > 2, seconds=60)
     posted = time.monotonic()
     _send(settings, "/v1/events", event)
     changed = processes.wait_until(lambda: bought not in answer(), seconds=30, pause=0.05)

@@ -58,6 +58,7 @@ class Renewal(threading.Thread):
         self._halt = stop
         self._store = open_store(settings)
         self._tables_stand = False
+        self._outcomes_joined = False
         self._next_items = self._next_exposures = self._next_compaction = 0.0
 
     def run(self) -> None:
@@ -97,12 +98,16 @@ class Renewal(threading.Thread):
 
     def _renew_exposures(self) -> None:
         self._job.impressions_seen = False
+        if not any((self._settings.offline_dir / IMPRESSIONS).glob("*.parquet")):
+            return  # nobody was shown anything yet: there is nothing to join a purchase to
 
         def put_back() -> None:
             self._job.impressions_seen = True
 
         took = _timed("experiment outcomes", lambda: exposures.run(self._spark, self._settings), or_else=put_back)
-        self._next_exposures = _next(self._settings.exposures_refresh_seconds, took=took)
+        # The first time is mostly Spark's making of code, which comes once: it tells nothing of the next.
+        first, self._outcomes_joined = not self._outcomes_joined, True
+        self._next_exposures = _next(self._settings.exposures_refresh_seconds, took=0 if first else took)
 
     def _compact(self) -> None:
         folders = [self._settings.offline_dir / name for name in GROWING]

@@ -4,18 +4,25 @@ A young JVM spends most of its first half minute on reading and compiling classe
 of settings.spark_java_options, and the archive of classes that `make setup` writes (streaming/archive.py).
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
+import pyspark
 from pyspark.sql import SparkSession
 
 from infra.kafka.jars import SPARK, jars
 from infra.settings import Settings
 
 CLASS_ARCHIVE = Path(sys.prefix) / "spark-classes.jsa"
-NO_CONF = Path(sys.prefix) / "no-spark-conf"
-"""Java reads no archive of classes when a folder with files is on the class path, and Spark puts its own there."""
+HOME = Path(sys.prefix) / "spark"
+"""Spark as the session starts it: pyspark's programs and jars, and nothing else.
+
+pyspark's own folder also holds its Python code as an archive without byte code, from which every Python worker would
+compile it anew (2 s each), and a folder of configuration, which on the class path keeps Java from its archive of
+classes.
+"""
 
 
 class JobError(Exception):
@@ -26,7 +33,7 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
     """A session named `app` on settings.spark_master. Raises JobError when Java is missing or too old."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    os.environ.setdefault("SPARK_CONF_DIR", str(NO_CONF))
+    os.environ.setdefault("SPARK_HOME", str(_home()))
     # Its source for Kafka is no part of pyspark.
     more = ",".join(str(path) for path in jars(settings, SPARK)) if settings.kafka_bootstrap is not None else ""
     try:
@@ -56,6 +63,15 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
     except Exception as error:
         raise JobError(f"Spark did not start ({error}); `headrace doctor` says what is missing") from error
     return session
+
+
+def _home() -> Path:
+    """HOME, made if it is not there."""
+    HOME.mkdir(exist_ok=True)
+    for part in ("bin", "jars"):
+        with contextlib.suppress(FileExistsError):
+            (HOME / part).symlink_to(Path(pyspark.__file__).parent / part)
+    return HOME
 
 
 def _java_options(settings: Settings) -> str:

@@ -55,17 +55,22 @@ from training.shard import choose_device, is_leader, process_group
 
 T = TypeVar("T")
 Say = Callable[[str], None]
+TABLES_PAUSE_SECONDS = 0.2
 PACKAGES = ("torch", "torchrec", "faiss-cpu", "onnxruntime", "numpy", "feast")
 
 
-def run(settings: Settings, config: Config, *, now: datetime, say: Say) -> Manifest | None:
+def run(settings: Settings, config: Config, *, now: datetime, say: Say, wait: bool = False) -> Manifest | None:
     """Train everything the data allows, and publish the release. Returns its manifest.
+
+    wait: first until a feature job has made the tables to learn from.
 
     Under `torchrun` every process calls it: the recommenders' models are fitted together, one process does the rest,
     and the others return None. A run that was killed is gone on from where its models were.
     Raises NoDataError when there is nothing to learn from.
     """
     logging.getLogger("torchrec").setLevel(logging.ERROR)
+    while wait and not settings.tables_status.exists():
+        time.sleep(TABLES_PAUSE_SECONDS)
     version = now.strftime("%Y%m%dT%H%M%SZ")
     store = open_store(settings)
     started = time.monotonic()
