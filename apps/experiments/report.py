@@ -4,7 +4,7 @@ Reads the table of units that streaming/exposures.py writes: one row per experim
 Knows nothing of how outcomes were attributed, and leaves the arithmetic of doubt to statistics.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -54,14 +54,19 @@ class Metric:
     column: str
     share: bool = False
     """Counts units that have any, not how much they have."""
+    per: str | None = None
+    """The column whose total it is counted per; None: per unit."""
 
-    def of(self, totals: Values) -> Values:
-        """One value per unit, from the unit's total of `column`."""
-        return (totals > 0).astype(np.float64) if self.share else totals
+    def sample(self, totals: Mapping[str, Values], members: NDArray[np.bool_], *, name: str) -> Sample:
+        """Of the units that `members`, of shape [units], marks, from every unit's total of each column."""
+        values = totals[self.column][members]
+        per = None if self.per is None else totals[self.per][members]
+        return sample((values > 0).astype(np.float64) if self.share else values, name=name, per=per)
 
 
 METRICS = {
     MetricName.CONVERSION: Metric("Units that bought what they were shown", "conversions", share=True),
+    MetricName.HIT_RATE: Metric("Purchases per item shown", "conversions", per="shown"),
     MetricName.VALUE: Metric("Value bought of what was shown, per unit", "value"),
     MetricName.PURCHASES_AFTER: Metric("All purchases since first exposure, per unit", "purchases_after"),
     MetricName.SPEND_AFTER: Metric("All spending since first exposure, per unit", "spend_after"),
@@ -138,20 +143,20 @@ class _Ledger:
         return self._totals[column][self.members(index)]
 
     def sample(self, metric: Metric, index: int) -> Sample:
-        return sample(metric.of(self.totals(metric.column, index)), name=self.definition.variations[index].key)
+        return metric.sample(self._totals, self.members(index), name=self.definition.variations[index].key)
 
     def daily_samples(self, metric: Metric) -> Iterator[tuple[date, list[Sample]]]:
         """For each day with rows: every variation's sample of all that happened up to its end."""
-        exposures, values = np.zeros(self._count), np.zeros(self._count)
+        so_far = {name: np.zeros(self._count) for name in ("exposures", metric.column, metric.per) if name}
         days, starts = np.unique(self._days, return_index=True)
         ends = np.append(starts, len(self._days))[1:]
         for day, start, end in zip(days, starts, ends, strict=True):
-            np.add.at(exposures, self._unit[start:end], self._columns["exposures"][start:end])
-            np.add.at(values, self._unit[start:end], self._columns[metric.column][start:end])
+            for name, totals in so_far.items():
+                np.add.at(totals, self._unit[start:end], self._columns[name][start:end])
             yield (
                 day.item(),
                 [
-                    sample(metric.of(values[self.members(index, exposures)]), name=variation.key)
+                    metric.sample(so_far, self.members(index, so_far["exposures"]), name=variation.key)
                     for index, variation in enumerate(self.definition.variations)
                 ],
             )
@@ -257,8 +262,8 @@ def _notes(definition: ExperimentDefinition, ledger: _Ledger) -> Iterator[str]:
         "difference by chance."
     )
     yield (
-        "conversion and value count purchases of items that were shown, so showing what people buy anyway helps them; "
-        "purchases_after and spend_after count everything, and settle the question when the two disagree."
+        "conversion, hit_rate and value count purchases of what was shown, so showing what people buy anyway helps "
+        "them; purchases_after and spend_after count everything, and settle the question when the two disagree."
     )
     if len(definition.variations) > 2:
         yield "Each variation is compared with the control at 5 % on its own; nothing is corrected for their number."

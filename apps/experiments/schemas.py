@@ -31,6 +31,7 @@ class Variation(BaseModel):
 
 class MetricName(StrEnum):
     CONVERSION = "conversion"
+    HIT_RATE = "hit_rate"
     VALUE = "value"
     PURCHASES_AFTER = "purchases_after"
     SPEND_AFTER = "spend_after"

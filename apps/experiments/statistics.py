@@ -1,7 +1,9 @@
 """Is the difference real? A thin layer over tea-tasting: it calculates, this decides when there is no answer.
 
-Every metric is one value per unit (0 or 1 for a share), compared by Welch's t-test, so interval and p-value always
-agree with each other. The intervals are fixed-horizon: right when read once. Knows nothing of experiments.
+A metric is one value per unit (0 or 1 for a share), or the ratio of two, compared by Welch's t-test, so interval and
+p-value always agree with each other; the variance of a ratio is the delta method's (Deng, Knoblich and Lu 2018,
+"Applying the Delta Method in Metric Analytics"). The intervals are fixed-horizon: right when read once. Knows nothing
+of experiments.
 """
 
 import math
@@ -28,25 +30,42 @@ RATIO_UNUSUAL = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value per unit of one variation, summed up."""
+    """The values of one variation's units, summed up, and what they are counted per: 1 each, where it is the unit."""
 
     name: str
     units: int
     positive: int
     """Units whose value is not 0."""
-    mean: float
-    variance: float
-    """Divided by units - 1; 0 for fewer than two units."""
+    value: float
+    """Mean over the units; variances and the covariance are divided by units - 1, and 0 for fewer than two units."""
+    value_variance: float
+    per: float = 1.0
+    per_variance: float = 0.0
+    covariance: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """The metric: all values over all that they are counted per."""
+        return self.value / self.per if self.per else 0.0
+
+    @property
+    def constant(self) -> bool:
+        return self.value_variance == self.per_variance == 0
 
 
-def sample(values: NDArray[np.float64], *, name: str) -> Sample:
-    """Sum up values of shape [units]."""
+def sample(values: NDArray[np.float64], *, name: str, per: NDArray[np.float64] | None = None) -> Sample:
+    """Sum up values of shape [units], counted per unit or per what `per`, of that shape too, adds up to."""
+    per = np.ones_like(values) if per is None else per
+    spread = np.cov(values, per) if len(values) > 1 else np.zeros((2, 2))
     return Sample(
         name=name,
         units=len(values),
         positive=int(np.count_nonzero(values)),
-        mean=float(values.mean()) if len(values) else 0.0,
-        variance=float(values.var(ddof=1)) if len(values) > 1 else 0.0,
+        value=float(values.mean()) if len(values) else 0.0,
+        value_variance=float(spread[0, 0]),
+        per=float(per.mean()) if len(values) else 1.0,
+        per_variance=float(spread[1, 1]),
+        covariance=float(spread[0, 1]),
     )
 
 
@@ -58,9 +77,11 @@ def compare(control: Sample, treatment: Sample, *, share: bool) -> Comparison | 
     """
     if missing := _no_answer(control, treatment, share=share):
         return missing
-    from tea_tasting import Mean
+    from tea_tasting import RatioOfMeans
 
-    metric = Mean("value", alternative="two-sided", confidence_level=1 - ALPHA, equal_var=False, use_t=True)
+    metric = RatioOfMeans(
+        "value", "per", alternative="two-sided", confidence_level=1 - ALPHA, equal_var=False, use_t=True
+    )
     found = metric.analyze_aggregates(_aggregates(control), _aggregates(treatment))
     lift = _finite(found.rel_effect_size)
     low, high = _finite(found.rel_effect_size_ci_lower), _finite(found.rel_effect_size_ci_upper)
@@ -77,11 +98,10 @@ def compare(control: Sample, treatment: Sample, *, share: bool) -> Comparison | 
 
 def with_power(comparison: Comparison, control: Sample, treatment: Sample) -> Comparison:
     """The comparison with the smallest difference that a sample like this would find at 80 % power."""
-    from tea_tasting import Mean
+    from tea_tasting import RatioOfMeans
 
-    metric = Mean(
-        "value", alternative="two-sided", alpha=ALPHA, power=POWER, ratio=treatment.units / control.units, use_t=False
-    )
+    ratio = treatment.units / control.units
+    metric = RatioOfMeans("value", "per", alternative="two-sided", alpha=ALPHA, power=POWER, ratio=ratio, use_t=False)
     both = _aggregates(control) + _aggregates(treatment)
     difference = float(metric.solve_power_from_aggregates(both, "effect_size")[0].effect_size)
     lift = difference / control.mean if control.mean > 0 else None
@@ -137,7 +157,7 @@ def _no_answer(control: Sample, treatment: Sample, *, share: bool) -> NoAnswer |
             message=f"{smallest.name} has {smallest.units} of the {MIN_UNITS} units that an interval needs",
         )
     units, positive = control.units + treatment.units, control.positive + treatment.positive
-    if control.variance == treatment.variance == 0 and control.mean == treatment.mean:
+    if control.constant and treatment.constant and control.mean == treatment.mean:
         return NoAnswer(
             reason=Reason.ZERO_VARIANCE, message=f"every unit has the same value, {control.mean:g}: nothing differs"
         )
@@ -148,7 +168,7 @@ def _no_answer(control: Sample, treatment: Sample, *, share: bool) -> NoAnswer |
             message=f"only {rare} of {units:,} units {'have' if rare == positive else 'lack'} the outcome: "
             f"{smallest.name} can expect {expected:.1f} of them, and an interval needs {MIN_OUTCOMES}",
         )
-    if control.variance == treatment.variance == 0:
+    if control.constant and treatment.constant:
         return NoAnswer(
             reason=Reason.ZERO_VARIANCE, message="values do not vary within either variation: no interval can be given"
         )
@@ -158,7 +178,12 @@ def _no_answer(control: Sample, treatment: Sample, *, share: bool) -> NoAnswer |
 def _aggregates(one: Sample) -> Any:
     from tea_tasting.aggr import Aggregates
 
-    return Aggregates(one.units, {"value": one.mean}, {"value": one.variance})
+    return Aggregates(
+        one.units,
+        {"value": one.value, "per": one.per},
+        {"value": one.value_variance, "per": one.per_variance},
+        {("value", "per"): one.covariance},
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -159,7 +159,7 @@ def test_an_experiment_is_shown_with_its_plots(parts: Any) -> None:
     assert view is not None
     assert [plot[:4] for plot in view.plots] == ["<svg", "<svg"]
     assert [row.units for row in view.variations] == [20, 20]
-    assert [row.decides for row in view.metrics] == [True, False, False, False]
+    assert [row.decides for row in view.metrics] == [True, False, False, False, False]
     assert console.experiment("unknown") is None
 
 

@@ -76,6 +76,21 @@ def test_a_winner_is_named_with_its_interval(define, units_of):
     assert any("fixed-horizon" in note for note in found.notes)
 
 
+def test_the_hit_rate_is_counted_per_item_shown(define, units_of):
+    def rows(name, bought):
+        return [
+            {"variation": name, "unit": f"{name}{unit}", "shown": 10 * (1 + unit % 3), "conversions": bought(unit)}
+            for unit in range(900)
+        ]
+
+    table = units_of(rows("A", lambda unit: 1 + unit % 2) + rows("B", lambda unit: 2 + unit % 2))
+    found = report(table, define(metric="hit_rate"), now=NOW)
+    assert found.verdict.startswith("B beats A: +67 % [")
+    [hits] = [one for one in found.metrics if one.decides]
+    assert hits.results[0].result.control_mean == pytest.approx(1.5 / 20)
+    assert found.series[-1].result.mean == pytest.approx(2.5 / 20)
+
+
 def test_a_loser_too(define, units_of):
     table = units_of(arm("A", units=2_000, converted=300) + arm("B", units=2_000, converted=200))
     assert report(table, define(), now=NOW).verdict.startswith("B loses to A: -33 %")

@@ -50,16 +50,26 @@ def test_cookie_cats_sample_ratio(cookie_cats):
 
 def test_no_difference_is_found_about_one_time_in_twenty():
     rng = np.random.default_rng(20261101)
-    runs, found = 600, {"share": 0, "value": 0}
+    runs, found = 600, {"share": 0, "value": 0, "ratio": 0}
     for _ in range(runs):
         bought = rng.random((2, 1_000)) < 0.08
         spent = bought * rng.lognormal(3, 1, (2, 1_000))
-        for name, values in (("share", bought.astype(float)), ("value", spent)):
-            result = compare(sample(values[0], name="A"), sample(values[1], name="A again"), share=name == "share")
+        # Who is shown more buys more of it: counted as independent items, one pair in three would differ.
+        shown = rng.geometric(0.1, (2, 1_000)).astype(float)
+        of_shown = rng.binomial(shown.astype(int), rng.beta(0.5, 4.5, (2, 1_000))).astype(float)
+        for name, values in (("share", bought.astype(float)), ("value", spent), ("ratio", of_shown)):
+            arms = [sample(values[arm], name=str(arm), per=shown[arm] if name == "ratio" else None) for arm in range(2)]
+            result = compare(*arms, share=name == "share")
             assert isinstance(result, Comparison)
             found[name] += result.p_value < 0.05
     for name, count in found.items():
         assert 0.03 <= count / runs <= 0.07, name
+
+
+def test_a_ratio_is_all_values_over_all_they_are_counted_per():
+    found = sample(np.array([1.0, 0.0, 3.0]), name="A", per=np.array([10.0, 20.0, 10.0]))
+    assert found.mean == pytest.approx(4 / 40)
+    assert (found.units, found.positive) == (3, 2)
 
 
 def test_the_stated_smallest_effect_is_found_four_times_in_five():
