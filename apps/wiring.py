@@ -28,7 +28,8 @@ from apps.recommend.service import RecommendService, Serving
 from features.candidates import CANDIDATE_FEATURES
 from features.velocity import FEATURES
 from infra import topics
-from infra.log.client import Share, open_log
+from infra.log.client import Share
+from infra.log.open import open_log
 from infra.log.spool import Spool, SpooledLog
 from infra.observability import traces
 from infra.settings import Settings

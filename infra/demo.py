@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from infra import processes, topics
-from infra.log.client import open_log, read_all
+from infra.log.client import read_all
+from infra.log.open import open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from pyspark import SparkContext
 
 from infra import topics
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import job
 from streaming.session import CLASS_ARCHIVE

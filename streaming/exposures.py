@@ -14,7 +14,8 @@ from pyspark.sql import functions as F
 from features.columns import IMPRESSIONS, SHOP_EVENTS
 from features.events import ExperimentDefined
 from infra import topics
-from infra.log.client import open_log, read_all
+from infra.log.client import read_all
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming.tables import write_table
 

@@ -30,7 +30,8 @@ from features.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
 from features.online import OnlineStoreError
 from features.online_recovery import OnlineGuard, refill
 from features.store import open_store
-from infra.log.client import START, EventLog, Position, open_log
+from infra.log.client import START, EventLog, Position
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import exposures, metrics
 from streaming.histories import Histories

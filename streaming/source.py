@@ -17,8 +17,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
 
 from infra import topics
-from infra.log.client import Position, make_topic
+from infra.log.client import Position
 from infra.log.files import PARTITION, FileLog
+from infra.log.open import make_topic
 
 if TYPE_CHECKING:  # Spark starts several Python workers that import this module, and need no settings
     from infra.settings import Settings

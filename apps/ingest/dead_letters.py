@@ -15,7 +15,8 @@ import orjson
 
 from apps.ingest.service import IngestService
 from infra import topics
-from infra.log.client import EventLog, open_log, read_all
+from infra.log.client import EventLog, read_all
+from infra.log.open import open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]

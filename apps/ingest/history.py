@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from apps.ingest import files, online_retail, simulated_shop
 from apps.ingest.bulk import HOLDOUT, append_dead_letters, append_events, split_at, write_holdout
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]

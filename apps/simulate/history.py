@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from apps.simulate import payments
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 
 LIVE = "live"

@@ -12,10 +12,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:  # Spark's Python workers import this module often, and need no settings
-    from infra.settings import Settings
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -234,22 +231,3 @@ def read_all(log: EventLog, topic: str) -> Iterator[Record]:
     while records := log.read(topic, position, max_records=10_000):
         position = position.after(records)
         yield from records
-
-
-def make_topic(settings: Settings, topic: str) -> None:
-    """Have a topic that a reader of another make (Spark) expects to be there; on files every topic is."""
-    if settings.kafka_bootstrap is not None:
-        from infra.log.kafka import KafkaLog
-
-        KafkaLog(settings).make(topic)
-
-
-def open_log(settings: Settings) -> EventLog:
-    """The log that the settings name."""
-    if settings.kafka_bootstrap is not None:
-        from infra.log.kafka import KafkaLog
-
-        return KafkaLog(settings)
-    from infra.log.files import FileLog
-
-    return FileLog(settings.log_dir, segment_bytes=settings.segment_mebibytes * 2**20)

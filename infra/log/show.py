@@ -4,7 +4,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from infra import topics
-from infra.log.client import LogError, open_log
+from infra.log.client import LogError
+from infra.log.open import open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from infra import topics
-from infra.log.client import EventLog, open_log
+from infra.log.client import EventLog
+from infra.log.open import open_log
 from infra.settings import Settings
 from tests.bench.servers import serving
 

@@ -34,7 +34,7 @@ from features.online_sqlite import SqliteRows
 from features.windows import HOUR
 from infra import processes, redis, topics
 from infra.kafka import broker
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import histories, job, source
 from streaming.parsing import parse

@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from infra import topics
-from infra.log.client import START, open_log
+from infra.log.client import START
+from infra.log.open import open_log
 from infra.settings import Settings
 from tests.apps.servers import ROOT, Server, free_port, ready, wait_until
 

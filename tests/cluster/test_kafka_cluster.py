@@ -12,7 +12,8 @@ import pytest
 
 from infra import processes
 from infra.kafka import broker
-from infra.log.client import START, EventLog, LogUnreachableError, Record, open_log
+from infra.log.client import START, EventLog, LogUnreachableError, Record
+from infra.log.open import open_log
 from infra.settings import Settings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

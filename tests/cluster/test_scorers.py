@@ -12,7 +12,8 @@ import pytest
 
 from features.store import open_store
 from infra import processes, topics
-from infra.log.client import START, EventLog, open_log
+from infra.log.client import START, EventLog
+from infra.log.open import open_log
 from infra.settings import Settings
 from tests.apps.servers import ROOT, free_port
 

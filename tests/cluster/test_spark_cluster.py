@@ -12,7 +12,7 @@ import pytest
 
 from features import columns, views
 from infra import processes
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 from tests.apps.servers import ROOT, free_port
 from tests.streaming.test_job import OTHERS, SHOP, bought, paid, send, state

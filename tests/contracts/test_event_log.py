@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import processes
-from infra.log.client import START, EventLog, LogError, Position, Record, Share, follow, open_log
+from infra.log.client import START, EventLog, LogError, Position, Record, Share, follow
+from infra.log.open import open_log
 from infra.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ import pytest
 
 from infra import processes, topics
 from infra.kafka import broker
-from infra.log.client import open_log, read_all
+from infra.log.client import read_all
+from infra.log.open import open_log
 from infra.settings import Settings
 from tests.apps.servers import ASK, serving
 

@@ -26,7 +26,8 @@ import pytest
 from features import views
 from features.store import online_rows, open_store
 from infra import processes, stack, topics
-from infra.log.client import EventLog, open_log, read_all
+from infra.log.client import EventLog, read_all
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import job
 from tests.apps.releases import publish_release

@@ -21,7 +21,7 @@ from features import columns, views
 from features.events import Transaction, rfc3339
 from features.velocity import FEATURES, HOUR
 from infra import topics
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 from tests.contracts.test_exact_windows import Features, different
 from tests.streaming.test_job import run, send  # noqa: F401 - a fixture

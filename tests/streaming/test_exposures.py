@@ -10,7 +10,7 @@ from apps.experiments.report import UNITS_FILE as READ_FILE
 from apps.experiments.report import UNITS_SCHEMA, load_units
 from features.events import ExperimentDefined, key_of, to_json
 from infra import topics
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming.exposures import UNITS_TABLE, experiment_units, run
 

@@ -18,7 +18,8 @@ from features.events import TOPIC_OF, rfc3339
 from features.history import DAY
 from infra import topics
 from infra.log import client
-from infra.log.client import EventLog, Position, open_log
+from infra.log.client import EventLog, Position
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import job, renewal
 from streaming.job import FeatureJob, JobRunningError, catch_up

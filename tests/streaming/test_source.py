@@ -11,8 +11,9 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from infra import processes, topics
-from infra.log.client import START, open_log
+from infra.log.client import START
 from infra.log.files import FileLog
+from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import source
 from streaming.parsing import parse

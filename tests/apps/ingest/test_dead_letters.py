@@ -14,7 +14,8 @@ from apps.ingest.bulk import append_dead_letters
 from apps.ingest.dead_letters import LettersError, export, letters, replay, show
 from features.events import Transaction
 from infra import topics
-from infra.log.client import START, Record, open_log
+from infra.log.client import START, Record
+from infra.log.open import open_log
 from infra.settings import Settings
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -13,7 +13,8 @@ import pytest
 
 from infra import processes, topics
 from infra.kafka import broker
-from infra.log.client import START, EventLog, LogUnreachableError, Position, Record, follow, open_log
+from infra.log.client import START, EventLog, LogUnreachableError, Position, Record, follow
+from infra.log.open import open_log
 from infra.settings import Settings
 
 pytestmark = pytest.mark.slow
