@@ -18,7 +18,7 @@ from tqdm import tqdm
 from training.quality.entrants import OWN, Entrant, Fitted, Settings
 from training.quality.interactions import read_interactions
 from training.quality.metrics import Measured, measure, ndcg
-from training.quality.peers import PEERS, Peer
+from training.quality.peers import PEERS, Peer, PeerError
 from training.quality.protocols import LEAVE_ONE_OUT, TIME_SPLIT, Split, leave_one_out, new_only, time_split
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -122,7 +122,10 @@ def _judge(entrant: Entrant, split: Split, request: Request) -> list[dict[str, A
 
 
 def _choose(entrant: Entrant, split: Split, request: Request, own: Settings) -> tuple[Settings, int]:
-    """The settings with the best validation NDCG@10 that the budget finds, and how many were tried."""
+    """The settings with the best validation NDCG@10 that the budget finds, and how many were tried.
+
+    Settings with which a peer fails (its factors diverge, say) count as tried.
+    """
     if not request.tune_seconds and not split.refits:
         return own, 0
     best: tuple[float, Settings] = (-1.0, own)
@@ -133,12 +136,18 @@ def _choose(entrant: Entrant, split: Split, request: Request, own: Settings) -> 
     while True:
         trial = study.ask() if trials else None
         settings = own if trial is None else entrant.suggest(trial) | own
-        fitted = entrant.fit(split, settings, judged=False, seed=request.seeds[0], seconds=request.fit_seconds)
-        value = ndcg(fitted.lists, split.validation, items=split.items)
-        if trial is not None:
-            study.tell(trial, value)
-        if value > best[0]:
-            best = (value, settings | fitted.learnt)
+        try:
+            fitted = entrant.fit(split, settings, judged=False, seed=request.seeds[0], seconds=request.fit_seconds)
+        except PeerError:
+            if trial is None:  # with its own settings it must not fail
+                raise
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            value = ndcg(fitted.lists, split.validation, items=split.items)
+            if trial is not None:
+                study.tell(trial, value)
+            if value > best[0]:
+                best = (value, settings | fitted.learnt)
         trials += 1
         if time.perf_counter() - started > request.tune_seconds:
             return best[1], trials

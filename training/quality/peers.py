@@ -89,14 +89,15 @@ class Peer:
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-peer-")
         folder = Path(self._folder.name)
         write_split(split, folder)
-        self._process = subprocess.Popen(
-            [str(self._python.absolute()), "-m", "training.quality.peer_worker", str(folder)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(folder / "log").open("wb"),
-            text=True,
-        )
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(self._python.absolute()), "-m", "training.quality.peer_worker", str(folder)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         return folder
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +113,7 @@ class Peer:
             line = ""
         if not line:
             said = Path(self._folder.name, "log").read_text(errors="replace").strip().splitlines()[-12:]
+            self.close()  # the next fit starts another
             raise PeerError(f"{self.name} failed in {self._python.parents[1]}:\n" + "\n".join(said))
         answer: dict[str, Any] = json.loads(line)
         return answer
