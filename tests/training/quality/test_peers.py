@@ -1,11 +1,11 @@
 """A peer's process may die of one setting; the search goes on with another, and its own settings must work."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from training.quality import bench
 from training.quality.bench import Request, run
 from training.quality.peers import Peer, PeerError
 
@@ -37,19 +37,19 @@ def request_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         python.write_text(f'#!/bin/sh\nPYTHONPATH=. exec {sys.executable} {tmp_path / "worker.py"} "$3"\n')
         python.chmod(0o755)
         monkeypatch.setitem(Peer.__init__.__kwdefaults__, "environment", tmp_path / "env")
+        monkeypatch.setattr(bench, "FLOORS", ())  # they would search for as long
         data = tmp_path / "data.txt"
         data.write_text("\n".join(f"u{user} a b c d" for user in range(40)))
-        return Request(data, "leave-one-out", ("bpr",), (1,), tune_seconds=0.5)
+        return Request(data, "leave-one-out", ("bpr",), (1,), tune_seconds=8.0)
 
     return make
 
 
+@pytest.mark.slow
 def test_a_setting_of_which_a_peer_dies_is_one_that_was_tried(request_of) -> None:
-    rows = run(request_of("asked['settings']"), as_json=True, say=lambda line: None)["rows"]
-    [peer] = [row for row in rows if row["model"] == "bpr"]
+    [peer] = run(request_of("asked['settings']"), as_json=True, say=lambda line: None)["rows"]
     assert peer["settings"] == {}
     assert peer["trials"] >= 2
-    json.dumps(rows)
 
 
 def test_a_peer_that_dies_of_its_own_settings_is_an_error_with_its_words(request_of) -> None:
