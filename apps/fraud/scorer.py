@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 from pydantic import ValidationError
 
 from apps import metrics
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
+from features.arrival import order_of_arrival
 from features.events import Decision, Transaction, dead_letter, key_of, to_json
 from infra import topics
 from infra.log.client import (
@@ -76,7 +78,7 @@ def _work(
         if not _insist(decisions.refresh, stop=stop):
             return
         with span("score batch", records=len(records)):
-            decided, refused = _score(records, service=service, decisions=decisions)
+            decided, refused = score_records(records, service=service, decisions=decisions)
         for reason, _ in refused:
             metrics.SCORER_REFUSED.labels(reason).inc()
         pairs = [(key_of(decision), to_json(decision)) for decision in decided]
@@ -117,14 +119,17 @@ def _count_behind(log: EventLog, share: Share, stop: threading.Event) -> None:
         stop.wait(BEHIND_SECONDS)
 
 
-def _score(
+def score_records(
     records: Sequence[Record], *, service: FraudService, decisions: DecisionBook
 ) -> tuple[list[Decision], Pairs]:
-    """Decisions on the payments that need one, and dead letters of the records that are none."""
-    fresh: dict[str, tuple[Record, Transaction]] = {}
-    elsewhere: list[Transaction] = []
+    """Decisions on the payments that need one, and dead letters of the records that are none.
+
+    Payments of several partitions are taken in the order in which they were appended.
+    """
+    arrived: dict[str, tuple[Record, Transaction]] = {}
+    decided: set[str] = set()
     refused: Pairs = []
-    for record in records:
+    for record in _as_they_came(records):
         try:
             payment = Transaction.model_validate_json(record.value)
         except ValidationError as error:
@@ -132,22 +137,29 @@ def _score(
             field = ".".join(str(part) for part in first["loc"]) or "record"
             refused.append(_refuse(record, reason="malformed", detail=f"{field}: {first['msg']}"))
             continue
-        if payment.scored or decisions.get(payment.event_id) is not None:
-            elsewhere.append(payment)
-        else:
-            fresh.setdefault(payment.event_id, (record, payment))
-    service.observe(elsewhere)
+        if payment.scored:
+            decided.add(payment.event_id)
+        elif decisions.get(payment.event_id) is not None:
+            continue  # met before
+        arrived.setdefault(payment.event_id, (record, payment))
     try:
-        return service.score_many([payment for _, payment in fresh.values()]), refused
+        return service.score_many([payment for _, payment in arrived.values()], decided=decided), refused
     except Exception:
         logger.exception("a batch could not be scored as one; trying each payment alone")
-    decided: list[Decision] = []
-    for record, payment in fresh.values():
+    found: list[Decision] = []
+    for record, payment in arrived.values():
         try:
-            decided += service.score_many([payment])
+            found += service.score_many([payment], decided=decided)
         except Exception as error:
             refused.append(_refuse(record, reason="unscorable", detail=str(error)))
-    return decided, refused
+    return found, refused
+
+
+def _as_they_came(records: Sequence[Record]) -> list[Record]:
+    places = [
+        np.array([getattr(record, name) for record in records]) for name in ("partition", "offset", "timestamp_ms")
+    ]
+    return [records[row] for row in order_of_arrival(*places)]
 
 
 def _refuse(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:

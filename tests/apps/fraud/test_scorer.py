@@ -129,10 +129,10 @@ def test_a_payment_that_cannot_be_scored_does_not_take_its_batch_with_it(
 ) -> None:
     score_many = service.score_many
 
-    def choking(payments: list[Transaction]) -> list[Decision]:
+    def choking(payments: list[Transaction], **more: Any) -> list[Decision]:
         if any(payment.event_id == "tx_2" for payment in payments):
             raise ValueError("cannot")
-        return score_many(payments)
+        return score_many(payments, **more)
 
     monkeypatch.setattr(service, "score_many", choking)
     put(log, *(new_payment(number) for number in (1, 2, 3)))
