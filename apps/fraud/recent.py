@@ -85,7 +85,8 @@ class RecentPayments:
 
 
 def _lately(entries: dict[str, deque[_Entry]], names: Sequence[str], now: Collection[int]) -> Lately:
-    key, found = [], []
+    key: list[int] = []
+    found: list[_Entry] = []
     for row, name in enumerate(names):
         first: dict[int, _Entry] = {}
         for entry in entries.get(name, ()):

@@ -148,7 +148,7 @@ class FraudService:
         if not payments:
             return []
         self._watch(matrix)
-        decided = datetime.fromtimestamp(self._clock(), tz=UTC)
+        now = datetime.fromtimestamp(self._clock(), tz=UTC)
         with span("score", payments=len(payments)):
             name, scores, outcomes, reasons, ruled = self._judge(matrix)
         decisions = [
@@ -164,7 +164,7 @@ class FraudService:
                 reasons=reasons[row],
                 model=name,
                 degraded=degraded or ruled,
-                decided_time=decided,
+                decided_time=now,
                 http_request_id=payment.http_request_id,
             )
             for row, payment in enumerate(payments)

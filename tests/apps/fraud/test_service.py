@@ -57,6 +57,16 @@ def test_payments_scored_together_see_each_other_as_those_scored_alone_do(
     assert [decision.score for decision in other.score_many(payments)] == pytest.approx(alone)
 
 
+def test_a_late_payment_is_not_seen_by_those_that_came_before_it_also_when_all_are_scored_again(
+    service: FraudService, new_payment: NewPayment
+) -> None:
+    payments = [new_payment(1, seconds=100), new_payment(2, seconds=50), new_payment(3, seconds=100)]
+    first, late, last = (decision.score for decision in service.score_many(payments))
+    assert (first, first < last) == (late, True)
+    again = [*service.score_many(payments), *(service.score_many([payment])[0] for payment in payments)]
+    assert [decision.score for decision in again] == [first, late, last] * 2
+
+
 def test_a_payment_that_is_stored_and_recent_counts_once(
     service: FraudService, reader: Any, model: Any, new_payment: NewPayment
 ) -> None:
