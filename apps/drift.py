@@ -14,8 +14,10 @@ from features.manifest import Reference
 
 ROWS_SEEN = 100
 """Rows of one request that are counted, at most: evenly spread ones."""
-LEAST_REQUESTS = 30
-"""Looked-at requests below which nothing is said: rows of one request are alike, and few of them scatter widely."""
+LEAST_REQUESTS = 300
+"""Looked-at requests below which nothing is said: rows of one request are alike, and a payment has but one. Of ten bins
+that did not change, the index of n independent rows is about 9 / n: over 24 features the largest of 30 rows was 1.6, of
+100 rows 0.2, of 300 rows 0.06 (median of 500 draws)."""
 
 
 class DriftWatch:

@@ -24,6 +24,7 @@ from apps.fraud import routes as fraud
 from apps.ingest import routes as ingest
 from apps.overload import Overload, Places
 from apps.recommend import routes as recommend
+from apps.serve import end_with_parent
 from apps.wiring import Services
 from infra import topics
 from infra.observability import logs, traces
@@ -86,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def served() -> FastAPI:
     """The app of one of several worker processes: its settings are those of the environment that `serve` gave it."""
+    end_with_parent()
     settings = Settings()
     logs.set_up(settings)
     # Requests are answered in the event loop: a thread at work in the background has to let it go on soon.

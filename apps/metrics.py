@@ -59,6 +59,7 @@ SCORER_BEHIND = Gauge(
     "Payments in the log that the scorer has not decided; at most 10,000 are counted.",
     multiprocess_mode="livemax",
 )
+SCORER_HISTORY = Counter("headrace_scorer_history_total", "Payments that came too late for a decision")
 SCORER_REFUSED = Counter("headrace_scorer_dead_letters_total", "Payments that could not be scored.", ["reason"])
 
 

@@ -27,7 +27,7 @@ class ListedItem:
 
 
 class FeatureReader(Protocol):
-    """Online features, one dict per id: column name to list, or None where nothing is stored.
+    """Online features, one row an id, empty where nothing is stored; of users one dict per id: column name to list.
 
     Any method may raise an Exception of the store's own when it cannot be reached: the services then degrade.
     """
@@ -47,9 +47,11 @@ class FeatureReader(Protocol):
         """Of all items of a release at once, hence as arrays: history.ITEM_COLUMNS."""
         ...
 
-    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+    def card_histories(self, ids: Sequence[str]) -> History: ...
 
-    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+    def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
+        """Their payments, and the frauds that are known of them."""
+        ...
 
 
 class Recommender(Protocol):

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,8 +203,14 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
         start_http_server(settings.scorer_metrics_port, addr=settings.metrics_host)
     halt = services.keep_fresh()
     try:
-        share = Share(settings.scorer_share, settings.scorer_shares)
-        scorer.run(services.log, service=services.fraud, decisions=services.decisions, stop=stop, share=share)
+        scorer.run(
+            services.log,
+            service=services.fraud,
+            decisions=services.decisions,
+            stop=stop,
+            share=Share(settings.scorer_share, settings.scorer_shares),
+            history_after=timedelta(hours=settings.history_after_hours),
+        )
     finally:
         halt()
         flush()

@@ -158,6 +158,9 @@ class Payments:
     def rows(self, start: int, end: int) -> "Payments":
         return Payments(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
+    def take(self, places: NDArray[np.int64]) -> "Payments":
+        return Payments(*(getattr(self, field.name)[places] for field in fields(self)))
+
 
 class _Past:
     """The entries of a history that their row's payment may look at; all others are moved out of every window.

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     drift_window_seconds: int = Field(3_600, ge=1, description="How far back the drift of model inputs looks.")
     scorer_share: int = Field(0, ge=0, description="Which of the scorers this one is, from 0.")
     scorer_shares: int = Field(1, ge=1, description="Scorers that divide the partitions of the transactions.")
+    history_after_hours: float = Field(72.0, gt=0, description="A payment this late in the log gets no decision.")
     log_level: str = Field("INFO", description="Level of the application log.")
     log_format: Literal["text", "json"] = Field("text", description="Lines of the application log: text, or JSON.")
     log_requests: bool = Field(False, description="One log line for every request, not for failures alone.")

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features import columns, history, velocity, views
+from features.arrival import KnownThen
 from features.entries import card_entries, coded, fraud_entries, user_entries
 from features.fold import Folded, fold
 from features.history import History, feature_rows, history_rows
@@ -60,8 +61,10 @@ class Histories:
         card_lists = self._known(views.CARD_HISTORY, cards)
         of_cards = card_entries(payments)
         hashes, times = of_cards.numbers[columns.EVENT_HASHES], of_cards.numbers[columns.TIMES]
-        fresh = _unseen_payments(hashes, times, card_key, as_history(card_lists, _SEEN))
-        payments, of_cards, card_key = payments.filter(pa.array(fresh)), of_cards.keep(fresh), card_key[fresh]
+        fresh, told = _fresh(hashes, times, card_key, as_history(card_lists, _SEEN))
+        payments, of_cards, card_key, told = (
+            payments.filter(pa.array(fresh)), of_cards.keep(fresh), card_key[fresh], told[fresh]
+        )  # fmt: skip
         of_frauds = fraud_entries(labels)
         if not payments.num_rows and not len(of_frauds.keys):
             return
@@ -86,7 +89,7 @@ class Histories:
             of_frauds.numbers,
             hash_column=columns.FRAUD_HASHES,
         )
-        if payments.num_rows:
+        if told.any():
             arrived = velocity.Payments(
                 times=of_cards.numbers[columns.TIMES],
                 amounts=of_cards.numbers[columns.AMOUNTS],
@@ -95,24 +98,13 @@ class Histories:
                 terminals=paid_at,
                 event_hashes=of_cards.numbers[columns.EVENT_HASHES],
             )
-            card_then = _Then(card, card_key, arrived.times, cap=history.CARD_CAP)
-            terminal_then = _Then(terminal, terminal_key, arrived.times, cap=history.TERMINAL_CAP, partners=False)
-            features = np.concatenate(
-                [
-                    velocity.encode(
-                        card_then.rows(start, start + velocity.ROWS_AT_ONCE),
-                        terminal_then.rows(start, start + velocity.ROWS_AT_ONCE),
-                        frauds.merged.take(terminal_key[start : start + velocity.ROWS_AT_ONCE]),
-                        arrived.rows(start, start + velocity.ROWS_AT_ONCE),
-                    )
-                    for start in range(0, len(arrived), velocity.ROWS_AT_ONCE)
-                ]
-            )
+            features = _features(arrived, card, card_key, terminal, terminal_key, frauds, np.flatnonzero(told))
+            payments, times = payments.filter(pa.array(told)), arrived.times[told]
             columns_of = {
                 **{name: payments[name] for name in (columns.CARD, columns.TERMINAL, "amount", "channel")},
                 **{name: features[:, index].astype(np.float64) for index, name in enumerate(velocity.FEATURES)},
             }
-            rows = feature_rows(columns.TRANSACTION, payments["event_id"], arrived.times, columns_of, created=created)
+            rows = feature_rows(columns.TRANSACTION, payments["event_id"], times, columns_of, created=created)
             self._keep(views.TRANSACTION_FEATURES, batch, rows)
         changed = np.union1d(terminal.changed, frauds.changed)
         newest = _terminal_rows(terminals, changed, terminal, frauds, payers=payers, created=created)
@@ -139,20 +131,47 @@ class Histories:
 _SEEN = {columns.TIMES: np.int64, columns.EVENT_HASHES: np.int64}
 
 
-def _unseen_payments(
+def _fresh(
     hashes: NDArray[np.int64], times: NDArray[np.int64], key: NDArray[np.int64], known: History
-) -> NDArray[np.bool_]:
-    """Which payments their cards have not met yet, and do not reach back to where their cards have forgotten: one from
-    there may be one of the forgotten, sent again, and what was known then cannot be told any more."""
-    full = known.lengths >= history.CARD_CAP
-    oldest, last = known.times[known.offsets[:-1][full]], known.last_times
-    reach = np.where(known.lengths > 0, last - history.CARD_HORIZON + 1, np.iinfo(np.int64).min)
-    reach[full] = np.maximum(reach[full], oldest + (last[full] > oldest))
-    unseen = ~np.isin(hashes, known.entries[columns.EVENT_HASHES]) & (times >= reach[key])
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which payments their cards have not met yet; and which of them do not lie where their cards have forgotten: one
+    from there may be one of the forgotten, sent again, and what was known then cannot be told any more."""
+    fresh = ~np.isin(hashes, known.entries[columns.EVENT_HASHES])
     first = np.zeros(len(hashes), dtype=bool)
     first[np.unique(hashes, return_index=True)[1]] = True
-    wanted: NDArray[np.bool_] = unseen & first
-    return wanted
+    filled = np.flatnonzero(known.lengths)
+    reach = np.full(len(known), np.iinfo(np.int64).min)
+    reach[filled] = known.last_times[filled] - history.CARD_HORIZON
+    forgotten = times <= reach[key]
+    full = np.flatnonzero(known.lengths >= history.CARD_CAP)
+    oldest, oldest_hash = reach.copy(), reach.copy()
+    oldest[full] = known.times[known.offsets[full]]
+    oldest_hash[full] = known.entries[columns.EVENT_HASHES][known.offsets[full]]
+    forgotten |= (times < oldest[key]) | ((times == oldest[key]) & (hashes < oldest_hash[key]))
+    return fresh & first, ~forgotten
+
+
+def _features(
+    arrived: velocity.Payments,
+    card: Folded,
+    card_key: NDArray[np.int64],
+    terminal: Folded,
+    terminal_key: NDArray[np.int64],
+    frauds: Folded,
+    wanted: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """What could be known of the `wanted` ones (places) of the payments that were folded, in the order they came in."""
+    times = arrived.times
+    card_then = KnownThen(card, card_key, times, cap=history.CARD_CAP, horizon=history.CARD_HORIZON)
+    terminal_then = KnownThen(
+        terminal, terminal_key, times, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON, partners=False
+    )
+    found = []
+    for start in range(0, len(wanted), velocity.ROWS_AT_ONCE):
+        part = wanted[start : start + velocity.ROWS_AT_ONCE]
+        known = frauds.merged.latest(terminal_key[part], cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
+        found.append(velocity.encode(card_then.rows(part), terminal_then.rows(part), known, arrived.take(part)))
+    return np.concatenate(found)
 
 
 def _channels(payments: pa.Table) -> NDArray[np.int64]:
@@ -161,49 +180,6 @@ def _channels(payments: pa.Table) -> NDArray[np.int64]:
     codes = [velocity.CHANNEL_CODES.get(name, 0) for name in words.dictionary.to_pylist()]
     found: NDArray[np.int64] = np.array([*codes, 0], dtype=np.int64)[words.indices.fill_null(-1).to_numpy()]
     return found
-
-
-class _Then:
-    """What was known of each payment's card (or terminal) when it arrived: of those before it in the fold, the ones up
-    to its own time; the latest `cap` of them, itself, and a few more at most.
-
-    key, times: of the payments, in the order in which they arrived and were folded.
-    """
-
-    def __init__(
-        self, folded: Folded, key: NDArray[np.int64], times: NDArray[np.int64], *, cap: int, partners: bool = True
-    ) -> None:
-        """partners: whether anybody looks at PARTNERS."""
-        late = _late(key, times, keys=len(folded.merged))
-        self._late = bool(late.any())
-        entries = dict(folded.merged.entries)
-        if not partners:
-            entries.pop(columns.PARTNERS)
-        self._merged = History(folded.merged.offsets, {**entries, _ARRIVAL: folded.arrival} if self._late else entries)
-        self._ends = folded.merged.places(key, times)
-        # What came after a payment and yet lies before it in time is one of the late.
-        spare = 1 + late[key]
-        self._starts = np.maximum(folded.merged.places(key, times - velocity.HORIZON), self._ends - cap - spare)
-
-    def rows(self, start: int, end: int) -> History:
-        """The payments from `start` to `end`."""
-        states = self._merged.slices(self._starts[start:end], self._ends[start:end])
-        if not self._late:
-            return states
-        return states.keep(states.entries[_ARRIVAL] <= states.row_of_entry + start)
-
-
-_ARRIVAL = "arrival"
-
-
-def _late(key: NDArray[np.int64], times: NDArray[np.int64], *, keys: int) -> NDArray[np.int64]:
-    """Shape [keys]: how many of each key's payments are no later than one that arrived before them."""
-    by_key = np.argsort(key, kind="stable")
-    own, when = key[by_key], times[by_key]
-    rank = own * (np.ptp(times) + 1) + (when - times.min())
-    late = rank[1:] <= np.maximum.accumulate(rank)[:-1]
-    counts: NDArray[np.int64] = np.bincount(own[1:][late], minlength=keys)
-    return counts
 
 
 def _terminal_rows(

@@ -5,7 +5,6 @@ line that it cannot read, the lines around it are mended one by one: a field of 
 no object at all has no fields, and both are then told by the same rules as an event that lacks them.
 """
 
-import itertools
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +13,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
+
+from features.arrival import order_of_arrival
 
 LINES_AT_ONCE = 1_000
 """So many lines are mended for one that needs it."""
@@ -71,15 +72,9 @@ def parse(records: pa.Table) -> pa.Table:
 
 
 def in_order_of_arrival(records: pa.Table) -> pa.Table:
-    """Records of one topic (partition, offset, timestamp...) as they came: by offset within a partition, and between
-    partitions by the time of their append, as far as that agrees with the offsets."""
-    partition, offset, stamp = (records[name].to_numpy() for name in ("partition", "offset", "timestamp"))
-    order = np.lexsort((offset, partition))
-    partition, stamp = partition[order], stamp[order].copy()
-    starts = np.flatnonzero(np.diff(partition, prepend=-1))
-    for start, end in itertools.pairwise([*starts, len(stamp)]):
-        np.maximum.accumulate(stamp[start:end], out=stamp[start:end])
-    return records.take(pa.array(order[np.argsort(stamp, kind="stable")]))
+    """Records of one topic (partition, offset, timestamp...) as they came."""
+    places = (records[name].to_numpy() for name in ("partition", "offset", "timestamp"))
+    return records.take(pa.array(order_of_arrival(*places)))
 
 
 def _reasons(events: pa.Table) -> pa.Array:

@@ -7,7 +7,7 @@ from typing import Any
 from features import history, views
 from features.history import History
 from features.online import OnlineStoreError
-from features.store import ONLINE_FILE, Store, online_history, online_row, online_rows, open_store
+from features.store import ONLINE_FILE, Store, as_history, online_history, online_row, online_rows, open_store
 from infra.settings import Settings
 
 
@@ -38,8 +38,10 @@ class FeastReader:
     def item_histories(self, ids: Sequence[str]) -> History:
         return online_history(self._store(), views.ITEM_HISTORY, ids, history.ITEM_COLUMNS)
 
-    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        return online_rows(self._store(), views.CARD_HISTORY, ids)
+    def card_histories(self, ids: Sequence[str]) -> History:
+        return online_history(self._store(), views.CARD_HISTORY, ids, history.CARD_COLUMNS)
 
-    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        return online_rows(self._store(), views.TERMINAL_HISTORY, ids)
+    def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
+        lists = self._store().online.read(views.TERMINAL_HISTORY, ids)
+        frauds = as_history(lists, history.FRAUD_COLUMNS, names=history.FRAUD_NAMES)
+        return as_history(lists, history.TERMINAL_COLUMNS), frauds

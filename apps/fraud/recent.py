@@ -1,17 +1,19 @@
-"""Payments of the last minutes that this process has met, laid over histories that do not hold them yet.
+"""Payments of the last minutes that this process has met, for histories that do not hold them yet.
 
 The stream job needs a moment to restate a history; a burst does not wait for it. Knows nothing of scores.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
-from features import columns
+import numpy as np
+from numpy.typing import NDArray
+
+from features import history
 from features.events import Transaction, milliseconds
-
-Row = dict[str, Any]
+from features.history import Array
 
 
 class _Entry(NamedTuple):
@@ -19,6 +21,17 @@ class _Entry(NamedTuple):
     amount: float
     partner: str
     event_hash: int
+    arrived: bool
+    """False where only its decision is known, so that it may yet arrive."""
+
+
+class Lately(NamedTuple):
+    """Payments of K cards (or terminals): of each its own in the order in which they arrived, none twice."""
+
+    key: NDArray[np.int64]
+    """Shape [payments], ascending: whose."""
+    entries: dict[str, Array]
+    """Columns of history.CARD_COLUMNS, shape [payments]."""
 
 
 class RecentPayments:
@@ -33,50 +46,56 @@ class RecentPayments:
         self._terminals: dict[str, deque[_Entry]] = {}
         self._lock = threading.Lock()
 
-    def add(self, transactions: Sequence[Transaction], hashes: Sequence[int]) -> None:
-        """Remember payments; `hashes` as hash_ids gives them. One met twice counts once, by its hash."""
+    def told(self, payments: Sequence[Transaction], hashes: Sequence[int]) -> None:
+        """Remember payments that were decided elsewhere; `hashes` as hash_ids gives them."""
+        with self._lock:
+            self._add(payments, hashes, arrived=False)
+            self._forget()
+
+    def meet(
+        self, payments: Sequence[Transaction], hashes: Sequence[int], *, cards: Sequence[str], terminals: Sequence[str]
+    ) -> tuple[Lately, Lately]:
+        """Remember payments that arrive now, in this order; what `cards` and `terminals`, which are theirs, met lately
+        with them. A payment that was only told of counts from its arrival."""
+        with self._lock:
+            self._add(payments, hashes, arrived=True)
+            now = frozenset(hashes)
+            met = _lately(self._cards, cards, now), _lately(self._terminals, terminals, now)
+            self._forget()
+        return met
+
+    def _add(self, payments: Sequence[Transaction], hashes: Sequence[int], *, arrived: bool) -> None:
         now = self._clock()
-        with self._lock:
-            for payment, event_hash in zip(transactions, hashes, strict=True):
-                time, card, terminal = milliseconds(payment.event_time), payment.card_id, payment.terminal_id
-                of_card = _Entry(time, payment.amount, terminal, event_hash)
-                self._cards.setdefault(card, deque()).append(of_card)
-                self._terminals.setdefault(terminal, deque()).append(of_card._replace(partner=card))
-                self._met.append((now, card, terminal))
-            while self._met and (self._met[0][0] < now - self._seconds or len(self._met) > self._most):
-                _, card, terminal = self._met.popleft()
-                _forget(self._cards, card)
-                _forget(self._terminals, terminal)
+        for payment, event_hash in zip(payments, hashes, strict=True):
+            time, card, terminal = milliseconds(payment.event_time), payment.card_id, payment.terminal_id
+            of_card = _Entry(time, payment.amount, terminal, event_hash, arrived)
+            self._cards.setdefault(card, deque()).append(of_card)
+            self._terminals.setdefault(terminal, deque()).append(of_card._replace(partner=card))
+            self._met.append((now, card, terminal))
 
-    def over_cards(self, ids: Sequence[str], stored: Sequence[Row]) -> list[Row]:
-        """The stored card histories with the recent payments they lack, in time order."""
-        return self._over(self._cards, ids, stored)
-
-    def over_terminals(self, ids: Sequence[str], stored: Sequence[Row]) -> list[Row]:
-        """The stored terminal histories with the recent payments they lack, in time order."""
-        return self._over(self._terminals, ids, stored)
-
-    def _over(self, entries: dict[str, deque[_Entry]], ids: Sequence[str], stored: Sequence[Row]) -> list[Row]:
-        with self._lock:
-            recent = [tuple(entries.get(name, ())) for name in ids]
-        return [_merged(row, news) if news else row for row, news in zip(stored, recent, strict=True)]
+    def _forget(self) -> None:
+        """Let go what is old or too much: entries of one name leave in the order in which they came."""
+        oldest = self._clock() - self._seconds
+        while self._met and (self._met[0][0] < oldest or len(self._met) > self._most):
+            _, card, terminal = self._met.popleft()
+            for entries, name in ((self._cards, card), (self._terminals, terminal)):
+                entries[name].popleft()
+                if not entries[name]:
+                    del entries[name]
 
 
-def _forget(entries: dict[str, deque[_Entry]], name: str) -> None:
-    """Drop the oldest entry of `name`: entries of one name leave in the order in which they came."""
-    entries[name].popleft()
-    if not entries[name]:
-        del entries[name]
-
-
-def _merged(row: Row, news: Sequence[_Entry]) -> Row:
-    known = set(row.get(columns.EVENT_HASHES) or ())
-    missing = {entry.event_hash: entry for entry in news if entry.event_hash not in known}
-    if not missing:
-        return row
-    names = (columns.TIMES, columns.AMOUNTS, columns.PARTNERS, columns.EVENT_HASHES)
-    entries = [_Entry(*values) for values in zip(*(row.get(name) or () for name in names), strict=True)]
-    entries += missing.values()
-    entries.sort(key=lambda entry: entry.time)
-    merged = dict(zip(names, (list(column) for column in zip(*entries, strict=True)), strict=True))
-    return {**row, **merged}
+def _lately(entries: dict[str, deque[_Entry]], names: Sequence[str], now: Collection[int]) -> Lately:
+    key: list[int] = []
+    found: list[_Entry] = []
+    for row, name in enumerate(names):
+        first: dict[int, _Entry] = {}
+        for entry in entries.get(name, ()):
+            if entry.arrived or entry.event_hash not in now:
+                first.setdefault(entry.event_hash, entry)
+        key += [row] * len(first)
+        found += first.values()
+    columns_of = enumerate(history.CARD_COLUMNS.items())
+    return Lately(
+        np.array(key, dtype=np.int64),
+        {name: np.array([entry[place] for entry in found], dtype=dtype) for place, (name, dtype) in columns_of},
+    )

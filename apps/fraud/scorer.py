@@ -1,21 +1,25 @@
 """Scores payments that arrive in the log: one consumer, at least once, never stuck on a bad record.
 
 Decisions are written before the position is committed, so a crash scores a few payments again; readers keep the first
-decision. Knows nothing of how a score comes about.
+decision. A payment that reaches the log long after it was made is history: it counts in the features of others and gets
+no decision (decision 0027). Knows nothing of how a score comes about.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 
+import numpy as np
 from pydantic import ValidationError
 
 from apps import metrics
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
-from features.events import Decision, Transaction, dead_letter, key_of, to_json
+from features.arrival import order_of_arrival
+from features.events import Decision, Transaction, dead_letter, key_of, milliseconds, to_json
 from infra import topics
 from infra.log.client import (
     WHOLE,
@@ -52,6 +56,7 @@ def run(
     decisions: DecisionBook,
     stop: threading.Event,
     share: Share = WHOLE,
+    history_after: timedelta | None = None,
 ) -> None:
     """Score what the log holds and gets, from the last committed position on, until `stop` is set.
 
@@ -61,14 +66,20 @@ def run(
     threading.Thread(target=_count_behind, args=(log, share, stop), name="behind", daemon=True).start()
     while not stop.is_set():
         try:
-            _work(log, service=service, decisions=decisions, stop=stop, share=share)
+            _work(log, service=service, decisions=decisions, stop=stop, share=share, history_after=history_after)
         except LogError as error:
             logger.error("payments wait: %s", error)
             stop.wait(RETRY_SECONDS)
 
 
 def _work(
-    log: EventLog, *, service: FraudService, decisions: DecisionBook, stop: threading.Event, share: Share
+    log: EventLog,
+    *,
+    service: FraudService,
+    decisions: DecisionBook,
+    stop: threading.Event,
+    share: Share,
+    history_after: timedelta | None,
 ) -> None:
     position = log.committed(GROUP, topics.TRANSACTIONS).of(share)
     for records in follow(log, topics.TRANSACTIONS, position, stop=stop, max_records=BATCH, share=share):
@@ -76,7 +87,7 @@ def _work(
         if not _insist(decisions.refresh, stop=stop):
             return
         with span("score batch", records=len(records)):
-            decided, refused = _score(records, service=service, decisions=decisions)
+            decided, refused = score_records(records, service=service, decisions=decisions, history_after=history_after)
         for reason, _ in refused:
             metrics.SCORER_REFUSED.labels(reason).inc()
         pairs = [(key_of(decision), to_json(decision)) for decision in decided]
@@ -117,14 +128,22 @@ def _count_behind(log: EventLog, share: Share, stop: threading.Event) -> None:
         stop.wait(BEHIND_SECONDS)
 
 
-def _score(
-    records: Sequence[Record], *, service: FraudService, decisions: DecisionBook
+def score_records(
+    records: Sequence[Record],
+    *,
+    service: FraudService,
+    decisions: DecisionBook,
+    history_after: timedelta | None = None,
 ) -> tuple[list[Decision], Pairs]:
-    """Decisions on the payments that need one, and dead letters of the records that are none."""
-    fresh: dict[str, tuple[Record, Transaction]] = {}
-    elsewhere: list[Transaction] = []
+    """Decisions on the payments that need one, and dead letters of the records that are none.
+
+    Payments of several partitions are taken in the order in which they were appended. Those that were appended
+    `history_after` their own time, or later, get no decision; how long they then wait for the scorer does not matter.
+    """
+    arrived: dict[str, tuple[Record, Transaction]] = {}
+    decided: set[str] = set()
     refused: Pairs = []
-    for record in records:
+    for record in _as_they_came(records):
         try:
             payment = Transaction.model_validate_json(record.value)
         except ValidationError as error:
@@ -132,22 +151,33 @@ def _score(
             field = ".".join(str(part) for part in first["loc"]) or "record"
             refused.append(_refuse(record, reason="malformed", detail=f"{field}: {first['msg']}"))
             continue
-        if payment.scored or decisions.get(payment.event_id) is not None:
-            elsewhere.append(payment)
-        else:
-            fresh.setdefault(payment.event_id, (record, payment))
-    service.observe(elsewhere)
+        if decisions.get(payment.event_id) is not None and not payment.scored:
+            continue  # met before
+        late = timedelta(milliseconds=record.timestamp_ms - milliseconds(payment.event_time))
+        history = history_after is not None and late >= history_after
+        if history:
+            metrics.SCORER_HISTORY.inc()
+        if history or payment.scored:
+            decided.add(payment.event_id)
+        arrived.setdefault(payment.event_id, (record, payment))
     try:
-        return service.score_many([payment for _, payment in fresh.values()]), refused
+        return service.score_many([payment for _, payment in arrived.values()], decided=decided), refused
     except Exception:
         logger.exception("a batch could not be scored as one; trying each payment alone")
-    decided: list[Decision] = []
-    for record, payment in fresh.values():
+    found: list[Decision] = []
+    for record, payment in arrived.values():
         try:
-            decided += service.score_many([payment])
+            found += service.score_many([payment], decided=decided)
         except Exception as error:
             refused.append(_refuse(record, reason="unscorable", detail=str(error)))
-    return decided, refused
+    return found, refused
+
+
+def _as_they_came(records: Sequence[Record]) -> list[Record]:
+    places = [
+        np.array([getattr(record, name) for record in records]) for name in ("partition", "offset", "timestamp_ms")
+    ]
+    return [records[row] for row in order_of_arrival(*places)]
 
 
 def _refuse(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:

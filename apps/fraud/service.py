@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ from apps import metrics
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.labels import Labels
 from apps.fraud.model import FraudModel, explain
-from apps.fraud.recent import RecentPayments, Row
-from features import history, velocity
+from apps.fraud.recent import Lately, RecentPayments
+from features import columns, history, velocity
+from features.arrival import KnownThen
 from features.events import Decision, Reason, Transaction, key_of, milliseconds, to_json
+from features.fold import fold
 from features.history import History, from_lists, hash_ids
 from infra import topics
 from infra.log.client import EventLog
@@ -48,14 +50,14 @@ _AMOUNT, _AMOUNT_RATIO, _BURST = (velocity.FEATURES.index(name) for name in ("am
 
 
 class CardReader(Protocol):
-    """Stored histories now, one row an id: column name to list or None, as features.store.online_rows answers."""
+    """Stored histories now, one row an id, empty where nothing is stored."""
 
-    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def card_histories(self, ids: Sequence[str]) -> History:
         """Columns of history.CARD_COLUMNS."""
         ...
 
-    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Columns of history.TERMINAL_COLUMNS, FRAUD_TIMES, FRAUD_KNOWN_TIMES and FRAUD_HASHES."""
+    def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
+        """Columns of history.TERMINAL_COLUMNS, and of history.FRAUD_COLUMNS."""
         ...
 
 
@@ -113,37 +115,40 @@ class FraudService:
         if len(self._stored) > STORED_KEPT:
             self._stored.popitem(last=False)
 
-    def observe(self, payments: Sequence[Transaction]) -> None:
-        """Count payments that were decided elsewhere in the windows of those to come."""
-        self._recent.add(payments, hash_ids([payment.event_id for payment in payments]).tolist())
-
     def _met_elsewhere(self, decisions: Sequence[Decision]) -> None:
         """Payments that other processes decided count in this one's windows too."""
         since = self._clock() - RECENT_SECONDS
-        self.observe(
-            [
-                Transaction(
-                    type="transaction",
-                    event_id=decision.event_id,
-                    event_time=decision.event_time,
-                    card_id=decision.card_id,
-                    terminal_id=decision.terminal_id,
-                    amount=decision.amount,
-                )
-                for decision in decisions
-                if decision.decided_time.timestamp() >= since and decision.event_id not in self._met_here
-            ]
-        )
+        payments = [
+            Transaction(
+                type="transaction",
+                event_id=decision.event_id,
+                event_time=decision.event_time,
+                card_id=decision.card_id,
+                terminal_id=decision.terminal_id,
+                amount=decision.amount,
+            )
+            for decision in decisions
+            if decision.decided_time.timestamp() >= since and decision.event_id not in self._met_here
+        ]
+        self._recent.told(payments, hash_ids([payment.event_id for payment in payments]).tolist())
 
     @metrics.FRAUD_SECONDS.time()
-    def score_many(self, payments: Sequence[Transaction]) -> list[Decision]:
-        """Decisions on payments, in their order; records nothing. Each sees the others of its past."""
+    def score_many(self, arrived: Sequence[Transaction], *, decided: Collection[str] = ()) -> list[Decision]:
+        """Decisions on payments, in their order, which is that of their arrival; records nothing.
+
+        Each sees of its past what arrived before it, of `arrived` too, where no event_id is twice. Those whose ids are
+        in `decided` count for the others and get no decision.
+        """
+        if not arrived:
+            return []
+        wanted = [row for row, payment in enumerate(arrived) if payment.event_id not in decided]
+        payments = [arrived[row] for row in wanted]
+        with span("read features", payments=len(payments)):
+            matrix, degraded = self._features(arrived, np.array(wanted, dtype=np.int64))
         if not payments:
             return []
-        with span("read features", payments=len(payments)):
-            matrix, degraded = self._features(payments)
         self._watch(matrix)
-        decided = datetime.fromtimestamp(self._clock(), tz=UTC)
+        now = datetime.fromtimestamp(self._clock(), tz=UTC)
         with span("score", payments=len(payments)):
             name, scores, outcomes, reasons, ruled = self._judge(matrix)
         decisions = [
@@ -159,7 +164,7 @@ class FraudService:
                 reasons=reasons[row],
                 model=name,
                 degraded=degraded or ruled,
-                decided_time=decided,
+                decided_time=now,
                 http_request_id=payment.http_request_id,
             )
             for row, payment in enumerate(payments)
@@ -170,32 +175,34 @@ class FraudService:
                 _tell(decision)
         return decisions
 
-    def _features(self, payments: Sequence[Transaction]) -> tuple[NDArray[np.float32], bool]:
-        """The payments' features, and whether stored histories were missing."""
-        hashes = hash_ids([payment.event_id for payment in payments])
-        self._recent.add(payments, hashes.tolist())
-        self._met_here.update((payment.event_id, None) for payment in payments)
+    def _features(self, arrived: Sequence[Transaction], wanted: NDArray[np.int64]) -> tuple[NDArray[np.float32], bool]:
+        """The features of those payments that are `wanted`, and whether stored histories were missing."""
+        hashes = hash_ids([payment.event_id for payment in arrived])
+        self._met_here.update((payment.event_id, None) for payment in arrived)
         while len(self._met_here) > STORED_KEPT:
             self._met_here.popitem(last=False)
-        cards = list(dict.fromkeys(payment.card_id for payment in payments))
-        terminals = list(dict.fromkeys(payment.terminal_id for payment in payments))
+        cards = list(dict.fromkeys(payment.card_id for payment in arrived))
+        terminals = list(dict.fromkeys(payment.terminal_id for payment in arrived))
+        of_cards, of_terminals = self._recent.meet(arrived, hashes.tolist(), cards=cards, terminals=terminals)
         degraded = False
         try:
-            card_rows, terminal_rows = self._reader.card_histories(cards), self._reader.terminal_histories(terminals)
+            card_rows = self._reader.card_histories(cards)
+            terminal_rows, frauds = self._reader.terminal_histories(terminals)
         except Exception:
             logger.warning("the feature store did not answer; scoring with recent payments alone", exc_info=True)
-            card_rows, terminal_rows = [Row() for _ in cards], [Row() for _ in terminals]
+            card_rows = from_lists([{} for _ in cards], history.CARD_COLUMNS)
+            terminal_rows = from_lists([{} for _ in terminals], history.TERMINAL_COLUMNS)
+            frauds = from_lists([{} for _ in terminals], history.FRAUD_COLUMNS)
             degraded = True
-        card_rows = self._recent.over_cards(cards, card_rows)
-        terminal_rows = self._recent.over_terminals(terminals, terminal_rows)
-        card = from_lists(card_rows, history.CARD_COLUMNS)
-        terminal = from_lists(terminal_rows, history.TERMINAL_COLUMNS)
-        frauds = from_lists(terminal_rows, history.FRAUD_COLUMNS, names=history.FRAUD_NAMES)
-        if len(payments) > 1:
-            card = _spread(card, cards, [payment.card_id for payment in payments])
-            terminal_ids = [payment.terminal_id for payment in payments]
-            terminal, frauds = _spread(terminal, terminals, terminal_ids), _spread(frauds, terminals, terminal_ids)
-        return velocity.encode(card, terminal, frauds, _as_arrays(payments, hashes)), degraded
+        own = hashes[wanted]
+        card = _known_then(card_rows, of_cards, own, cap=history.CARD_CAP, horizon=history.CARD_HORIZON)
+        terminal = _known_then(
+            terminal_rows, of_terminals, own, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON
+        )
+        payments = [arrived[row] for row in wanted]
+        place = {name: row for row, name in enumerate(terminals)}
+        known = frauds.take(np.array([place[payment.terminal_id] for payment in payments], dtype=np.int64))
+        return velocity.encode(card, terminal, known, _as_arrays(payments, own)), degraded
 
     def _judge(
         self, matrix: NDArray[np.float32]
@@ -252,9 +259,12 @@ def _rules(values: NDArray[np.float32]) -> tuple[Reason, ...]:
     )
 
 
-def _spread(rows: History, names: list[str], wanted: list[str]) -> History:
-    place = {name: row for row, name in enumerate(names)}
-    return rows.take(np.array([place[name] for name in wanted], dtype=np.int64))
+def _known_then(stored: History, lately: Lately, own: NDArray[np.int64], *, cap: int, horizon: int) -> History:
+    """What was known of the card or terminal of each payment, told by its hash, when it arrived. Shape: as own."""
+    folded = fold(stored, lately.key, lately.entries)
+    then = KnownThen(folded, lately.key, lately.entries[columns.TIMES], cap=cap, horizon=horizon)
+    order = np.argsort(lately.entries[columns.EVENT_HASHES])
+    return then.rows(order[np.searchsorted(lately.entries[columns.EVENT_HASHES][order], own)])
 
 
 def _as_arrays(payments: Sequence[Transaction], hashes: NDArray[np.int64]) -> velocity.Payments:

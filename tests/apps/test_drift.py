@@ -40,6 +40,14 @@ def test_the_same_population_is_quiet_and_another_is_not() -> None:
     assert min(other.indices().values()) > 0.25
 
 
+def test_single_payments_of_the_same_population_raise_no_alarm() -> None:
+    for _ in range(10):
+        seen = watch(Clock())
+        for _ in range(LEAST_REQUESTS):
+            seen.see(inputs(1))
+        assert 0 < max(seen.indices().values()) < 0.2
+
+
 def test_few_requests_say_nothing() -> None:
     seen = watch(Clock())
     for _ in range(LEAST_REQUESTS - 1):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from features.manifest import current_version
@@ -141,6 +142,17 @@ def test_a_terminate_signal_lets_requests_finish(two: Server) -> None:
     assert answers.failed == 0
     assert set(answers.statuses) <= {200, 503}
     assert answers.statuses[200] >= 1
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    with serving(tmp_path, api_workers=2) as server:
+        workers = server.workers()
+        assert len(workers) == 2
+        server.process.kill()
+        server.process.wait(10)
+        wait_until(lambda: not any(map(psutil.pid_exists, workers)))
+        with pytest.raises(OSError, match="refused"):
+            server.call("GET", "/healthz")
 
 
 def test_an_outage_of_the_log_and_a_kill_in_it_lose_no_impression(tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ def test_what_is_not_stored_is_empty(tmp_path: Path) -> None:
     reader = FeastReader(settings)
     items = reader.item_histories(["a", "b"])
     assert (items.lengths.tolist(), set(items.entries)) == ([0, 0], set(history.ITEM_COLUMNS))
-    assert set(reader.card_histories(["c"])[0].values()) == {None}
-    assert set(reader.terminal_histories(["t"])[0]) == {*history.TERMINAL_COLUMNS, *views.FRAUD_LISTS}
+    payments, (taken, frauds) = reader.card_histories(["c"]), reader.terminal_histories(["t", "u"])
+    assert (payments.lengths.tolist(), set(payments.entries)) == ([0], set(history.CARD_COLUMNS))
+    assert (taken.lengths.tolist(), set(taken.entries)) == ([0, 0], set(history.TERMINAL_COLUMNS))
+    assert (frauds.lengths.tolist(), set(frauds.entries)) == ([0, 0], set(history.FRAUD_COLUMNS))
 
 
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server")

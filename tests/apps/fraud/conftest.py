@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from apps.fraud.alerts import DecisionBook
 from apps.fraud.service import FraudService
 from features.events import Transaction
+from features.history import CARD_COLUMNS, FRAUD_COLUMNS, FRAUD_NAMES, TERMINAL_COLUMNS, History, from_lists
 from features.manifest import FraudCard, GateResult
 from features.velocity import FEATURES
 from infra.log.files import FileLog
@@ -27,11 +28,12 @@ class Reader:
         self.terminals: dict[str, dict[str, Any]] = {}
         self.broken = False
 
-    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        return self._rows(self.cards, ids)
+    def card_histories(self, ids: Sequence[str]) -> History:
+        return from_lists(self._rows(self.cards, ids), CARD_COLUMNS)
 
-    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        return self._rows(self.terminals, ids)
+    def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
+        rows = self._rows(self.terminals, ids)
+        return from_lists(rows, TERMINAL_COLUMNS), from_lists(rows, FRAUD_COLUMNS, names=FRAUD_NAMES)
 
     def _rows(self, rows: dict[str, dict[str, Any]], ids: Sequence[str]) -> list[dict[str, Any]]:
         if self.broken:

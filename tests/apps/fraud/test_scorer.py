@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from infra.log.files import FileLog
 def scored(log: FileLog, service: FraudService, book: DecisionBook) -> Callable[[], list[Decision]]:
     """Run the scorer until it has committed everything that is in the log, and give all decisions."""
 
-    def run() -> list[Decision]:
+    def run(**more: Any) -> list[Decision]:
         stop = threading.Event()
         worker = threading.Thread(
-            target=scorer.run, args=(log,), kwargs={"service": service, "decisions": book, "stop": stop}
+            target=scorer.run, args=(log,), kwargs={"service": service, "decisions": book, "stop": stop, **more}
         )
         worker.start()
         end, until = log.end(topics.TRANSACTIONS), time.monotonic() + 20
@@ -57,6 +58,24 @@ def test_payments_that_the_api_scored_are_not_scored_again_but_count(
     (decision,) = scored()
     assert decision.event_id == "tx_8"
     assert decision.outcome == "decline"
+
+
+def test_payments_of_the_past_count_and_are_not_decided(log: FileLog, scored: Any, new_payment: Any) -> None:
+    since = (datetime.now(UTC) - new_payment(0).event_time).total_seconds()
+    days = 86_400.0
+    old = [new_payment(number, seconds=since - 3 * days - number * 600, amount=9_999) for number in range(8)]
+    put(log, *old, new_payment(8, seconds=since - 3 * days + 3_600))
+    (decision,) = scored(history_after=timedelta(days=3))
+    assert decision.event_id == "tx_8"
+    assert decision.outcome == "decline", "the burst of the eight before it"
+
+
+def test_a_payment_that_waited_long_for_the_scorer_is_decided(
+    tmp_path: Path, log: FileLog, scored: Any, new_payment: Any
+) -> None:
+    then = new_payment(1).event_time.timestamp()
+    put(FileLog(tmp_path / "log", clock=lambda: then + 60), new_payment(1))
+    assert len(scored(history_after=timedelta(seconds=61))) == 1
 
 
 def test_a_decision_names_the_call_that_brought_the_payment(log: FileLog, scored: Any, new_payment: Any) -> None:
@@ -129,10 +148,10 @@ def test_a_payment_that_cannot_be_scored_does_not_take_its_batch_with_it(
 ) -> None:
     score_many = service.score_many
 
-    def choking(payments: list[Transaction]) -> list[Decision]:
+    def choking(payments: list[Transaction], **more: Any) -> list[Decision]:
         if any(payment.event_id == "tx_2" for payment in payments):
             raise ValueError("cannot")
-        return score_many(payments)
+        return score_many(payments, **more)
 
     monkeypatch.setattr(service, "score_many", choking)
     put(log, *(new_payment(number) for number in (1, 2, 3)))

@@ -57,11 +57,21 @@ def test_payments_scored_together_see_each_other_as_those_scored_alone_do(
     assert [decision.score for decision in other.score_many(payments)] == pytest.approx(alone)
 
 
+def test_a_late_payment_is_not_seen_by_those_that_came_before_it_also_when_all_are_scored_again(
+    service: FraudService, new_payment: NewPayment
+) -> None:
+    payments = [new_payment(1, seconds=100), new_payment(2, seconds=50), new_payment(3, seconds=100)]
+    first, late, last = (decision.score for decision in service.score_many(payments))
+    assert (first, first < last) == (late, True)
+    again = [*service.score_many(payments), *(service.score_many([payment])[0] for payment in payments)]
+    assert [decision.score for decision in again] == [first, late, last] * 2
+
+
 def test_a_payment_that_is_stored_and_recent_counts_once(
     service: FraudService, reader: Any, model: Any, new_payment: NewPayment
 ) -> None:
     payments = [new_payment(number, seconds=number) for number in range(4)]
-    service.observe(payments)
+    service.score_many(payments)
     reader.cards["card_1"] = stored(payments[:3], "terminal_id")
     reader.terminals["term_1"] = stored(payments[1:], "card_id")
     decision = service.score(new_payment(9, seconds=9))
@@ -140,11 +150,11 @@ def test_recent_payments_are_forgotten_after_their_time_and_beyond_their_number(
     recent = RecentPayments(clock=lambda: now[0], seconds=60, most=3)
 
     def held() -> int:
-        return len(recent.over_cards(["card_1"], [{}])[0].get(columns.TIMES, ()))
+        recent.told([new_payment(99, card="elsewhere")], [99])  # whenever it learns of one, it looks
+        return len(recent.meet([], [], cards=["card_1"], terminals=[])[0].key)
 
     for number in range(5):
-        recent.add([new_payment(number, seconds=number)], [number])
-    assert held() == 3
+        recent.told([new_payment(number, seconds=number)], [number])
+    assert held() == 2
     now[0] = 61
-    recent.add([new_payment(9, card="card_2")], [9])
     assert held() == 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from features import columns
 from features.catalogue import ITEM_WINDOWS, Catalogue, Subset
-from features.history import ITEM_COLUMNS, USER_COLUMNS, History, from_lists
+from features.history import CARD_COLUMNS, FRAUD_COLUMNS, ITEM_COLUMNS, USER_COLUMNS, History, from_lists
 from features.manifest import GateResult, Manifest, RecommendCard
 from features.windows import DAY
 from infra import topics
@@ -126,8 +126,8 @@ class FakeReader:
         ]
         return from_lists(rows, ITEM_COLUMNS)
 
-    def card_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        return [{} for _ in ids]
+    def card_histories(self, ids: Sequence[str]) -> History:
+        return from_lists([{} for _ in ids], CARD_COLUMNS)
 
-    def terminal_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        return [{} for _ in ids]
+    def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
+        return self.card_histories(ids), from_lists([{} for _ in ids], FRAUD_COLUMNS)
