@@ -30,18 +30,17 @@ class Reasons:
 
     def __init__(self, candidates: Candidates, rows: Sequence[int], catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._ranks = candidates.ranks[rows].tolist()
+        self._places = [_places(ranks) for ranks in candidates.ranks[rows].tolist()]
         self._because = candidates.because[rows].tolist()
         self._told = {
             name: candidates.column(name)[rows].tolist() for name in ("own_orders", "own_idle_days", "item_orders_7d")
         }
-        self.sources = [self.places(place)[0][0] for place in range(len(rows))]
+        self.sources = [places[0][0] for places in self._places]
         """The source that ranked each highest."""
 
     def places(self, row: int) -> list[tuple[str, int]]:
         """(source, place in it from 0 on), the source that ranked it highest first."""
-        drawn = sorted((rank, source) for source, rank in enumerate(self._ranks[row]) if rank < ABSENT)
-        return [(SOURCES[source], rank) for rank, source in drawn] or [(NEW, 0)]
+        return self._places[row]
 
     def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
         """At most MOST_REASONS."""
@@ -68,3 +67,8 @@ class Reasons:
             return {"code": "BOUGHT_BEFORE", "text": text, "item_id": None}
         text = f"In {int(self._told['item_orders_7d'][row])} orders of the last 7 days"
         return {"code": "TRENDING", "text": text, "item_id": None}
+
+
+def _places(ranks: list[int]) -> list[tuple[str, int]]:
+    drawn = sorted([(rank, source) for source, rank in enumerate(ranks) if rank < ABSENT])
+    return [(SOURCES[source], rank) for rank, source in drawn] or [(NEW, 0)]

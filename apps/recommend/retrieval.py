@@ -13,6 +13,7 @@ from apps.recommend.reasons import first_sources
 from apps.recommend.rules import Pin, SurfaceRules
 from features.candidates import SOURCES, Candidates, Visitor, draw, padded_histories
 from features.catalogue import Subset
+from features.drawing import among
 
 NEW_ITEMS = 20
 """Most new items among the candidates, unless the rules of the surface say otherwise."""
@@ -109,7 +110,7 @@ def retrieve(
         more = len(barred)
     vector, hits = _near(who, recommender, quotas[SOURCES.index("two_tower")] + more, allowed)
     if more:
-        hits = hits[~np.isin(hits, barred)]
+        hits = hits[~among(hits, barred)]
     sales = board.sales(who.at)
     candidates = draw(
         who,
@@ -123,7 +124,7 @@ def retrieve(
         best_sellers=sales.leaders,
     )
     if more:
-        candidates = candidates.keep(~np.isin(candidates.items, barred))
+        candidates = candidates.keep(~among(candidates.items, barred))
     if newcomers.items:
         most = NEW_ITEMS if rules.sources.new is None else rules.sources.new
         places = news.choose(newcomers, expression, vector, barred=set(exclude), most=most)
@@ -160,5 +161,5 @@ def _with_pins(hits: NDArray[np.int64], rules: SurfaceRules, recommender: Recomm
         return hits
     pinned = recommender.catalogue.indices(ids)
     pinned = pinned[pinned >= 0]
-    others = hits[~np.isin(hits, pinned)]
+    others = hits[~among(hits, pinned)]
     return np.concatenate((others[: max(0, most - len(pinned))], pinned))

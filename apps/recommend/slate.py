@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from apps.recommend.exploration import explore
 from apps.recommend.rules import Boost, Bury, Diversity, Exploration, Hide, Pin, Quota, Rotate, SurfaceRules, Visited
+from features.drawing import among, varied
 
 Rows = NDArray[np.int64]
 MS_PER_HOUR = 3_600_000
@@ -128,7 +129,7 @@ def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -
 
 def _among(ground: Ground, kind: str, days: float) -> NDArray[np.bool_]:
     visited = ground.visited(kind, days)
-    return np.isin(ground.items, visited) if len(visited) else np.zeros(len(ground.items), dtype=bool)
+    return among(ground.items, visited)
 
 
 def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule: Diversity, *, n: int) -> Rows:
@@ -138,18 +139,7 @@ def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule:
     likeness is the highest cosine to an item chosen before.
     """
     pool = order[: max(rule.pool, n)]
-    near = vectors(pool)
-    penalty = np.maximum(near @ near.T, 0) * np.float32(rule.weight)
-    relevance = ((1 - rule.weight) * (1 - np.arange(len(pool)) / len(pool))).astype(np.float32)
-    worst = np.zeros(len(pool), dtype=np.float32)
-    value = relevance.copy()
-    chosen: list[int] = []
-    for _ in range(min(n, len(pool))):
-        best = int(value.argmax())
-        chosen.append(best)
-        relevance[best] = -np.inf
-        np.maximum(worst, penalty[best], out=worst)
-        np.subtract(relevance, worst, out=value)
+    chosen = varied(vectors(pool), rule.weight, n)
     left = np.ones(len(pool), dtype=bool)
     left[chosen] = False
     return np.concatenate((pool[chosen], pool[left], order[len(pool) :]))
