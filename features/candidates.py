@@ -88,8 +88,9 @@ def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: l
 
     session_items: items looked at in this session, oldest first, which the history may not hold yet.
     """
-    past, entries = history.times <= at, history.entries
-    if not past.all():
+    entries = history.entries
+    if len(history.times) and history.times[-1] > at:
+        past = history.times <= at
         entries = {name: column[past] for name, column in entries.items()}
     items, times = catalogue.indices(entries[columns.ITEMS]), entries[columns.TIMES]
     kinds, prices, quantities = entries[columns.KINDS], entries[columns.PRICES], entries[columns.QUANTITIES]

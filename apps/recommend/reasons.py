@@ -1,6 +1,5 @@
 """Why an item is shown, from the features that it was ranked by. Codes are stable; texts are for people."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,8 @@ from features.candidates import ABSENT, SOURCES, Candidates
 from features.catalogue import Catalogue
 
 MOST_REASONS = 2
+TOLD = ("own_orders", "own_idle_days", "item_orders_7d")
+"""Features that a text speaks of."""
 NEW = "new"
 """Source of items that the release does not know."""
 PINNED = {"code": "PINNED", "text": "Placed here by the shop", "item_id": None}
@@ -28,13 +29,11 @@ def first_sources(ranks: NDArray[np.int64]) -> list[str]:
 class Reasons:
     """Of some rows of the candidates, by their place among these rows."""
 
-    def __init__(self, candidates: Candidates, rows: Sequence[int], catalogue: Catalogue) -> None:
+    def __init__(self, candidates: Candidates, rows: NDArray[np.int64], catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._places = [_places(ranks) for ranks in candidates.ranks[rows].tolist()]
         self._because = candidates.because[rows].tolist()
-        self._told = {
-            name: candidates.column(name)[rows].tolist() for name in ("own_orders", "own_idle_days", "item_orders_7d")
-        }
+        self._told = {name: candidates.column(name)[rows].tolist() for name in TOLD}
         self.sources = [places[0][0] for places in self._places]
         """The source that ranked each highest."""
 

@@ -331,11 +331,11 @@ def _rank(found: Retrieved, model: str) -> tuple[NDArray[np.int64], NDArray[np.f
 
 
 def _describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
-    rows = slate.rows
+    rows = np.array(slate.rows, dtype=np.int64)
     items, shown = found.candidates.items[rows].tolist(), scores[rows].tolist()
     reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
     answer = []
-    for place, (row, item) in enumerate(zip(rows, items, strict=True)):
+    for place, (row, item) in enumerate(zip(slate.rows, items, strict=True)):
         item_id, title, price, category = found.described(item)
         pinned = row in slate.pinned
         answer.append(
@@ -365,7 +365,7 @@ def _trace(
     marks: list[float],
 ) -> dict[str, Any]:
     """Every candidate by rank: where it came from, and which stage dropped it."""
-    traced, sources = [], Reasons(found.candidates, order.tolist(), found.recommender.catalogue).places
+    traced, sources = [], Reasons(found.candidates, order, found.recommender.catalogue).places
     position = {row: place for place, row in enumerate(slate.rows, start=1)}
     for rank, row in enumerate(order.tolist(), start=1):
         stage, why = slate.dropped.get(row, ("shown", f"position {position.get(row)}"))

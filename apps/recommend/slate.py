@@ -3,9 +3,9 @@
 Pure: everything that a stage needs to know comes in. Each stage says of what it drops that it did, and why.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,13 +114,13 @@ def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -
     for rule in rules.rules:
         match rule:
             case Boost(when=when, factor=factor) | Bury(when=when, factor=factor):
-                log_odds[ground.matches(when)] += np.log(factor)
+                log_odds[ground.matches(when)] += log(factor)
             case Visited(kind=kind, days=days, factor=factor) if factor:
-                log_odds[_among(ground, kind, days)] += np.log(factor)
+                log_odds[_among(ground, kind, days)] += log(factor)
             case Rotate(hours=hours, factor=factor, most=most):
                 times = ground.shown(hours)
-                shown = [min(times.get(item, 0), most) for item in ground.items.tolist()] if times else 0
-                log_odds += np.log(factor) * np.array(shown)
+                for row in among(ground.items, np.fromiter(times, np.int64, len(times))).nonzero()[0].tolist():
+                    log_odds[row] += min(times[int(ground.items[row])], most) * log(factor)
             case _:
                 continue
         changed = True
@@ -166,9 +166,10 @@ def _within_quotas(
         return [row for row in order[: needed + len(pinned)].tolist() if row not in pinned][:needed]
     # Of several quotas on one field the smallest holds.
     most = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
-    fields = [(name, limit, ground.values_of(name), Counter[str]()) for name, limit in most.items()]
+    fields = [(name, limit, ground.values_of(name), dict[str, int]()) for name, limit in most.items()]
     for _, _, values, counts in fields:
-        counts.update(values[row] for row in pinned)
+        for row in pinned:
+            counts[values[row]] = counts.get(values[row], 0) + 1
     rows: list[int] = []
     for row in order.tolist():
         if len(rows) >= needed:
@@ -176,14 +177,14 @@ def _within_quotas(
         if row in pinned:
             continue
         for name, limit, values, counts in fields:
-            if counts[values[row]] >= limit:
+            if counts.get(values[row], 0) >= limit:
                 if traced:
                     slate.dropped[row] = ("quota", f"more than {limit} of one {name}")
                 break
         else:
             rows.append(row)
             for _, _, values, counts in fields:
-                counts[values[row]] += 1
+                counts[values[row]] = counts.get(values[row], 0) + 1
     return rows
 
 
