@@ -5,7 +5,6 @@ Numba compiles these functions, so they are written as plain loops over arrays.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +60,7 @@ def _inner(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
 
 
 @compiled(NUMBERS, NUMBERS, NUMBERS, NUMBER, NUMBER)
-def latest(
-    items: Items, kinds: Items, times: Items, returned: int, most: int
-) -> tuple[Items, NDArray[np.float32]]:
+def latest(items: Items, kinds: Items, times: Items, returned: int, most: int) -> tuple[Items, NDArray[np.float32]]:
     """The `most` latest entries of known items that were not returned, oldest first: their items and weights, 1 at the
     time of the last, halved for each time before it."""
     places = np.empty(most, dtype=np.int64)

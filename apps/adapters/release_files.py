@@ -92,9 +92,9 @@ class RecommenderFiles:
         self._tower = open_onnx(folder / USER_TOWER)
         self._ranker = open_onnx(folder / RANKER)
 
-    def user_vector(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = self._tower.run(None, {"items": items, "weights": weights})[0][0]
-        return vector
+    def user_vectors(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self._tower.run(None, {"items": items, "weights": weights})[0]
+        return vectors
 
     def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
         # OpenMP keeps this for each calling thread. The API's workers are the parallelism, as with ONNX.

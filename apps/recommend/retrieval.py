@@ -17,6 +17,7 @@ from features.drawing import among
 
 NEW_ITEMS = 20
 """Most new items among the candidates, unless the rules of the surface say otherwise."""
+NOTHING = np.empty(0, dtype=np.int64)
 MOST_OVERFETCHED = 100
 """Up to so many excluded items are left out after the vector search, which then looks for as many more."""
 
@@ -77,17 +78,29 @@ class Retrieved:
         fresh = self.newcomers.filters.allowed(expression) if known < len(items) else None
         return held if fresh is None else np.concatenate((held, fresh.holds(items[known:] - count)))
 
-    def rank(self) -> NDArray[np.float32]:
-        """The ranker's score of each candidate; a newcomer passes for the item that is likest to it."""
+    @property
+    def likest(self) -> NDArray[np.int64]:
+        """The items that the ranker is told of: a newcomer passes for the catalogue's item that is likest to it."""
         items, known = self.candidates.items, self.known
-        if known < len(items):
-            places = items[known:] - len(self.recommender.catalogue.ids)
-            items = np.concatenate((items[:known], self.newcomers.likest[places]))
-        return self.recommender.rank(self.candidates.features, items)
+        if known == len(items):
+            return items
+        places = items[known:] - len(self.recommender.catalogue.ids)
+        return np.concatenate((items[:known], self.newcomers.likest[places]))
+
+
+def user_vectors(visitors: list[Visitor], recommender: Recommender) -> NDArray[np.float32]:
+    """Worked out from what is known of each visitor now: shape [B, D], zeros for a stranger."""
+    items, weights = padded_histories(visitors)
+    known = weights[:, 0] > 0
+    vectors = np.zeros((len(visitors), recommender.catalogue.vectors.shape[1]), dtype=np.float32)
+    if known.any():
+        vectors[known] = recommender.user_vectors(items[known], weights[known])
+    return vectors
 
 
 def retrieve(
     who: Visitor,
+    vector: NDArray[np.float32],
     recommender: Recommender,
     board: ItemBoard,
     *,
@@ -96,7 +109,7 @@ def retrieve(
     rules: SurfaceRules,
     per_source: int,
 ) -> Retrieved:
-    """The user's vector is worked out here, from what is known of the visitor now. Raises Problem 422."""
+    """vector: of the visitor, by `user_vectors`. Raises Problem 422."""
     catalogue, newcomers = recommender.catalogue, board.newcomers
     quotas = _quotas(rules, per_source)
     barred = catalogue.indices(exclude)
@@ -108,7 +121,10 @@ def retrieve(
         allowed = allowed.without(barred)
     else:
         more = len(barred)
-    vector, hits = _near(who, recommender, quotas[SOURCES.index("two_tower")] + more, allowed)
+    near = quotas[SOURCES.index("two_tower")]
+    hits = NOTHING
+    if near and vector.any():
+        hits = recommender.nearest(vector, near + more, allowed)
     if more:
         hits = hits[~among(hits, barred)]
     sales = board.sales(who.at)
@@ -116,7 +132,7 @@ def retrieve(
         who,
         catalogue,
         sales.windows,
-        tower_hits=_with_pins(hits, rules, recommender, quotas[SOURCES.index("two_tower")]),
+        tower_hits=_with_pins(hits, rules, recommender, near),
         user_vector=vector,
         per_source=per_source,
         quotas=quotas,
@@ -139,19 +155,6 @@ def _quotas(rules: SurfaceRules, per_source: int) -> tuple[int, ...]:
     told = rules.sources
     wanted = (told.co_purchase, told.repurchase, told.two_tower, told.trending)
     return tuple(per_source if quota is None else quota for quota in wanted)
-
-
-def _near(
-    who: Visitor, recommender: Recommender, count: int, allowed: Subset | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The user's vector, zeros for a stranger, and what is nearest to it."""
-    items, weights = padded_histories([who])
-    if not weights.any():
-        width = recommender.catalogue.vectors.shape[1]
-        return np.zeros(width, dtype=np.float32), np.empty(0, dtype=np.int64)
-    vector = recommender.user_vector(items, weights)
-    hits = recommender.nearest(vector, count, allowed) if count else np.empty(0, dtype=np.int64)
-    return vector, hits
 
 
 def _with_pins(hits: NDArray[np.int64], rules: SurfaceRules, recommender: Recommender, most: int) -> NDArray[np.int64]:
