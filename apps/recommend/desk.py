@@ -10,7 +10,7 @@ from typing import Any
 
 from apps.recommend.service import Call
 
-TOGETHER = 4
+TOGETHER = 8
 """Most answers that are worked out at once: more would keep the event loop from whoever comes."""
 LOOKS = 3
 """Before each round the event loop looks so often for what came: it takes one new connection at each look, and those

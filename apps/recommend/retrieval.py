@@ -92,6 +92,8 @@ def user_vectors(visitors: list[Visitor], recommender: Recommender) -> NDArray[n
     """Worked out from what is known of each visitor now: shape [B, D], zeros for a stranger."""
     items, weights = padded_histories(visitors)
     known = weights[:, 0] > 0
+    if known.all():
+        return recommender.user_vectors(items, weights)
     vectors = np.zeros((len(visitors), recommender.catalogue.vectors.shape[1]), dtype=np.float32)
     if known.any():
         vectors[known] = recommender.user_vectors(items[known], weights[known])
