@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import columns, windows
+from features.drawing import held
 from features.history import History
 from features.windows import DAY
 
@@ -77,8 +78,7 @@ class Subset:
 
     def holds(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of `items` are in it, shape [len(items)]."""
-        held: NDArray[np.bool_] = (self.bits[items >> 3] >> (items & 7).astype(np.uint8)) & 1 == 1
-        return held
+        return held(self.bits, items)
 
     def without(self, items: NDArray[np.int64]) -> "Subset":
         """The same but for `items`."""

@@ -1,12 +1,12 @@
 """Plain loops that run as machine code, by Numba: for the few functions that every request calls.
 
-Types are given, so that all is compiled at import and nothing at the first request; the machine code is kept on disk, in
-`__pycache__` or, where that cannot be written, in the user's folder for such things. It is made anew when the file of a
-function changes, and only then: what comes from other files must be an argument, not a global.
+Types are given, so that all is compiled at import and nothing at the first request; the machine code is kept on disk,
+in `__pycache__` or, where that cannot be written, in the user's folder for such things. It is made anew when the file
+of a function changes, and only then: what comes from other files must be an argument, not a global.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from numba import types
@@ -31,14 +31,12 @@ def compiled(*arguments: Any, any_order: bool = False) -> Callable[[Function], F
     any_order: sums may be taken in any order, so several numbers at a time.
     """
     signatures = [arguments] if arguments else None
-    options = {"fastmath": {"reassoc", "contract"}} if any_order else {}
+    options: dict[str, Any] = {"fastmath": {"reassoc", "contract"}} if any_order else {}
 
     def make(function: Function) -> Function:
-        made: Function
         try:
-            made = numba.njit(signatures, cache=True, **options)(function)
+            return cast(Function, numba.njit(signatures, cache=True, **options)(function))
         except RuntimeError:  # no folder can be written to: each process compiles for itself
-            made = numba.njit(signatures, **options)(function)
-        return made
+            return cast(Function, numba.njit(signatures, **options)(function))
 
     return make

@@ -1,6 +1,6 @@
 """The loops in which candidates are drawn and described: features/candidates.py says of what and in which order.
 
-Items are catalogue indices. A set of allowed items is the bits of features.catalogue.Subset; none at all allow everything.
+Items are catalogue indices. Allowed items are the bits of a features.catalogue.Subset; no bits at all allow everything.
 Numba compiles these functions, so they are written as plain loops over arrays.
 """
 
@@ -51,6 +51,15 @@ def _holds(bits: NDArray[np.uint8], item: int) -> bool:
     return len(bits) == 0 or (bits[item >> 3] >> (item & 7)) & 1 == 1
 
 
+@compiled(BYTES, NUMBERS)
+def held(allowed: NDArray[np.uint8], items: Items) -> NDArray[np.bool_]:
+    """Which of `items` are allowed."""
+    holds = np.empty(len(items), dtype=np.bool_)
+    for place in range(len(items)):
+        holds[place] = _holds(allowed, items[place])
+    return holds
+
+
 @compiled(any_order=True)
 def _inner(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     total = np.float32(0)
@@ -91,7 +100,7 @@ def bought_with(
     for place in range(len(recent)):
         one = recent[place]
         for column in range(neighbours.shape[1]):
-            item = np.int64(neighbours[one, column])
+            item = int(neighbours[one, column])
             if item < 0:
                 continue
             pull = similarities[one, column] * weights[place]
@@ -190,8 +199,8 @@ def first(items: Items, count: int, allowed: NDArray[np.uint8]) -> Items:
 
 @compiled(NUMBERS, NUMBERS, NUMBERS)
 def united(drawn: Items, ascending: Items, ends: Items) -> tuple[Items, Items]:
-    """The drawn items, ascending and each once, and their places in each source (ABSENT where it did not draw the item),
-    shape [C, S].
+    """The drawn items, ascending and each once, and their places in each source, shape [C, S], ABSENT where it did not
+    draw the item.
 
     drawn: those of the first source, best first, then those of the next, to where `ends` (shape [S]) says; an item that
     a source holds twice counts where it stands first; ascending: the same, sorted.
@@ -329,8 +338,8 @@ def among(items: Items, others: Items) -> NDArray[np.bool_]:
 
 @compiled(array(SINGLE, 2), REAL, NUMBER)
 def varied(vectors: NDArray[np.float32], weight: float, most: int) -> Items:
-    """Places of at most `most` of the vectors (best first, unit length), chosen one by one by (1 - weight) x relevance -
-    weight x the highest cosine to one chosen before; relevance falls evenly with the place, from 1."""
+    """Places of at most `most` of the vectors (best first, unit length), chosen one by one by (1 - weight) x relevance
+    - weight x the highest cosine to one chosen before; relevance falls evenly with the place, from 1."""
     pool = len(vectors)
     value, worst = np.empty(pool), np.zeros(pool)
     for place in range(pool):

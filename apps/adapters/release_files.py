@@ -120,7 +120,7 @@ class RecommenderFiles:
         """Exact search among some items: Faiss gathers and compares in one pass, NumPy would copy them first."""
         vectors, scores = self.catalogue.vectors, np.empty(len(members), dtype=np.float32)
         pointer = faiss.swig_ptr
-        faiss.fvec_inner_products_by_idx(
+        faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined]
             pointer(scores), pointer(vector), pointer(vectors), pointer(members), vectors.shape[1], 1, len(members)
         )
         if count < len(members):

@@ -17,25 +17,22 @@ from infra.observability.logs import REQUEST_ID
 
 def describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
     rows = np.array(slate.rows, dtype=np.int64)
-    items, shown = found.candidates.items[rows].tolist(), scores[rows].tolist()
     reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
-    answer = []
-    for place, (row, item) in enumerate(zip(slate.rows, items, strict=True)):
-        item_id, title, price, category = found.described(item)
-        pinned = row in slate.pinned
-        answer.append(
-            {
-                "item_id": item_id,
-                "score": round(shown[place], 6),
-                "source": "pin" if pinned else reasons.sources[place],
-                "reasons": reasons.of(place, pinned=pinned, explored=row in slate.explored),
-                "propensity": slate.propensities[place],
-                "title": title,
-                "price": round(price, 2),
-                "category": category,
-            }
-        )
-    return answer
+    described, shown = found.described(found.candidates.items[rows]), scores[rows].tolist()
+    told = zip(slate.rows, described, shown, slate.propensities, strict=True)
+    return [
+        {
+            "item_id": item_id,
+            "score": round(score, 6),
+            "source": "pin" if row in slate.pinned else reasons.sources[place],
+            "reasons": reasons.of(place, pinned=row in slate.pinned, explored=row in slate.explored),
+            "propensity": propensity,
+            "title": title,
+            "price": round(price, 2),
+            "category": category,
+        }
+        for place, (row, (item_id, title, price, category), score, propensity) in enumerate(told)
+    ]
 
 
 STAGES = ("read features", "retrieve", "rank", "arrange")
@@ -52,11 +49,12 @@ def trace(
     """Every candidate by rank: where it came from, and which stage dropped it."""
     traced, sources = [], Reasons(found.candidates, order, found.recommender.catalogue).places
     position = {row: place for place, row in enumerate(slate.rows, start=1)}
+    described = found.described(found.candidates.items[order])
     for rank, row in enumerate(order.tolist(), start=1):
         stage, why = slate.dropped.get(row, ("shown", f"position {position.get(row)}"))
         traced.append(
             {
-                "item_id": found.described(int(found.candidates.items[row]))[0],
+                "item_id": described[rank - 1][0],
                 "sources": {source: place + 1 for source, place in sources(rank - 1)},
                 "score": round(float(scores[row]), 6),
                 "log_odds": round(float(slate.log_odds[row]), 6),

@@ -36,23 +36,27 @@ class Retrieved:
         """How many of the candidates are of the catalogue; they come first."""
         return int(np.searchsorted(self.candidates.items, len(self.recommender.catalogue.ids)))
 
-    def described(self, item: int) -> tuple[str, str, float, str]:
-        """(id, title, price, category)."""
+    def described(self, items: NDArray[np.int64]) -> list[tuple[str, str, float, str]]:
+        """(id, title, price, category) of each."""
         catalogue = self.recommender.catalogue
-        if item < len(catalogue.ids):
-            category = catalogue.categories[item] if catalogue.categories else ""
-            return catalogue.ids[item], catalogue.titles[item], float(catalogue.prices[item]), category
-        one = self.newcomers.items[item - len(catalogue.ids)]
-        return one.item_id, one.title, one.price, one.category
+        ids, titles, categories, count = catalogue.ids, catalogue.titles, catalogue.categories, len(catalogue.ids)
+        prices = catalogue.prices[np.minimum(items, count - 1)].tolist() if count else [0.0] * len(items)
+        told = []
+        for item, price in zip(items.tolist(), prices, strict=True):
+            if item < count:
+                told.append((ids[item], titles[item], price, categories[item] if categories else ""))
+            else:
+                one = self.newcomers.items[item - count]
+                told.append((one.item_id, one.title, one.price, one.category))
+        return told
 
-    def values_of(self, field: str) -> list[str]:
-        """`source` or `category` of every candidate."""
+    def values_of(self, field: str, rows: NDArray[np.int64]) -> list[str]:
+        """`source` or `category` of rows of the candidates."""
         if field == "source":
-            return first_sources(self.candidates.ranks)
-        items, count, known = self.candidates.items, len(self.recommender.catalogue.ids), self.known
-        values: list[str] = self.board.filters.items.categories[items[:known]].tolist()
-        values += self.newcomers.filters.items.categories[items[known:] - count].tolist()
-        return values
+            return first_sources(self.candidates.ranks[rows])
+        items, count = self.candidates.items[rows], len(self.recommender.catalogue.ids)
+        known, new = self.board.filters.items.categories, self.newcomers.filters.items.categories
+        return [known[item] if item < count else new[item - count] for item in items.tolist()]
 
     def index_of(self, item_id: str) -> int | None:
         return self.recommender.catalogue.index.get(item_id)

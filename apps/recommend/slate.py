@@ -3,7 +3,8 @@
 Pure: everything that a stage needs to know comes in. Each stage says of what it drops that it did, and why.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log
 
@@ -26,8 +27,8 @@ class Ground:
     """Shape [C]."""
     matches: Callable[[str], NDArray[np.bool_]]
     """Which rows an expression holds for, shape [C]."""
-    values_of: Callable[[str], list[str]]
-    """Of a quota's field: the value of every row."""
+    values_of: Callable[[str, Rows], list[str]]
+    """Of a quota's field: the values of rows."""
     vectors: Callable[[Rows], NDArray[np.float32]]
     """Unit vectors of rows, shape [len(rows), D]."""
     row_of: Callable[[str], int | None]
@@ -67,8 +68,7 @@ def arrange(
     """order: all rows, best first; log_odds: shape [C], 0 is a neutral score. Returns at most n rows."""
     slate = Slate([], [], log_odds=log_odds.astype(np.float64))
     kept = _leave_out(ground, rules, slate, drop_seen=drop_seen, traced=traced)
-    if not kept.all():
-        order = order[kept[order]]
+    order = order[kept[order]]
     if _weigh(slate.log_odds, ground, rules):
         order = order[np.argsort(-slate.log_odds[order], kind="stable")]
     if rules.diversity is not None and len(order) > 1:
@@ -165,27 +165,36 @@ def _within_quotas(
     if not quotas:
         return [row for row in order[: needed + len(pinned)].tolist() if row not in pinned][:needed]
     # Of several quotas on one field the smallest holds.
-    most = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
-    fields = [(name, limit, ground.values_of(name), dict[str, int]()) for name, limit in most.items()]
-    for _, _, values, counts in fields:
-        for row in pinned:
-            counts[values[row]] = counts.get(values[row], 0) + 1
+    most: dict[str, int] = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
+    counts = defaultdict[tuple[str, str], int](int)
+    for name in most:
+        for value in ground.values_of(name, np.array(list(pinned), dtype=np.int64)):
+            counts[name, value] += 1
     rows: list[int] = []
-    for row in order.tolist():
+    for row, values in _with_values(order, ground, list(most), at_once=2 * needed):
         if len(rows) >= needed:
             break
         if row in pinned:
             continue
-        for name, limit, values, counts in fields:
-            if counts.get(values[row], 0) >= limit:
-                if traced:
-                    slate.dropped[row] = ("quota", f"more than {limit} of one {name}")
-                break
-        else:
+        over = next((name for name, value in values if counts[name, value] >= most[name]), None)
+        if over is None:
             rows.append(row)
-            for _, _, values, counts in fields:
-                counts[values[row]] = counts.get(values[row], 0) + 1
+            for one in values:
+                counts[one] += 1
+        elif traced:
+            slate.dropped[row] = ("quota", f"more than {most[over]} of one {over}")
     return rows
+
+
+def _with_values(
+    order: Rows, ground: Ground, fields: list[str], *, at_once: int
+) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """Each row with its fields and their values; most rows of a long order are never asked for."""
+    for start in range(0, len(order), max(1, at_once)):
+        part = order[start : start + max(1, at_once)]
+        columns = [[(name, value) for value in ground.values_of(name, part)] for name in fields]
+        for row, *values in zip(part.tolist(), *columns, strict=True):
+            yield row, values
 
 
 def _fill(
