@@ -1,6 +1,5 @@
 """The API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
 
-import asyncio
 import gc
 import json
 import sys
@@ -24,6 +23,7 @@ from apps.fraud import routes as fraud
 from apps.ingest import routes as ingest
 from apps.overload import Overload, Places
 from apps.recommend import routes as recommend
+from apps.recommend.desk import Desk
 from apps.serve import end_with_parent
 from apps.wiring import Services
 from infra import topics
@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.fraud = services.fraud
     app.state.decisions = services.decisions
     app.state.experiments = services.experiments
-    app.state.desk = asyncio.Lock()
+    app.state.desk = Desk(services.recommend.recommend_all)
     app.state.rules = services.rules
     app.state.console = ConsoleFeed(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)

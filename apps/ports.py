@@ -68,8 +68,8 @@ class Recommender(Protocol):
         """item_windows as they stood when the release was made, for when the store cannot be reached."""
         ...
 
-    def user_vector(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Shape [D], of padded recent items (int64 [1, L]) and weights (float32 [1, L])."""
+    def user_vectors(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape [B, D], of padded recent items (int64 [B, L]) and weights (float32 [B, L])."""
         ...
 
     def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
@@ -77,7 +77,7 @@ class Recommender(Protocol):
         ...
 
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The ranker's score of each candidate, shape [C]."""
+        """The ranker's score of each candidate, of one visitor or of several, shape [C]."""
         ...
 
 

@@ -1,11 +1,13 @@
 """The items that a release knows, as arrays addressed by item index: the form in which ranking reads them."""
 
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import columns, windows
+from features.drawing import held
 from features.history import History
 from features.windows import DAY
 
@@ -41,12 +43,12 @@ class Catalogue:
 
     def indices(self, ids: NDArray[np.object_] | list[str]) -> NDArray[np.int64]:
         """Index of each id, -1 for one that the release does not know."""
-        get = self.index.get
-        return np.array([get(name, -1) for name in ids], dtype=np.int64)
+        return np.fromiter(map(self.index.get, ids, repeat(-1)), np.int64, len(ids))
 
 
-MEMBERS_KEPT = 5_000
-"""Subsets up to this size also keep their items as a list: so few are compared one by one."""
+MEMBERS_KEPT, MEMBERS_SHARE = 5_000, 1 / 16
+"""Subsets of so many items, or of this share of all, also keep them as a list: comparing so few one by one takes no
+longer than searching the cells of an index for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ class Subset:
     size: int
     """N."""
     count: int
-    members: NDArray[np.int64] | None
-    """Its items, ascending; None where there are more than MEMBERS_KEPT."""
+    members: NDArray[np.int32] | None
+    """Its items, ascending; None where there are more than are kept."""
 
     @staticmethod
     def of(mask: NDArray[np.bool_]) -> "Subset":
@@ -70,22 +72,23 @@ class Subset:
         (2, [True, False, True])
         """
         count = int(np.count_nonzero(mask))
-        members = np.flatnonzero(mask).astype(np.int64) if count <= MEMBERS_KEPT else None
+        few = count <= max(MEMBERS_KEPT, int(len(mask) * MEMBERS_SHARE))
+        members = np.flatnonzero(mask).astype(np.int32) if few else None
         return Subset(np.packbits(mask, bitorder="little"), len(mask), count, members)
 
     def holds(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of `items` are in it, shape [len(items)]."""
-        held: NDArray[np.bool_] = (self.bits[items >> 3] >> (items & 7).astype(np.uint8)) & 1 == 1
-        return held
+        return held(self.bits, items)
 
     def without(self, items: NDArray[np.int64]) -> "Subset":
         """The same but for `items`."""
-        gone = np.unique(items[self.holds(items)])
-        if not len(gone):
+        gone = set(items[self.holds(items)].tolist())
+        if not gone:
             return self
         bits = self.bits.copy()
-        np.bitwise_and.at(bits, gone >> 3, ~(np.uint8(1) << (gone & 7).astype(np.uint8)))
-        members = None if self.members is None else self.members[~np.isin(self.members, gone)]
+        for item in gone:
+            bits[item >> 3] &= ~(1 << (item & 7)) & 255
+        members = None if self.members is None else self.members[~np.isin(self.members, list(gone))]
         return Subset(bits, self.size, self.count - len(gone), members)
 
 

@@ -1,15 +1,17 @@
 """Why an item is shown, from the features that it was ranked by. Codes are stable; texts are for people."""
 
-from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.candidates import ABSENT, SOURCES, Candidates
+from features.candidates import ABSENT, CANDIDATE_FEATURES, SOURCES, Candidates
 from features.catalogue import Catalogue
 
 MOST_REASONS = 2
+TOLD = [CANDIDATE_FEATURES.index(name) for name in ("own_orders", "own_idle_days", "item_orders_7d")]
+"""Columns that a text speaks of."""
 NEW = "new"
 """Source of items that the release does not know."""
 PINNED = {"code": "PINNED", "text": "Placed here by the shop", "item_id": None}
@@ -28,20 +30,17 @@ def first_sources(ranks: NDArray[np.int64]) -> list[str]:
 class Reasons:
     """Of some rows of the candidates, by their place among these rows."""
 
-    def __init__(self, candidates: Candidates, rows: Sequence[int], catalogue: Catalogue) -> None:
+    def __init__(self, candidates: Candidates, rows: NDArray[np.int64], catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._ranks = candidates.ranks[rows].tolist()
+        self._places = [_places(ranks) for ranks in candidates.ranks[rows].tolist()]
         self._because = candidates.because[rows].tolist()
-        self._told = {
-            name: candidates.column(name)[rows].tolist() for name in ("own_orders", "own_idle_days", "item_orders_7d")
-        }
-        self.sources = [self.places(place)[0][0] for place in range(len(rows))]
+        self._told = candidates.features[rows[:, None], TOLD].tolist()
+        self.sources = [places[0][0] for places in self._places]
         """The source that ranked each highest."""
 
     def places(self, row: int) -> list[tuple[str, int]]:
         """(source, place in it from 0 on), the source that ranked it highest first."""
-        drawn = sorted((rank, source) for source, rank in enumerate(self._ranks[row]) if rank < ABSENT)
-        return [(SOURCES[source], rank) for rank, source in drawn] or [(NEW, 0)]
+        return self._places[row]
 
     def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
         """At most MOST_REASONS."""
@@ -62,9 +61,14 @@ class Reasons:
         if source == NEW:
             return NEW_ITEM
         if source == "repurchase":
-            times, idle = int(self._told["own_orders"][row]), int(self._told["own_idle_days"][row])
+            times, idle = int(self._told[row][0]), int(self._told[row][1])
             often = "once" if times == 1 else f"{times} times"
             text = f"Bought {often} before, last {idle} days ago"
             return {"code": "BOUGHT_BEFORE", "text": text, "item_id": None}
-        text = f"In {int(self._told['item_orders_7d'][row])} orders of the last 7 days"
+        text = f"In {int(self._told[row][2])} orders of the last 7 days"
         return {"code": "TRENDING", "text": text, "item_id": None}
+
+
+def _places(ranks: list[int]) -> list[tuple[str, int]]:
+    drawn = [(source, rank) for source, rank in zip(SOURCES, ranks, strict=True) if rank < ABSENT]
+    return sorted(drawn, key=itemgetter(1)) or [(NEW, 0)]

@@ -13,9 +13,11 @@ from apps.recommend.reasons import first_sources
 from apps.recommend.rules import Pin, SurfaceRules
 from features.candidates import SOURCES, Candidates, Visitor, draw, padded_histories
 from features.catalogue import Subset
+from features.drawing import among
 
 NEW_ITEMS = 20
 """Most new items among the candidates, unless the rules of the surface say otherwise."""
+NOTHING = np.empty(0, dtype=np.int64)
 MOST_OVERFETCHED = 100
 """Up to so many excluded items are left out after the vector search, which then looks for as many more."""
 
@@ -34,23 +36,27 @@ class Retrieved:
         """How many of the candidates are of the catalogue; they come first."""
         return int(np.searchsorted(self.candidates.items, len(self.recommender.catalogue.ids)))
 
-    def described(self, item: int) -> tuple[str, str, float, str]:
-        """(id, title, price, category)."""
+    def described(self, items: NDArray[np.int64]) -> list[tuple[str, str, float, str]]:
+        """(id, title, price, category) of each."""
         catalogue = self.recommender.catalogue
-        if item < len(catalogue.ids):
-            category = catalogue.categories[item] if catalogue.categories else ""
-            return catalogue.ids[item], catalogue.titles[item], float(catalogue.prices[item]), category
-        one = self.newcomers.items[item - len(catalogue.ids)]
-        return one.item_id, one.title, one.price, one.category
+        ids, titles, categories, count = catalogue.ids, catalogue.titles, catalogue.categories, len(catalogue.ids)
+        prices = catalogue.prices[np.minimum(items, count - 1)].tolist() if count else [0.0] * len(items)
+        told = []
+        for item, price in zip(items.tolist(), prices, strict=True):
+            if item < count:
+                told.append((ids[item], titles[item], price, categories[item] if categories else ""))
+            else:
+                one = self.newcomers.items[item - count]
+                told.append((one.item_id, one.title, one.price, one.category))
+        return told
 
-    def values_of(self, field: str) -> list[str]:
-        """`source` or `category` of every candidate."""
+    def values_of(self, field: str, rows: NDArray[np.int64]) -> list[str]:
+        """`source` or `category` of rows of the candidates."""
         if field == "source":
-            return first_sources(self.candidates.ranks)
-        items, count, known = self.candidates.items, len(self.recommender.catalogue.ids), self.known
-        values: list[str] = self.board.filters.items.categories[items[:known]].tolist()
-        values += self.newcomers.filters.items.categories[items[known:] - count].tolist()
-        return values
+            return first_sources(self.candidates.ranks[rows])
+        items, count = self.candidates.items[rows], len(self.recommender.catalogue.ids)
+        known, new = self.board.filters.items.categories, self.newcomers.filters.items.categories
+        return [known[item] if item < count else new[item - count] for item in items.tolist()]
 
     def index_of(self, item_id: str) -> int | None:
         return self.recommender.catalogue.index.get(item_id)
@@ -76,17 +82,31 @@ class Retrieved:
         fresh = self.newcomers.filters.allowed(expression) if known < len(items) else None
         return held if fresh is None else np.concatenate((held, fresh.holds(items[known:] - count)))
 
-    def rank(self) -> NDArray[np.float32]:
-        """The ranker's score of each candidate; a newcomer passes for the item that is likest to it."""
+    @property
+    def likest(self) -> NDArray[np.int64]:
+        """The items that the ranker is told of: a newcomer passes for the catalogue's item that is likest to it."""
         items, known = self.candidates.items, self.known
-        if known < len(items):
-            places = items[known:] - len(self.recommender.catalogue.ids)
-            items = np.concatenate((items[:known], self.newcomers.likest[places]))
-        return self.recommender.rank(self.candidates.features, items)
+        if known == len(items):
+            return items
+        places = items[known:] - len(self.recommender.catalogue.ids)
+        return np.concatenate((items[:known], self.newcomers.likest[places]))
+
+
+def user_vectors(visitors: list[Visitor], recommender: Recommender) -> NDArray[np.float32]:
+    """Worked out from what is known of each visitor now: shape [B, D], zeros for a stranger."""
+    items, weights = padded_histories(visitors)
+    known = weights[:, 0] > 0
+    if known.all():
+        return recommender.user_vectors(items, weights)
+    vectors = np.zeros((len(visitors), recommender.catalogue.vectors.shape[1]), dtype=np.float32)
+    if known.any():
+        vectors[known] = recommender.user_vectors(items[known], weights[known])
+    return vectors
 
 
 def retrieve(
     who: Visitor,
+    vector: NDArray[np.float32],
     recommender: Recommender,
     board: ItemBoard,
     *,
@@ -95,7 +115,7 @@ def retrieve(
     rules: SurfaceRules,
     per_source: int,
 ) -> Retrieved:
-    """The user's vector is worked out here, from what is known of the visitor now. Raises Problem 422."""
+    """vector: of the visitor, by `user_vectors`. Raises Problem 422."""
     catalogue, newcomers = recommender.catalogue, board.newcomers
     quotas = _quotas(rules, per_source)
     barred = catalogue.indices(exclude)
@@ -107,15 +127,18 @@ def retrieve(
         allowed = allowed.without(barred)
     else:
         more = len(barred)
-    vector, hits = _near(who, recommender, quotas[SOURCES.index("two_tower")] + more, allowed)
+    near = quotas[SOURCES.index("two_tower")]
+    hits = NOTHING
+    if near and vector.any():
+        hits = recommender.nearest(vector, near + more, allowed)
     if more:
-        hits = hits[~np.isin(hits, barred)]
+        hits = hits[~among(hits, barred)]
     sales = board.sales(who.at)
     candidates = draw(
         who,
         catalogue,
         sales.windows,
-        tower_hits=_with_pins(hits, rules, recommender, quotas[SOURCES.index("two_tower")]),
+        tower_hits=_with_pins(hits, rules, recommender, near),
         user_vector=vector,
         per_source=per_source,
         quotas=quotas,
@@ -123,7 +146,7 @@ def retrieve(
         best_sellers=sales.leaders,
     )
     if more:
-        candidates = candidates.keep(~np.isin(candidates.items, barred))
+        candidates = candidates.keep(~among(candidates.items, barred))
     if newcomers.items:
         most = NEW_ITEMS if rules.sources.new is None else rules.sources.new
         places = news.choose(newcomers, expression, vector, barred=set(exclude), most=most)
@@ -140,19 +163,6 @@ def _quotas(rules: SurfaceRules, per_source: int) -> tuple[int, ...]:
     return tuple(per_source if quota is None else quota for quota in wanted)
 
 
-def _near(
-    who: Visitor, recommender: Recommender, count: int, allowed: Subset | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The user's vector, zeros for a stranger, and what is nearest to it."""
-    items, weights = padded_histories([who])
-    if not weights.any():
-        width = recommender.catalogue.vectors.shape[1]
-        return np.zeros(width, dtype=np.float32), np.empty(0, dtype=np.int64)
-    vector = recommender.user_vector(items, weights)
-    hits = recommender.nearest(vector, count, allowed) if count else np.empty(0, dtype=np.int64)
-    return vector, hits
-
-
 def _with_pins(hits: NDArray[np.int64], rules: SurfaceRules, recommender: Recommender, most: int) -> NDArray[np.int64]:
     """Pinned items have to be candidates: they join the hits of the vector search, within what is allowed."""
     ids = [rule.item_id for rule in rules.rules if isinstance(rule, Pin)]
@@ -160,5 +170,5 @@ def _with_pins(hits: NDArray[np.int64], rules: SurfaceRules, recommender: Recomm
         return hits
     pinned = recommender.catalogue.indices(ids)
     pinned = pinned[pinned >= 0]
-    others = hits[~np.isin(hits, pinned)]
+    others = hits[~among(hits, pinned)]
     return np.concatenate((others[: max(0, most - len(pinned))], pinned))

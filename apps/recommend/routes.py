@@ -1,6 +1,5 @@
 """HTTP for recommendations: a request in, the service's answer out, and the rules of each surface."""
 
-import asyncio
 from typing import Annotated, Any, cast
 
 import orjson
@@ -9,17 +8,14 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from apps.recommend.desk import Desk
 from apps.recommend.rule_book import RuleBook
 from apps.recommend.rules import SurfaceRules
 from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
-from apps.recommend.service import RecommendService
+from apps.recommend.service import Call, RecommendService
 
 router = APIRouter(prefix="/v1", tags=["recommend"])
 rules_router = APIRouter(prefix="/v1/rules", tags=["rules"])
-
-LOOKS = 3
-"""Between two answers the event loop looks so often for what came: it takes one new connection at each look, and those
-that wait must be met by the limits of apps/overload.py, not by a socket that nobody reads."""
 
 Surface = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$", examples=["home"])]
 
@@ -28,9 +24,8 @@ def _service(request: Request) -> RecommendService:
     return cast(RecommendService, request.app.state.recommend)
 
 
-def _desk(request: Request) -> asyncio.Lock:
-    """Held by the one answer that is worked out in the event loop just now."""
-    return cast(asyncio.Lock, request.app.state.desk)
+def _desk(request: Request) -> Desk:
+    return cast(Desk, request.app.state.desk)
 
 
 def _json(answer: dict[str, Any]) -> Response:
@@ -60,11 +55,8 @@ async def recommend(request: Request) -> Response:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
     # Only what waits for the network leaves the event loop: handing two milliseconds of work to a thread and back
     # costs more than it frees, for one interpreter runs one of them at a time.
-    known = await run_in_threadpool(service.known_of, body) if service.waits else service.known_of(body)
-    async with _desk(request):
-        for _ in range(LOOKS):
-            await asyncio.sleep(0)
-        return _json(service.recommend(body, known))
+    known = await run_in_threadpool(service.known_of, body) if service.waits else None
+    return _json(await _desk(request).answer(Call(body, known)))
 
 
 @router.post("/items/{item_id}/similar", summary="Items that go with an item", response_model=ItemList)

@@ -38,9 +38,9 @@ class RecommendRequest(_Schema):
     session: Session | None = None
     surface: Code = "home"
     n: int = Field(20, ge=1, le=100, description="How many items are wanted.")
-    context: Context = Context()
+    context: Context = Field(default_factory=Context)
     filter: Filter = None
-    exclude: list[Id] = Field([], max_length=1000, description="Items that must not be shown.")
+    exclude: list[Id] = Field(default_factory=list, max_length=1000, description="Items that must not be shown.")
     seen: Literal["keep", "drop"] = Field(
         "keep", description="drop: leave out what this visitor bought or looked at before."
     )

@@ -8,11 +8,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -23,9 +24,9 @@ from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
 from apps.ports import Clock, FeatureReader, Impressions, Recommender
 from apps.recommend import lists
+from apps.recommend.answer import describe, impression, trace
 from apps.recommend.board import ItemBoard
-from apps.recommend.reasons import Reasons
-from apps.recommend.retrieval import Retrieved, retrieve
+from apps.recommend.retrieval import Retrieved, retrieve, user_vectors
 from apps.recommend.rules import NO_RULES, Exploration, SurfaceRules
 from apps.recommend.schemas import RecommendRequest, RecommendResponse, SimilarRequest
 from apps.recommend.shown_lately import ShownLately
@@ -35,7 +36,6 @@ from features.candidates import FLOORS, Visitor, visitor
 from features.history import History, from_lists
 from features.windows import DAY
 from infra import topics
-from infra.observability.logs import REQUEST_ID
 from infra.observability.traces import span
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,6 @@ class Known:
     """One row of history.USER_COLUMNS."""
     degraded: bool
     """The store could not be asked."""
-    asked: float
-    """When, in seconds of time.perf_counter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +69,36 @@ class Treatment:
     model: str
     exploration: Exploration | None
     experiment: dict[str, Any] | None
+
+
+@dataclass(slots=True)
+class Call:
+    """A request on its way through the steps, each of which adds what it finds."""
+
+    request: RecommendRequest
+    known: Known | None = None
+    """What `known_of` said, where that was asked before."""
+    context: Context = field(default_factory=copy_context)
+    """Of whoever asks: log lines and spans belong to that request."""
+    at: int = field(init=False)
+    rules: SurfaceRules = field(init=False)
+    who: Visitor = field(init=False)
+    treatment: Treatment = field(init=False)
+    user_vector: NDArray[np.float32] = field(init=False)
+    found: Retrieved = field(init=False)
+    order: NDArray[np.int64] = field(init=False)
+    """Rows of the candidates, best first."""
+    scores: NDArray[np.float32] = field(init=False)
+    log_odds: NDArray[np.float64] = field(init=False)
+    slate: Slate = field(init=False)
+    answer: dict[str, Any] = field(init=False)
+    error: Exception | None = None
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, a RecommendResponse as plain data; raises what went wrong instead."""
+        if self.error is not None:
+            raise self.error
+        return self.answer
 
 
 class RecommendService:
@@ -106,12 +134,20 @@ class RecommendService:
     def recommend(self, request: RecommendRequest, known: Known | None = None) -> dict[str, Any]:
         """The whole answer, a RecommendResponse as plain data. Raises Problem 422 for a filter without sense, 503
         before the first release. known: what `known_of` said, where that was asked apart."""
-        return self._answer(request, known or self.known_of(request), to_visitor=True)
+        call = Call(request, known)
+        self.recommend_all([call])
+        return call.whole()
+
+    def recommend_all(self, calls: list[Call]) -> None:
+        """Answer visitors who wait at the same moment, each as by `recommend`."""
+        self._answer(calls, to_visitor=True)
 
     def preview(self, request: RecommendRequest) -> RecommendResponse:
         """What `recommend` would answer, for somebody who looks over the visitor's shoulder: no impression is logged,
         so nothing counts in an experiment, and the request_id is good for nothing."""
-        return RecommendResponse.model_validate(self._answer(request, self.known_of(request), to_visitor=False))
+        call = Call(request, None)
+        self._answer([call], to_visitor=False)
+        return RecommendResponse.model_validate(call.whole())
 
     def similar(self, item_id: str, request: SimilarRequest) -> dict[str, Any]:
         serving = self._current()
@@ -123,7 +159,6 @@ class RecommendService:
 
     def known_of(self, request: RecommendRequest) -> Known:
         """What the online store says of the visitor now: the one step that may wait for another machine."""
-        started = time.perf_counter()
         history, degraded = NOBODY, False
         if key := _key(request):
             try:
@@ -132,57 +167,81 @@ class RecommendService:
             except Exception as error:
                 logger.warning("answering without features: the online store failed (%s)", type(error).__name__)
                 degraded = True
-        return Known(history, degraded, started)
+        return Known(history, degraded)
 
     @property
     def waits(self) -> bool:
         """Whether `known_of` asks another machine."""
         return self._reader.remote
 
-    def _answer(self, request: RecommendRequest, known: Known, *, to_visitor: bool) -> dict[str, Any]:
-        marks = [known.asked, time.perf_counter()]
-        serving, at, rules = self._current(), self._moment(request), self._rules(request.surface)
+    def _answer(self, calls: list[Call], *, to_visitor: bool) -> None:
+        """One step for all of them, then the next: each model runs once, and what a step needs stays in the processor's
+        caches. What fails, fails for its own visitor alone."""
+        marks, serving = [time.perf_counter()], self._current()
         self._forget_other_releases(serving)
-        session_items = request.session.items if request.session else []
-        who = visitor(known.history, serving.recommender.catalogue, at=at, session_items=session_items)
-        degraded = known.degraded or serving.board.stale
-        treatment = self._treatment(request, serving, rules)
+        going = _each(calls, partial(self._meet, serving))
+        marks.append(time.perf_counter())
+        _see(going, serving.recommender)
+        going = _each(going, partial(self._retrieve, serving))
+        marks.append(time.perf_counter())
+        if going:
+            # A model that runs for all has its span in the trace of the first.
+            going[0].context.run(_rank, going, serving.recommender)
+        marks.append(time.perf_counter())
+        going = _each(going, self._arrange)
+        marks.append(time.perf_counter())
+        _each(going, partial(self._tell, serving, marks, to_visitor=to_visitor))
+
+    def _meet(self, serving: Serving, call: Call) -> None:
+        """Who asks, when, and what shall answer."""
+        request = call.request
+        call.known = call.known or self.known_of(request)
+        call.at, call.rules = self._moment(request), self._rules(request.surface)
+        looked_at = request.session.items if request.session else []
+        catalogue = serving.recommender.catalogue
+        call.who = visitor(call.known.history, catalogue, at=call.at, session_items=looked_at)
+        call.treatment = self._treatment(request, serving, call.rules)
+
+    def _retrieve(self, serving: Serving, call: Call) -> None:
         with span("retrieve"):
-            found = retrieve(
-                who, serving.recommender, serving.board,
-                expression=request.filter, exclude=request.exclude, rules=rules, per_source=self._per_source,
+            call.found = retrieve(
+                call.who, call.user_vector, serving.recommender, serving.board,
+                expression=call.request.filter, exclude=call.request.exclude, rules=call.rules,
+                per_source=self._per_source,
             )  # fmt: skip
-        marks.append(time.perf_counter())
-        with span("rank", model=treatment.model):
-            order, scores, log_odds = _rank(found, treatment.model)
-        marks.append(time.perf_counter())
-        slate = arrange(
-            order, log_odds, self._ground(found, who, request), rules,
-            n=request.n, drop_seen=request.seen == "drop", exploration=treatment.exploration, rng=self._rng,
+
+    def _arrange(self, call: Call) -> None:
+        request = call.request
+        call.slate = arrange(
+            call.order, call.log_odds, self._ground(call.found, call.who, request), call.rules,
+            n=request.n, drop_seen=request.seen == "drop", exploration=call.treatment.exploration, rng=self._rng,
             traced=request.trace,
         )  # fmt: skip
-        marks.append(time.perf_counter())
-        response: dict[str, Any] = {
+
+    def _tell(self, serving: Serving, marks: list[float], call: Call, *, to_visitor: bool) -> None:
+        """Make the answer, and log what it shows."""
+        request, found, slate = call.request, call.found, call.slate
+        degraded = serving.board.stale or (call.known is not None and call.known.degraded)
+        call.answer = {
             "request_id": uuid.uuid4().hex,
-            "items": _describe(slate, scores, found),
-            "model": treatment.model,
+            "items": describe(slate, call.scores, found),
+            "model": call.treatment.model,
             "release": serving.recommender.manifest.version,
-            "experiment": treatment.experiment,
+            "experiment": call.treatment.experiment,
             "degraded": degraded,
             "took_ms": 0.0,
         }
         if request.trace:
-            response["trace"] = _trace(slate, order, scores, found, rules, marks)
+            call.answer["trace"] = trace(slate, call.order, call.scores, found, call.rules, marks)
         if to_visitor:
             self.watch(found.candidates.features)
             if key := _key(request):
-                self._shown.add(key, request.surface, found.candidates.items[slate.rows].tolist(), at)
-            logged = self._log_impression(request, response, at)
-            response["degraded"] = degraded or not logged
-            told = str(response["degraded"]).lower()
-            metrics.RECOMMENDATIONS.labels(request.surface, treatment.model, told).inc()
-        response["took_ms"] = round((time.perf_counter() - marks[0]) * 1000, 3)
-        return response
+                self._shown.add(key, request.surface, found.candidates.items[slate.rows].tolist(), call.at)
+            logged = self._log_impression(call)
+            call.answer["degraded"] = degraded or not logged
+            told = str(call.answer["degraded"]).lower()
+            metrics.RECOMMENDATIONS.labels(request.surface, call.treatment.model, told).inc()
+        call.answer["took_ms"] = round((time.perf_counter() - marks[0]) * 1000, 3)
 
     def _current(self) -> Serving:
         serving = self._serving()
@@ -249,41 +308,13 @@ class RecommendService:
             ),
         )
 
-    def _log_impression(self, request: RecommendRequest, response: dict[str, Any], at: int) -> bool:
-        """Write down what was shown, as an events.Impression; False while the log is down."""
-        if not response["items"]:
+    def _log_impression(self, call: Call) -> bool:
+        """Write down what was shown; False while the log is down."""
+        if not call.answer["items"]:
             return True
-        session = request.session.session_id if request.session else None
-        anonymous = None if request.user_id else f"request-{response['request_id']}"
-        experiment = response["experiment"] or {}
-        impression = {
-            "event_id": response["request_id"],
-            "event_time": events.rfc3339(at),
-            "schema_version": 1,
-            "user_id": request.user_id,
-            "session_id": session or anonymous,
-            "type": "impression",
-            "surface": request.surface,
-            "model": response["model"],
-            "experiment": experiment.get("key"),
-            "variation": experiment.get("variation"),
-            "bucket": experiment.get("bucket"),
-            "degraded": response["degraded"],
-            "http_request_id": REQUEST_ID.get(),
-            "items": [
-                {
-                    "item_id": item["item_id"],
-                    "position": place,
-                    "score": item["score"],
-                    "source": item["source"],
-                    "propensity": item["propensity"],
-                }
-                for place, item in enumerate(response["items"], start=1)
-            ],
-        }
-        value = orjson.dumps({name: told for name, told in impression.items() if told is not None})
+        key, value = impression(call.request, call.answer, call.at)
         with span("log append", topic=topics.IMPRESSIONS):
-            return self._impressions.append(request.user_id or session or str(anonymous), value)
+            return self._impressions.append(key, value)
 
 
 NOBODY = from_lists([{}], history.USER_COLUMNS)
@@ -316,69 +347,43 @@ def _exploration(parameters: dict[str, str | int | float | bool], otherwise: Exp
         return otherwise
 
 
-def _rank(found: Retrieved, model: str) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
-    """(rows, best first; score of each row; its logarithmic odds), by the ranker or by the feature of a floor."""
-    candidates = found.candidates
-    if not len(candidates.items):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), np.empty(0)
-    if model in FLOORS:
-        scores = candidates.column(FLOORS[model])
-        # A floor that says nothing of a candidate falls back on what sells.
-        order = np.lexsort((-candidates.column("item_orders_30d"), -scores))
-        return order, scores, np.log(np.maximum(scores, 0).astype(np.float64) + 1e-6)
-    scores = found.rank()
-    return np.argsort(-scores, kind="stable"), scores, scores.astype(np.float64)
+def _each(calls: list[Call], step: Callable[[Call], None]) -> list[Call]:
+    """Take the step for each, as part of its own request; returns those that it succeeded for."""
+    going = []
+    for call in calls:
+        try:
+            call.context.run(step, call)
+            going.append(call)
+        except Exception as error:
+            call.error = error
+    return going
 
 
-def _describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
-    rows = slate.rows
-    items, shown = found.candidates.items[rows].tolist(), scores[rows].tolist()
-    reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
-    answer = []
-    for place, (row, item) in enumerate(zip(rows, items, strict=True)):
-        item_id, title, price, category = found.described(item)
-        pinned = row in slate.pinned
-        answer.append(
-            {
-                "item_id": item_id,
-                "score": round(shown[place], 6),
-                "source": "pin" if pinned else reasons.sources[place],
-                "reasons": reasons.of(place, pinned=pinned, explored=row in slate.explored),
-                "propensity": slate.propensities[place],
-                "title": title,
-                "price": round(price, 2),
-                "category": category,
-            }
-        )
-    return answer
+def _see(calls: list[Call], recommender: Recommender) -> None:
+    """The user vectors, by the tower, which runs once for all."""
+    vectors = user_vectors([call.who for call in calls], recommender)
+    for call, vector in zip(calls, vectors, strict=True):
+        call.user_vector = vector
 
 
-STAGES = ("read features", "retrieve", "rank", "arrange")
-
-
-def _trace(
-    slate: Slate,
-    order: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    found: Retrieved,
-    rules: SurfaceRules,
-    marks: list[float],
-) -> dict[str, Any]:
-    """Every candidate by rank: where it came from, and which stage dropped it."""
-    traced, sources = [], Reasons(found.candidates, order.tolist(), found.recommender.catalogue).places
-    position = {row: place for place, row in enumerate(slate.rows, start=1)}
-    for rank, row in enumerate(order.tolist(), start=1):
-        stage, why = slate.dropped.get(row, ("shown", f"position {position.get(row)}"))
-        traced.append(
-            {
-                "item_id": found.described(int(found.candidates.items[row]))[0],
-                "sources": {source: place + 1 for source, place in sources(rank - 1)},
-                "score": round(float(scores[row]), 6),
-                "log_odds": round(float(slate.log_odds[row]), 6),
-                "rank": rank,
-                "stage": stage,
-                "why": why,
-            }
-        )
-    took = {name: round((end - start) * 1000, 3) for name, start, end in zip(STAGES, marks, marks[1:], strict=False)}
-    return {"candidates": traced, "stages_ms": took, "rules": rules.model_dump(mode="json")}
+def _rank(calls: list[Call], recommender: Recommender) -> None:
+    """Order the candidates of each by the ranker, which runs once for all, or by the feature of a floor."""
+    ranked = [call for call in calls if call.treatment.model not in FLOORS and len(call.found.candidates.items)]
+    if ranked:
+        features = np.concatenate([call.found.candidates.features for call in ranked])
+        items = np.concatenate([call.found.likest for call in ranked])
+        with span("rank", visitors=len(calls)):
+            scores, end = recommender.rank(features, items), 0
+    for call in calls:
+        candidates = call.found.candidates
+        if call.treatment.model in FLOORS:
+            call.scores = candidates.column(FLOORS[call.treatment.model])
+            # A floor that says nothing of a candidate falls back on what sells.
+            call.order = np.lexsort((-candidates.column("item_orders_30d"), -call.scores))
+            call.log_odds = np.log(np.maximum(call.scores, 0).astype(np.float64) + 1e-6)
+            continue
+        call.scores = np.empty(0, dtype=np.float32)
+        if count := len(candidates.items):
+            call.scores, end = scores[end : end + count], end + count
+        call.order = np.argsort(-call.scores, kind="stable")
+        call.log_odds = call.scores.astype(np.float64)

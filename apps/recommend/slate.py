@@ -3,15 +3,17 @@
 Pure: everything that a stage needs to know comes in. Each stage says of what it drops that it did, and why.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.recommend.exploration import explore
 from apps.recommend.rules import Boost, Bury, Diversity, Exploration, Hide, Pin, Quota, Rotate, SurfaceRules, Visited
+from features.drawing import among, varied
 
 Rows = NDArray[np.int64]
 MS_PER_HOUR = 3_600_000
@@ -25,8 +27,8 @@ class Ground:
     """Shape [C]."""
     matches: Callable[[str], NDArray[np.bool_]]
     """Which rows an expression holds for, shape [C]."""
-    values_of: Callable[[str], list[str]]
-    """Of a quota's field: the value of every row."""
+    values_of: Callable[[str, Rows], list[str]]
+    """Of a quota's field: the values of rows."""
     vectors: Callable[[Rows], NDArray[np.float32]]
     """Unit vectors of rows, shape [len(rows), D]."""
     row_of: Callable[[str], int | None]
@@ -66,8 +68,7 @@ def arrange(
     """order: all rows, best first; log_odds: shape [C], 0 is a neutral score. Returns at most n rows."""
     slate = Slate([], [], log_odds=log_odds.astype(np.float64))
     kept = _leave_out(ground, rules, slate, drop_seen=drop_seen, traced=traced)
-    if not kept.all():
-        order = order[kept[order]]
+    order = order[kept[order]]
     if _weigh(slate.log_odds, ground, rules):
         order = order[np.argsort(-slate.log_odds[order], kind="stable")]
     if rules.diversity is not None and len(order) > 1:
@@ -113,13 +114,13 @@ def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -
     for rule in rules.rules:
         match rule:
             case Boost(when=when, factor=factor) | Bury(when=when, factor=factor):
-                log_odds[ground.matches(when)] += np.log(factor)
+                log_odds[ground.matches(when)] += log(factor)
             case Visited(kind=kind, days=days, factor=factor) if factor:
-                log_odds[_among(ground, kind, days)] += np.log(factor)
+                log_odds[_among(ground, kind, days)] += log(factor)
             case Rotate(hours=hours, factor=factor, most=most):
                 times = ground.shown(hours)
-                shown = [min(times.get(item, 0), most) for item in ground.items.tolist()] if times else 0
-                log_odds += np.log(factor) * np.array(shown)
+                for row in among(ground.items, np.fromiter(times, np.int64, len(times))).nonzero()[0].tolist():
+                    log_odds[row] += min(times[int(ground.items[row])], most) * log(factor)
             case _:
                 continue
         changed = True
@@ -128,7 +129,7 @@ def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -
 
 def _among(ground: Ground, kind: str, days: float) -> NDArray[np.bool_]:
     visited = ground.visited(kind, days)
-    return np.isin(ground.items, visited) if len(visited) else np.zeros(len(ground.items), dtype=bool)
+    return among(ground.items, visited)
 
 
 def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule: Diversity, *, n: int) -> Rows:
@@ -138,18 +139,7 @@ def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule:
     likeness is the highest cosine to an item chosen before.
     """
     pool = order[: max(rule.pool, n)]
-    near = vectors(pool)
-    penalty = np.maximum(near @ near.T, 0) * np.float32(rule.weight)
-    relevance = ((1 - rule.weight) * (1 - np.arange(len(pool)) / len(pool))).astype(np.float32)
-    worst = np.zeros(len(pool), dtype=np.float32)
-    value = relevance.copy()
-    chosen: list[int] = []
-    for _ in range(min(n, len(pool))):
-        best = int(value.argmax())
-        chosen.append(best)
-        relevance[best] = -np.inf
-        np.maximum(worst, penalty[best], out=worst)
-        np.subtract(relevance, worst, out=value)
+    chosen = varied(vectors(pool), rule.weight, n)
     left = np.ones(len(pool), dtype=bool)
     left[chosen] = False
     return np.concatenate((pool[chosen], pool[left], order[len(pool) :]))
@@ -175,26 +165,36 @@ def _within_quotas(
     if not quotas:
         return [row for row in order[: needed + len(pinned)].tolist() if row not in pinned][:needed]
     # Of several quotas on one field the smallest holds.
-    most = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
-    fields = [(name, limit, ground.values_of(name), Counter[str]()) for name, limit in most.items()]
-    for _, _, values, counts in fields:
-        counts.update(values[row] for row in pinned)
+    most: dict[str, int] = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
+    counts = defaultdict[tuple[str, str], int](int)
+    for name in most:
+        for value in ground.values_of(name, np.array(list(pinned), dtype=np.int64)):
+            counts[name, value] += 1
     rows: list[int] = []
-    for row in order.tolist():
+    for row, values in _with_values(order, ground, list(most), at_once=2 * needed):
         if len(rows) >= needed:
             break
         if row in pinned:
             continue
-        for name, limit, values, counts in fields:
-            if counts[values[row]] >= limit:
-                if traced:
-                    slate.dropped[row] = ("quota", f"more than {limit} of one {name}")
-                break
-        else:
+        over = next((name for name, value in values if counts[name, value] >= most[name]), None)
+        if over is None:
             rows.append(row)
-            for _, _, values, counts in fields:
-                counts[values[row]] += 1
+            for one in values:
+                counts[one] += 1
+        elif traced:
+            slate.dropped[row] = ("quota", f"more than {most[over]} of one {over}")
     return rows
+
+
+def _with_values(
+    order: Rows, ground: Ground, fields: list[str], *, at_once: int
+) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """Each row with its fields and their values; most rows of a long order are never asked for."""
+    for start in range(0, len(order), max(1, at_once)):
+        part = order[start : start + max(1, at_once)]
+        columns = [[(name, value) for value in ground.values_of(name, part)] for name in fields]
+        for row, *values in zip(part.tolist(), *columns, strict=True):
+            yield row, values
 
 
 def _fill(

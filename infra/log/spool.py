@@ -26,7 +26,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 """A log that failed is tried again after the first pause, which doubles up to the longest."""
 ADOPT_SECONDS = 2.0
 """How often a process looks for files that a dead one left."""
-DELIVER_SECONDS = 0.05
+DELIVER_SECONDS = 0.2
 """How long records gather before they go to the log together."""
 HANGING_SECONDS = 1.0
 """A log that takes this long to answer is taken for one that refuses."""

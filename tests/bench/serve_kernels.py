@@ -39,7 +39,7 @@ def kernels(services: Services, bodies: Sequence[bytes]) -> tuple[dict[str, floa
     parse, dump = timed("json", RecommendRequest.model_validate_json), timed("json", orjson.dumps)
     for owner, method, name in (
         (services.reader, "user_history", "feature read"),
-        (recommender, "user_vector", "encoder"),
+        (recommender, "user_vectors", "encoder"),
         (recommender, "nearest", "faiss"),
         (recommender, "rank", "ranker"),
     ):

@@ -56,10 +56,10 @@ class FakeRecommender:
         self.windows = np.zeros((6, len(ITEM_WINDOWS)), dtype=np.float32)
         self.windows[:, :3] = np.array([1, 1, 1, 1, 9, 1])[:, None]
 
-    def user_vector(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = np.zeros(6, dtype=np.float32)
-        vector[5] = 1.0
-        return vector
+    def user_vectors(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = np.zeros((len(items), 6), dtype=np.float32)
+        vectors[:, 5] = 1.0
+        return vectors
 
     def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
         order = np.argsort(-(self.catalogue.vectors @ vector), kind="stable")

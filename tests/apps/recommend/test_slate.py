@@ -22,7 +22,7 @@ def ground(*, bought: tuple[int, ...] = (), seen: tuple[int, ...] = (), shown: d
     return Ground(
         items=np.arange(COUNT),
         matches=lambda when: np.array([f"category == '{one}'" == when for one in COLOURS]),
-        values_of=lambda field: COLOURS,
+        values_of=lambda field, rows: [COLOURS[row] for row in rows],
         vectors=lambda rows: np.eye(3, dtype=np.float32)[
             [("red", "blue", "green").index(COLOURS[row]) for row in rows]
         ],
