@@ -30,7 +30,6 @@ from features.manifest import (
     ARRAYS,
     CATALOGUE,
     INDEX,
-    ITEM_TOWER,
     RANKER,
     USER_TOWER,
     FraudCard,
@@ -201,7 +200,6 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
         index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
         catalogue_items=len(catalogue.ids),
-        content_buckets=config.retrieval.content_buckets,
         references=references(np.concatenate([one.candidates.features for one in models.learned]), CANDIDATE_FEATURES),
     )
 
@@ -226,13 +224,6 @@ def _write_model(
         out / USER_TOWER,
         {"items": torch.zeros((rows, RECENT_ITEMS), dtype=torch.long), "weights": torch.rand((rows, RECENT_ITEMS))},
         output="vector",
-    )
-    export(
-        fitted.item_tower,
-        out / ITEM_TOWER,
-        {"tokens": torch.zeros((rows, 3), dtype=torch.long), "weights": torch.rand((rows, 3))},
-        output="vector",
-        wide=("tokens", "weights"),
     )
     export(
         ranker,
