@@ -168,11 +168,11 @@ def fit_recommenders(
     curve = ranking.curve
     say(f"ranker: {len(learn_drawn):,} orders, {curve.best_epoch} epochs, validation ndcg@20 {-curve.best:.3f}")
 
-    # The released tower has seen everything before the split, for as long as the first one needed.
-    longer = replace(config.retrieval, epochs=epochs)
+    # The released tower has seen everything before the split: it goes on from the first one, over all orders.
+    longer = replace(config.retrieval, epochs=config.retrieval.refit_epochs)
     fitted = fit_retrieval(
         catalogue, early_queries + late_queries, [], longer, device=device, seed=seed, label="two-tower 2/2",
-        watch=watch,
+        watch=watch, begin=first,
     )  # fmt: skip
     catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.split, vectors=fitted.vectors)
     curves = {"two-tower 1/2": first.curve, "ranker": ranking.curve, "two-tower 2/2": fitted.curve}
