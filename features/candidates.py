@@ -88,13 +88,10 @@ def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: l
 
     session_items: items looked at in this session, oldest first, which the history may not hold yet.
     """
-    entries = history.entries
-    if len(history.times) and history.times[-1] > at:
-        past = history.times <= at
-        entries = {name: column[past] for name, column in entries.items()}
-    items, times = catalogue.indices(entries[columns.ITEMS]), entries[columns.TIMES]
-    kinds, prices, quantities = entries[columns.KINDS], entries[columns.PRICES], entries[columns.QUANTITIES]
+    known = catalogue.indices(history.entries[columns.ITEMS])
+    who = coded_visitor(History(history.offsets, history.entries | {columns.ITEMS: known}), at=at)
     if session_items:
+        items, times, kinds, prices, quantities = who.items, who.times, who.kinds, who.prices, who.quantities
         seen = catalogue.indices(session_items)
         items = np.concatenate((items, seen))
         times = np.concatenate((times, np.full(len(seen), at, dtype=np.int64)))
@@ -102,7 +99,20 @@ def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: l
         known_price = np.where(seen >= 0, catalogue.prices[seen], 0.0) if len(catalogue.ids) else np.zeros(len(seen))
         prices = np.concatenate((prices, known_price))
         quantities = np.concatenate((quantities, np.ones(len(seen))))
-    return Visitor(at, items, times, kinds, prices, quantities)
+        return Visitor(at, items, times, kinds, prices, quantities)
+    return who
+
+
+def coded_visitor(history: History, *, at: int) -> Visitor:
+    """The same of a history whose items are catalogue indices already."""
+    entries = history.entries
+    if len(history.times) and history.times[-1] > at:
+        past = history.times <= at
+        entries = {name: column[past] for name, column in entries.items()}
+    return Visitor(
+        at, entries[columns.ITEMS], entries[columns.TIMES], entries[columns.KINDS], entries[columns.PRICES],
+        entries[columns.QUANTITIES],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,11 @@
-"""What an item is before anyone has bought it: title, price and category as the tokens that the item tower reads.
+"""What an item is before anyone has bought it: title, price and category as the tokens that both towers read.
 
-Training and whoever gives a new item its vector both call this. Knows nothing of models.
+Knows nothing of models.
 """
 
 import re
 import zlib
-from collections.abc import Sequence
 from math import log2
-
-import numpy as np
-from numpy.typing import NDArray
 
 WORD = re.compile(r"[a-z0-9]+")
 
@@ -27,14 +23,3 @@ def tokens_of(title: str, price: float, category: str, *, buckets: int) -> list[
     tokens += [f"price={round(2 * log2(price))}"] if price > 0 else []
     tokens += [f"category={category.lower()}"] if category else []
     return [zlib.crc32(token.encode()) % buckets for token in tokens]
-
-
-def padded(bags: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What the exported item tower reads: tokens int64 [B, L], weights float32 [B, L] that sum to 1 in each row, or to
-    0 in that of an item without content."""
-    tokens = np.zeros((len(bags), max((1, *map(len, bags)))), dtype=np.int64)
-    weights = np.zeros(tokens.shape, dtype=np.float32)
-    for row, bag in enumerate(bags):
-        tokens[row, : len(bag)] = bag
-        weights[row, : len(bag)] = 1 / max(1, len(bag))
-    return tokens, weights

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
-USER_TOWER, ITEM_TOWER, RANKER, FRAUD = "user_tower.onnx", "item_tower.onnx", "ranker.onnx", "fraud.onnx"
+USER_TOWER, RANKER, FRAUD = "user_tower.onnx", "ranker.onnx", "fraud.onnx"
 INDEX, CATALOGUE, ARRAYS = "items.faiss", "catalogue.parquet", "catalogue.safetensors"
 
 
@@ -58,7 +58,7 @@ class RecommendCard(_Card):
     candidate_features: tuple[str, ...]
     catalogue_items: int
     content_buckets: int = 0
-    """What features/content.py hashes the tokens into that ITEM_TOWER reads; 0 in releases without that file."""
+    """Above 0 only in older releases, which hold an item tower that nothing reads."""
     references: dict[str, Reference] = {}
     """By candidate feature; empty in releases from before drift was watched."""
 

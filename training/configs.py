@@ -12,8 +12,10 @@ class RetrievalConfig:
     content_buckets: int = 4096
     """Buckets that words of titles, prices and categories are hashed into."""
     dropout: float = 0.2
-    epochs: int = 30
-    patience: int = 4
+    epochs: int = 5
+    refit_epochs: int = 1
+    """Epochs over all orders that the released model goes on for."""
+    patience: int = 2
     """Epochs without a better validation recall before training stops."""
     batch_orders: int = 128
     negatives: int = 8192

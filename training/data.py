@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import columns, history, store, views
-from features.candidates import Candidates, Visitor, visitor
+from features.candidates import Candidates, Visitor, coded_visitor
 from features.catalogue import Catalogue, item_windows
 from features.entries import user_entries
 from features.feast_import import FeatureStore
@@ -148,12 +148,16 @@ def states_held_back(feast: FeatureStore, orders: Orders, later: pd.DataFrame, *
 
 def queries_of(orders: Orders, states: History, catalogue: Catalogue) -> list[Query]:
     """Orders with their states, as queries; items that the catalogue does not know are no targets."""
-    result = []
-    for row in range(len(orders)):
-        targets = catalogue.indices(list(orders.items[row]))
-        who = visitor(states.row(row), catalogue, at=int(orders.times[row]))
-        result.append(Query(who, np.unique(targets[targets >= 0])))
-    return result
+    # Each id is looked up once for all orders: one by one, the look-ups took longer than a model's epoch.
+    codes, names = pd.factorize(states.entries[columns.ITEMS], use_na_sentinel=False)
+    known = History(states.offsets, states.entries | {columns.ITEMS: catalogue.indices(names)[codes]})
+    counts = [len(items) for items in orders.items]
+    codes, names = pd.factorize(np.concatenate([*orders.items, np.empty(0, dtype=object)]), use_na_sentinel=False)
+    bought = np.split(catalogue.indices(names)[codes], np.cumsum(counts)[:-1])
+    return [
+        Query(coded_visitor(known.row(row), at=int(orders.times[row])), np.unique(targets[targets >= 0]))
+        for row, targets in enumerate(bought[: len(orders)])
+    ]
 
 
 class ItemDays:

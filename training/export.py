@@ -16,12 +16,11 @@ class ExportError(Exception):
     """The exported model does not answer as the trained one does."""
 
 
-def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: str, wide: tuple[str, ...] = ()) -> None:
+def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: str) -> None:
     """Write `model` to `path` (.onnx) and its weights beside it (.safetensors).
 
-    inputs: example tensors by name, in the order of forward(), of any number of rows above 1; wide: those of any
-    number of columns, too. Raises ExportError when
-    ONNX Runtime answers something else than the model by more than TOLERANCE.
+    inputs: example tensors by name, in the order of forward(), of any number of rows above 1. Raises
+    ExportError when ONNX Runtime answers something else than the model by more than TOLERANCE.
     """
     model = model.eval()
     with warnings.catch_warnings():
@@ -32,7 +31,7 @@ def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: s
             path,
             input_names=list(inputs),
             output_names=[output],
-            dynamic_axes={name: {0: "rows"} | ({1: "columns"} if name in wide else {}) for name in (*inputs, output)},
+            dynamic_axes={name: {0: "rows"} for name in (*inputs, output)},
             # Traced, not compiled: these models have no branches, and it takes 0.1 s instead of 4 s a model.
             dynamo=False,
         )

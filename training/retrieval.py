@@ -17,8 +17,8 @@ from features.content import tokens_of
 from training.configs import RetrievalConfig
 from training.data import Query
 from training.fitting import Curve, Watch, fit
-from training.models.two_tower import CONTENT, HISTORY, ITEM, PooledTower, Tower, TwoTower
-from training.shard import dense_parameters, loss_scale, shard, share, table, total
+from training.models.two_tower import CONTENT, ITEM, PooledTower, TwoTower
+from training.shard import dense_parameters, local_tensors, loss_scale, shard, share, table, total
 
 VALIDATION_TOP = 100
 
@@ -29,9 +29,9 @@ class Retrieval:
 
     vectors: NDArray[np.float32]
     user_tower: PooledTower
-    item_tower: PooledTower
-    """From content alone: for items that have no vector here."""
     curve: Curve
+    weights: dict[str, Tensor]
+    """What this process trained, its optimizer of tables included: where another fit may begin."""
 
     @property
     def recall(self) -> float:
@@ -56,8 +56,8 @@ def content_of(catalogue: Catalogue, buckets: int) -> list[list[int]]:
     return [tokens_of(*row, buckets=buckets) for row in rows]
 
 
-class _Items:
-    """The item side of the model's input: any set of items as a KeyedJaggedTensor."""
+class _Bags:
+    """The model's input: bags of items, and of what is known of them, as a KeyedJaggedTensor."""
 
     def __init__(self, content: list[list[int]], device: torch.device) -> None:
         self._lengths = torch.tensor([len(row) for row in content])
@@ -65,30 +65,32 @@ class _Items:
         self._tokens = torch.tensor([token for row in content for token in row], dtype=torch.long)
         self._device = device
 
-    def jagged(self, items: Tensor) -> KeyedJaggedTensor:
-        lengths = self._lengths[items]
-        starts = torch.repeat_interleave(self._offsets[items] - (lengths.cumsum(0) - lengths), lengths)
-        tokens = self._tokens[starts + torch.arange(int(lengths.sum()))]
+    def jagged(self, items: Tensor, weights: Tensor, lengths: Tensor) -> KeyedJaggedTensor:
+        """items int64 and weights float32 [entries] of rows with so many entries (int64 [rows])."""
+        known = self._lengths[items]
+        places = torch.repeat_interleave(self._offsets[items] - (known.cumsum(0) - known), known)
+        tokens = self._tokens[places + torch.arange(int(known.sum()))]
+        token_weights = torch.repeat_interleave(weights / known.clamp(min=1), known)
+        rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        token_lengths = torch.zeros_like(lengths).index_add_(0, rows, known)
         return KeyedJaggedTensor(
             keys=[ITEM, CONTENT],
             values=torch.cat((items, tokens)),
-            lengths=torch.cat((torch.ones_like(items), lengths)).int(),
+            weights=torch.cat((weights, token_weights)),
+            lengths=torch.cat((lengths, token_lengths)).int(),
         ).to(self._device)
 
-
-def _history_jagged(items: Tensor, weights: Tensor, device: torch.device) -> KeyedJaggedTensor:
-    real = weights > 0
-    return KeyedJaggedTensor(
-        keys=[HISTORY], values=items[real], weights=weights[real], lengths=real.sum(dim=1).int()
-    ).to(device)
+    def means(self, table: Tensor) -> Tensor:
+        """Each item's content by the table of tokens, float32 [items, D]; zeros for an item without any."""
+        return F.embedding_bag(self._tokens, table, self._offsets[:-1], mode="mean")
 
 
-def _targets(queries: list[Query], items: int) -> Tensor:
-    """Which items each order holds: float32 [orders, items], rows summing to 1. Only for orders that hold any."""
-    target = torch.zeros((len(queries), items))
-    for row, query in enumerate(queries):
-        target[row, torch.from_numpy(query.targets)] = 1 / len(query.targets)
-    return target
+def _bought(queries: list[Query], drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the orders hold: row, place in `drawn` (ascending), and share of its order, one entry an order and item."""
+    counts = torch.tensor([len(query.targets) for query in queries])
+    items = torch.from_numpy(np.concatenate([query.targets for query in queries] or [np.empty(0, np.int64)]))
+    rows = torch.repeat_interleave(torch.arange(len(queries)), counts)
+    return rows, torch.searchsorted(drawn, items), 1 / counts[rows]
 
 
 def fit_retrieval(
@@ -101,18 +103,22 @@ def fit_retrieval(
     seed: int,
     label: str,
     watch: Watch | None = None,
+    begin: Retrieval | None = None,
 ) -> Retrieval:
     """Train on orders whose users have a history, until validation recall stops growing; keep the best epoch.
 
     The loss is the cross entropy of an order's items among all items, or among `config.negatives` drawn in proportion
-    to sales with the logQ correction where the catalogue is larger.
+    to sales with the logQ correction where the catalogue is larger. begin: a fit on the same catalogue, to go on from.
     """
     torch.manual_seed(seed)
     count = len(catalogue.ids)
     plain = TwoTower(items=count, buckets=config.content_buckets, width=config.width, dropout=config.dropout)
     model = shard(plain, device=device, embedding_rate=config.embedding_rate, seed=seed)
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
-    item_side = _Items(content_of(catalogue, config.content_buckets), device)
+    if begin:
+        for name, value in local_tensors(model).items():
+            value.copy_(begin.weights[name])
+    bags = _Bags(content_of(catalogue, config.content_buckets), device)
     training = [query for query in training if len(query.who.recent) and len(query.targets)]
     validation = [query for query in validation if len(query.who.recent) and len(query.targets)]
     items, weights = (torch.from_numpy(part) for part in padded_histories([query.who for query in training]))
@@ -123,12 +129,15 @@ def fit_retrieval(
         for batch in torch.randperm(len(training), generator=generator).split(config.batch_orders):
             drawn, log_q = _draw_items([training[row] for row in batch.tolist()], sales, config.negatives, generator)
             rows = share(batch)
-            target = _targets([training[row] for row in rows.tolist()], count)[:, drawn].to(device)
+            real = weights[rows] > 0
+            entries = torch.cat((items[rows][real], drawn)), torch.cat((weights[rows][real], torch.ones(len(drawn))))
+            asked = bags.jagged(*entries, torch.cat((real.sum(dim=1), torch.ones_like(drawn))))
+            order, place, part = (one.to(device) for one in _bought([training[row] for row in rows.tolist()], drawn))
             # Whole steps in bf16 where the GPU has it; on the CPU fp32 is as fast at this width.
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(_history_jagged(items[rows], weights[rows], device), item_side.jagged(drawn))[2]
-                logits = logits - log_q.to(device)
-                loss = F.cross_entropy(logits.float(), target, reduction="sum") * loss_scale(len(batch))
+                logits = (model(asked, len(rows))[2] - log_q.to(device)).float()
+                missed = logits.logsumexp(dim=1).sum() - (logits[order, place] * part).sum()
+                loss = missed * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -136,7 +145,7 @@ def fit_retrieval(
         return float(np.mean(losses))
 
     def judge() -> float:
-        fitted = _fitted(model, item_side, count, Curve())
+        fitted = _fitted(model, bags, Curve())
         mine = [validation[row] for row in share(torch.arange(len(validation))).tolist()]
         found = recalls(fitted, mine)
         return -total(sum(found)) / len(validation)
@@ -145,7 +154,7 @@ def fit_retrieval(
         model, optimizer, epoch=epoch, judge=judge if validation else None, epochs=config.epochs,
         patience=config.patience, seed=seed, label=label, watch=watch,
     )  # fmt: skip
-    return _fitted(model, item_side, count, curve)
+    return _fitted(model, bags, curve)
 
 
 def _draw_items(
@@ -161,25 +170,14 @@ def _draw_items(
     return drawn, torch.log(share[drawn] * negatives).clamp(max=0)
 
 
-def _fitted(model: DistributedModelParallel, item_side: _Items, items: int, curve: Curve) -> Retrieval:
+def _fitted(model: DistributedModelParallel, bags: _Bags, curve: Curve) -> Retrieval:
     """The model as it stands now, on the CPU, without TorchRec."""
-    module = model.module
-    nobody = KeyedJaggedTensor(
-        keys=[HISTORY],
-        values=torch.zeros(1, dtype=torch.long),
-        weights=torch.ones(1),
-        lengths=torch.ones(1, dtype=torch.int),
-    ).to(next(module.user_tower.parameters()).device)
+    items = table(model, ITEM) + bags.means(table(model, CONTENT))
+    user_tower, item_tower = (copy.deepcopy(one).cpu() for one in (model.module.user_tower, model.module.item_tower))
     with torch.no_grad():
-        vectors = model(nobody, item_side.jagged(torch.arange(items)))[1].float().cpu().numpy()
-    return Retrieval(
-        vectors, _pooled(model, HISTORY, module.user_tower), _pooled(model, CONTENT, module.item_tower), curve
-    )
-
-
-def _pooled(model: DistributedModelParallel, name: str, trained: Tower) -> PooledTower:
-    tower = copy.deepcopy(trained).cpu()
-    return PooledTower(table(model, name), tower).eval()
+        vectors = item_tower.eval()(items).numpy()
+    weights = {name: value.clone() for name, value in local_tensors(model).items()}
+    return Retrieval(vectors, PooledTower(items, user_tower).eval(), curve, weights)
 
 
 def recalls(fitted: Retrieval, queries: list[Query]) -> list[float]:

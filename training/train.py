@@ -30,7 +30,6 @@ from features.manifest import (
     ARRAYS,
     CATALOGUE,
     INDEX,
-    ITEM_TOWER,
     RANKER,
     USER_TOWER,
     FraudCard,
@@ -174,11 +173,11 @@ def fit_recommenders(
     curve = ranking.curve
     say(f"ranker: {len(learn_drawn):,} orders, {curve.best_epoch} epochs, validation ndcg@20 {-curve.best:.3f}")
 
-    # The released tower has seen everything before the split, for as long as the first one needed.
-    longer = replace(config.retrieval, epochs=epochs)
+    # The released tower has seen everything before the split: it goes on from the first one, over all orders.
+    longer = replace(config.retrieval, epochs=config.retrieval.refit_epochs)
     fitted = fit_retrieval(
         catalogue, early_queries + late_queries, [], longer, device=device, seed=seed, label="two-tower 2/2",
-        watch=watch,
+        watch=watch, begin=first,
     )  # fmt: skip
     catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.split, vectors=fitted.vectors)
     curves = {"two-tower 1/2": first.curve, "ranker": ranking.curve, "two-tower 2/2": fitted.curve}
@@ -206,7 +205,6 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
         index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
         catalogue_items=len(catalogue.ids),
-        content_buckets=config.retrieval.content_buckets,
         references=references(np.concatenate([one.candidates.features for one in models.learned]), CANDIDATE_FEATURES),
     )
 
@@ -231,13 +229,6 @@ def _write_model(
         out / USER_TOWER,
         {"items": torch.zeros((rows, RECENT_ITEMS), dtype=torch.long), "weights": torch.rand((rows, RECENT_ITEMS))},
         output="vector",
-    )
-    export(
-        fitted.item_tower,
-        out / ITEM_TOWER,
-        {"tokens": torch.zeros((rows, 3), dtype=torch.long), "weights": torch.rand((rows, 3))},
-        output="vector",
-        wide=("tokens", "weights"),
     )
     export(
         ranker,

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-HISTORY, ITEM, CONTENT = "history", "item", "content"
+ITEM, CONTENT = "item", "content"
 
 
 class Tower(nn.Module):
@@ -31,39 +31,36 @@ class Tower(nn.Module):
 class TwoTower(nn.Module):
     def __init__(self, *, items: int, buckets: int, width: int, dropout: float) -> None:
         super().__init__()
-        meta = torch.device("meta")
 
-        def bag(name: str, rows: int, pooling: PoolingType) -> EmbeddingBagConfig:
+        def table(name: str, rows: int) -> EmbeddingBagConfig:
             return EmbeddingBagConfig(
-                name=name, embedding_dim=width, num_embeddings=rows, feature_names=[name], pooling=pooling
+                name=name, embedding_dim=width, num_embeddings=rows, feature_names=[name], pooling=PoolingType.SUM
             )
 
-        self.history = EmbeddingBagCollection(
-            tables=[bag(HISTORY, items, PoolingType.SUM)], is_weighted=True, device=meta
-        )
-        self.item = EmbeddingBagCollection(
-            tables=[bag(ITEM, items, PoolingType.SUM), bag(CONTENT, buckets, PoolingType.MEAN)], device=meta
+        self.bags = EmbeddingBagCollection(
+            tables=[table(ITEM, items), table(CONTENT, buckets)], is_weighted=True, device=torch.device("meta")
         )
         self.user_tower = Tower(width, dropout)
         self.item_tower = Tower(width, dropout)
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
-    def forward(self, histories: KeyedJaggedTensor, items: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, bags: KeyedJaggedTensor, users: int) -> tuple[Tensor, Tensor, Tensor]:
         """User vectors [B, D], item vectors [C, D] and logits [B, C].
 
-        histories: HISTORY with weights that sum to 1 in each row; items: ITEM (one id a row) and CONTENT (hashed
-        tokens, features/content.py).
+        bags: ITEM and CONTENT (hashed tokens, features/content.py) with weights. The first `users` rows are histories,
+        whose items' weights sum to 1; each row after them is one item of weight 1. An item's tokens share its weight.
         """
-        users = self.user_tower(self.history(histories)[HISTORY])
-        bags = self.item(items)
-        vectors = self.item_tower(bags[ITEM] + bags[CONTENT])
-        return users, vectors, (users @ vectors.T) * self.log_scale.exp().clamp(max=50)
+        found = self.bags(bags)
+        pooled = found[ITEM] + found[CONTENT]
+        who, vectors = self.user_tower(pooled[:users]), self.item_tower(pooled[users:])
+        return who, vectors, (who @ vectors.T) * self.log_scale.exp().clamp(max=50)
 
 
 class PooledTower(nn.Module):
-    """An exported half: padded histories to user vectors, or padded content to the vectors of new items.
+    """The exported half: padded histories to user vectors.
 
-    ids: int64 [B, L], any valid one where the weight is 0; weights: float32 [B, L], summing to 1 in each row.
+    table: float32 [items, D], an item and its content. items: int64 [B, L], any valid one where the weight is 0;
+    weights: float32 [B, L], summing to 1 in each row.
     """
 
     def __init__(self, table: Tensor, tower: Tower) -> None:
@@ -71,7 +68,7 @@ class PooledTower(nn.Module):
         self.table = nn.Embedding(table.shape[0], table.shape[1], _weight=table, _freeze=True)
         self.tower = tower
 
-    def forward(self, ids: Tensor, weights: Tensor) -> Tensor:
-        pooled = (self.table(ids) * weights.unsqueeze(-1)).sum(dim=1)
+    def forward(self, items: Tensor, weights: Tensor) -> Tensor:
+        pooled = (self.table(items) * weights.unsqueeze(-1)).sum(dim=1)
         vectors: Tensor = self.tower(pooled)
         return vectors
