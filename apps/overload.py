@@ -1,10 +1,10 @@
 """Refusing early what cannot be answered in time, so that what is answered stays fast.
 
-A process works on a bounded number of requests at once; the rest wait in a short queue. While the queue empties now
-and then, a request may wait `queue_seconds`: that takes in a burst. Once the queue has not been empty for that long it
-is a standing one: then a request waits a twentieth of it, the newest goes first, and the rest get a 503 at once.
-That is controlled delay (K. Nichols, V. Jacobson: Controlling Queue Delay, ACM Queue 10(5), 2012) as simplified for
-request servers, with adaptive LIFO (B. Maurer: Fail at Scale, ACM Queue 13(8), 2015). Decision 0012 says why.
+A process works on a bounded number of requests at once; the rest wait in a short queue, in order, `queue_seconds` at
+most: that takes in a burst. Once nobody has got a place without waiting for that long, the queue is a standing one, and
+every further millisecond of it only makes answers late: then a request waits a quarter as long, and whoever has waited
+longer gets a 503 at once. That is controlled delay (K. Nichols, V. Jacobson: Controlling Queue Delay, ACM Queue 10(5),
+2012) as simplified for request servers (B. Maurer: Fail at Scale, ACM Queue 13(8), 2015). Decision 0012 says why.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ Priority = Literal["interactive", "bulk"]
 BULK = ("/v1/events", "/v1/labels", "/v1/experiments", "/v1/rules")
 ALWAYS = ("/v1/alerts/stream",)
 """Below /v1, but open for hours and mostly idle: no place is held for it."""
-STANDING_SHARE = 1 / 20
+QUICK_SHARE, STANDING_SHARE = 1 / 20, 1 / 4
+"""Of the longest wait: what counts as none, and what is the longest in a standing queue."""
 RETRY_AFTER_SECONDS = 1
 
 
@@ -40,9 +41,10 @@ class _Queue:
     most: int
     """Places that requests of this priority may take together."""
     working: int = 0
-    waiting: deque[asyncio.Future[bool]] = field(default_factory=deque)
-    empty_at: float = 0.0
-    """When nobody waited last."""
+    waiting: deque[tuple[float, asyncio.Future[bool]]] = field(default_factory=deque)
+    """Since when, and what is told when it is over; oldest first."""
+    quick_at: float = 0.0
+    """When somebody got a place last with next to no wait."""
 
 
 class Places:
@@ -56,8 +58,8 @@ class Places:
         now = clock()
         # Interactive first: the order in which a free place is offered.
         self._queues: dict[Priority, _Queue] = {
-            "interactive": _Queue(places, empty_at=now),
-            "bulk": _Queue(max(1, places // 2), empty_at=now),
+            "interactive": _Queue(places, quick_at=now),
+            "bulk": _Queue(max(1, places // 2), quick_at=now),
         }
 
     @property
@@ -65,9 +67,9 @@ class Places:
         return sum(queue.working for queue in self._queues.values())
 
     def standing(self, priority: Priority) -> bool:
-        """Has this queue not been empty for as long as a request may wait."""
+        """Has nobody got a place without waiting for as long as a request may wait."""
         queue = self._queues[priority]
-        return bool(queue.waiting) and self._clock() - queue.empty_at > self._queue_seconds
+        return bool(queue.waiting) and self._clock() - queue.quick_at > self._queue_seconds
 
     def hopeless(self, priority: Priority) -> bool:
         """So many wait already that one more is not worth reading."""
@@ -76,23 +78,26 @@ class Places:
     async def take(self, priority: Priority) -> bool:
         """Wait for a place; False when none came free in time. Give it back with `leave`."""
         queue = self._queues[priority]
-        if not queue.waiting:
-            queue.empty_at = self._clock()
-            if self._free(queue):
-                queue.working += 1
-                return True
+        if not queue.waiting and self._free(queue):
+            queue.quick_at = self._clock()
+            queue.working += 1
+            return True
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
-        patience = self._queue_seconds * (STANDING_SHARE if self.standing(priority) else 1.0)
-        queue.waiting.append(turn)
-        timer = loop.call_later(patience, self._give_up, queue, turn)
+        patience = self._queue_seconds
+        if self.standing(priority):
+            patience *= STANDING_SHARE
+            while queue.waiting and queue.waiting[0][0] < self._clock() - patience:
+                self._refuse(queue, queue.waiting[0][1])
+        queue.waiting.append((self._clock(), turn))
+        timer = loop.call_later(patience, self._refuse, queue, turn)
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.result():
                 self.leave(priority)
             else:
-                self._give_up(queue, turn)
+                self._forget(queue, turn)
             raise
         finally:
             timer.cancel()
@@ -100,25 +105,28 @@ class Places:
     def leave(self, priority: Priority) -> None:
         """Give a place back, to whoever waits for one."""
         self._queues[priority].working -= 1
-        for name, queue in self._queues.items():
+        for queue in self._queues.values():
             while queue.waiting and self._free(queue):
-                turn = queue.waiting.pop() if self.standing(name) else queue.waiting.popleft()
-                if not queue.waiting:
-                    queue.empty_at = self._clock()
+                since, turn = queue.waiting.popleft()
                 if not turn.done():
+                    if self._clock() - since < self._queue_seconds * QUICK_SHARE:
+                        queue.quick_at = self._clock()
                     queue.working += 1
                     turn.set_result(True)
 
     def _free(self, queue: _Queue) -> bool:
         return queue.working < queue.most and self.working < self._most
 
-    def _give_up(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
-        if turn in queue.waiting:
-            queue.waiting.remove(turn)
-            if not queue.waiting:
-                queue.empty_at = self._clock()
+    def _refuse(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
+        self._forget(queue, turn)
         if not turn.done():
             turn.set_result(False)
+
+    def _forget(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
+        for place, (_, waiting) in enumerate(queue.waiting):
+            if waiting is turn:
+                del queue.waiting[place]
+                return
 
 
 class Overload:

@@ -114,6 +114,40 @@ def test_a_standing_queue_refuses_sooner_than_a_burst() -> None:
     run(story)
 
 
+def test_a_queue_that_stands_is_left_in_order_and_by_those_first_who_waited_longest() -> None:
+    async def story(app: App, gate: Overload, places: Places) -> None:
+        loop = asyncio.get_running_loop()
+        assert all([await places.take("interactive") for _ in range(2)])
+        order: list[int] = []
+
+        async def one(number: int) -> float:
+            started = loop.time()
+            if await places.take("interactive"):
+                order.append(number)
+                loop.call_later(QUEUE_SECONDS / 10, places.leave, "interactive")
+                return 0.0
+            return loop.time() - started
+
+        waiting = [asyncio.create_task(one(0))]
+        await asyncio.sleep(QUEUE_SECONDS / 2)
+        waiting.append(asyncio.create_task(one(1)))
+        await asyncio.sleep(QUEUE_SECONDS * 0.6)
+        assert (waiting[0].done(), waiting[1].done(), places.standing("interactive")) == (True, False, True)
+        waiting += [asyncio.create_task(one(number)) for number in (2, 3)]
+        await asyncio.sleep(0)
+        assert await waiting[1] > QUEUE_SECONDS / 2, "refused at once when the next came"
+        places.leave("interactive")
+        places.leave("interactive")
+        assert await asyncio.gather(*waiting[2:]) == [0.0, 0.0]
+        assert order == [2, 3]
+        await asyncio.sleep(QUEUE_SECONDS / 4)
+        assert places.working == 0
+        assert await places.take("interactive")
+        assert not places.standing("interactive")
+
+    run(story)
+
+
 def test_bulk_takes_half_of_the_places_and_interactive_goes_first() -> None:
     async def story(app: App, gate: Overload, places: Places) -> None:
         bulk = [asyncio.create_task(call(gate, "/v1/events")) for _ in range(4)]
