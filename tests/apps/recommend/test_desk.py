@@ -67,7 +67,7 @@ def test_what_fails_as_a_whole_fails_for_all_and_the_desk_goes_on() -> None:
         return [*told, *await gathered(desk, 3)]
 
     first, second, third = asyncio.run(run())
-    assert isinstance(first, Problem) and isinstance(second, Problem)
+    assert [type(one) for one in (first, second)] == [Problem, Problem]
     assert third == {}
 
 
