@@ -263,8 +263,9 @@ class SpooledLog:
         return not self._failing and time.monotonic() - self._begun < HANGING_SECONDS
 
     def _run(self) -> None:
-        next_look, told = 0.0, (0, 0)
-        while not self._halt.wait(DELIVER_SECONDS):
+        next_look, told, pause = 0.0, (0, 0), 0.0  # at once what an earlier process left
+        while not self._halt.wait(pause):
+            pause = DELIVER_SECONDS
             try:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + ADOPT_SECONDS

@@ -6,9 +6,10 @@ nothing of what the answers say but their status.
 """
 
 import asyncio
+import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class Measured:
 
     ms: list[float] = field(default_factory=list)
     errors: int = 0
+    """Answers other than 200, and connections that broke, in the warm-up too."""
     seconds: float = 0.0
     sent: int = 0
     """All requests, those of the warm-up too."""
@@ -46,13 +48,17 @@ def post(path: str, body: bytes) -> bytes:
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time; `ask` gives the status, 0 when the connection broke."""
+    """One request at a time; `answered` is told of the status, 0 when the connection broke meanwhile. No task and no
+    future a request: the client shall leave the processors to the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, answered: Callable[["_Connection", int], None]) -> None:
+        self._answered = answered
         self._transport: Any = None
-        self._answer: asyncio.Future[int] | None = None
         self._buffer = b""
+        self._waits = False
         self.broken = False
+        self.sent = 0.0
+        """When the request that is under way left, or should have left."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -73,26 +79,24 @@ class _Connection(asyncio.Protocol):
             self._finish(status)
 
     def _finish(self, status: int) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(status)
+        if self._waits:
+            self._waits = False
+            self._answered(self, status)
 
-    def ask(self, request: bytes) -> "asyncio.Future[int]":
-        assert self._transport is not None
-        self._answer = asyncio.get_running_loop().create_future()
+    def ask(self, request: bytes, *, sent: float) -> None:
+        self._waits, self.sent = True, sent
         if self.broken:
             self._finish(0)
         else:
             self._transport.write(request)
-        return self._answer
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        self._transport.close()
 
 
-async def _connect(port: int, count: int) -> list[_Connection]:
+async def _connect(port: int, count: int, answered: Callable[[_Connection, int], None]) -> list[_Connection]:
     loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(_Connection, "127.0.0.1", port) for _ in range(count)]
+    made = [await loop.create_connection(lambda: _Connection(answered), "127.0.0.1", port) for _ in range(count)]
     return [connection for _, connection in made]
 
 
@@ -100,23 +104,30 @@ def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: 
     """`clients` that each send again as soon as they are answered; the first WARM_SECONDS do not count."""
 
     async def go() -> Measured:
-        measured = Measured()
-        connections = await _connect(port, clients)
+        measured, turns = Measured(), itertools.cycle(requests)
+        done, going = asyncio.Event(), clients
+
+        def answered(connection: _Connection, status: int) -> None:
+            nonlocal going
+            now = time.perf_counter()
+            measured.sent += 1
+            measured.errors += status != 200
+            if status == 200 and connection.sent >= begin:
+                measured.ms.append((now - connection.sent) * 1000)
+                measured.seconds = now - begin
+            if now < end and not connection.broken:
+                connection.ask(next(turns), sent=now)
+                return
+            going -= 1
+            if not going:
+                done.set()
+
+        connections = await _connect(port, clients, answered)
         begin = time.perf_counter() + WARM_SECONDS
         end = begin + seconds
-
-        async def one(connection: _Connection, place: int) -> None:
-            while (sent := time.perf_counter()) < end and not connection.broken:
-                status = await asyncio.wait_for(connection.ask(requests[place % len(requests)]), TIMEOUT_SECONDS)
-                place += clients
-                measured.sent += 1
-                if sent >= begin:
-                    measured.errors += status != 200
-                    if status == 200:
-                        measured.ms.append((time.perf_counter() - sent) * 1000)
-                    measured.seconds = time.perf_counter() - begin
-
-        await asyncio.gather(*(one(connection, place) for place, connection in enumerate(connections)))
+        for connection in connections:
+            connection.ask(next(turns), sent=time.perf_counter())
+        await asyncio.wait_for(done.wait(), WARM_SECONDS + seconds + TIMEOUT_SECONDS)
         for connection in connections:
             connection.close()
         return measured
@@ -128,38 +139,37 @@ def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: flo
     """`rate` requests a second, evenly; the first WARM_SECONDS of them do not count."""
 
     async def go() -> Measured:
-        loop, measured = asyncio.get_running_loop(), Measured()
-        idle = deque(await _connect(port, CONNECTIONS))
-        freed: deque[asyncio.Future[None]] = deque()
-        start = time.perf_counter() + 0.05
+        measured, count = Measured(), int(rate * (seconds + WARM_SECONDS))
+        waiting, idle, done = deque[int](), list[_Connection](), asyncio.Event()
 
-        async def one(number: int) -> None:
-            intended = start + number / rate
-            while not idle:
-                turn: asyncio.Future[None] = loop.create_future()
-                freed.append(turn)
-                await turn
-            connection = idle.pop()
-            status = await asyncio.wait_for(connection.ask(requests[number % len(requests)]), TIMEOUT_SECONDS)
-            if connection.broken:
-                connection = (await _connect(port, 1))[0]
-            idle.append(connection)
-            if freed:
-                freed.popleft().set_result(None)
-            if intended >= start + WARM_SECONDS:
-                measured.errors += status != 200
-                if status == 200:
-                    measured.ms.append((time.perf_counter() - intended) * 1000)
+        def send(connection: _Connection, number: int) -> None:
+            connection.ask(requests[number % len(requests)], sent=start + number / rate)
 
-        tasks = []
-        for number in range(int(rate * (seconds + WARM_SECONDS))):
+        def answered(connection: _Connection, status: int) -> None:
+            now = time.perf_counter()
+            measured.sent += 1
+            measured.errors += status != 200
+            if status == 200 and connection.sent >= start + WARM_SECONDS:
+                measured.ms.append((now - connection.sent) * 1000)
+                measured.seconds = now - start - WARM_SECONDS
+            if measured.sent == count:
+                done.set()
+            elif waiting:
+                send(connection, waiting.popleft())
+            else:
+                idle.append(connection)
+
+        idle += await _connect(port, CONNECTIONS, answered)
+        connections, start = list(idle), time.perf_counter() + 0.05
+        for number in range(count):
             if (pause := start + number / rate - time.perf_counter()) > 0:
                 await asyncio.sleep(pause)
-            tasks.append(asyncio.create_task(one(number)))
-        await asyncio.gather(*tasks)
-        measured.seconds = time.perf_counter() - start - WARM_SECONDS
-        measured.sent = len(tasks)
-        for connection in idle:
+            if idle:
+                send(idle.pop(), number)
+            else:
+                waiting.append(number)
+        await asyncio.wait_for(done.wait(), TIMEOUT_SECONDS)
+        for connection in connections:
             connection.close()
         return measured
 

@@ -16,7 +16,7 @@ from apps.experiments.schemas import ExperimentDefinition
 from apps.recommend.board import ItemBoard
 from apps.recommend.rules import NO_RULES
 from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
-from apps.recommend.service import RecommendService, Serving
+from apps.recommend.service import Call, RecommendService, Serving
 from infra import topics
 from infra.log.client import START, LogError, Record
 from infra.log.files import FileLog
@@ -249,3 +249,29 @@ def test_similar_items_start_with_those_bought_together(shop: Shop) -> None:
 def test_trending_goes_by_the_latest_orders(shop: Shop) -> None:
     assert shop.service.trending(n=1)["items"][0]["item_id"] == "rug"
     assert len(shop.service.trending(n=100)["items"]) == len(IDS)
+
+
+def test_who_is_answered_with_others_gets_what_they_would_get_alone(shop: Shop) -> None:
+    shop.reader.bought("ann", "tea", "mug")
+    shop.reader.bought("bob", "lamp")
+    bodies: list[dict[str, Any]] = [
+        {"user_id": "ann"}, {}, {"user_id": "bob", "filter": "price <"}, {"user_id": "bob", "filter": "price > 2"},
+        {"session": {"session_id": "s", "items": ["pot"]}, "n": 3}, {"filter": "price > 1000"},
+    ]  # fmt: skip
+    calls = []
+    for number, body in enumerate(bodies):
+        REQUEST_ID.set(f"call-{number}")
+        calls.append(Call(RecommendRequest.model_validate(body)))
+    REQUEST_ID.set(None)
+    shop.service.recommend_all(calls)
+    logged = {one["http_request_id"]: one for one in shop.impressions()}
+    for number, (body, call) in enumerate(zip(bodies, calls, strict=True)):
+        if number == 2:
+            with pytest.raises(Problem, match="character 8"):
+                call.whole()
+            continue
+        answer = RecommendResponse.model_validate(call.whole())
+        assert answer.items == shop.ask(**body).items
+        if answer.items:
+            assert logged[f"call-{number}"]["event_id"] == answer.request_id
+    assert len(logged) == len([call for call in calls if call.error is None and call.answer["items"]])
