@@ -23,7 +23,7 @@ help:
 	@echo 'make lock    pin the requirements anew'
 	@echo 'make clean   remove the environments and caches, and keep the data in var/'
 
-setup: .venv/ready $(if $(shell command -v java),.venv/spark-classes.jsa)
+setup: .venv/ready .venv/loops $(if $(shell command -v java),.venv/spark-classes.jsa)
 	@$(BIN)/python -m infra.doctor || true
 
 setup-dags: .venv-dags/ready
@@ -42,6 +42,11 @@ setup-peers: .venv-peers/ready
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $<
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+# Numba keeps the machine code; whoever comes first would compile for twenty seconds.
+.venv/loops: .venv/ready features/compiled.py features/drawing.py
+	@$(BIN)/python -m features.drawing
 	@touch $@
 
 # Spark starts in half the time with its classes in an archive; it does without where this fails.

@@ -24,10 +24,10 @@ from apps.ingest import routes as ingest
 from apps.overload import Overload, Places
 from apps.recommend import routes as recommend
 from apps.recommend.desk import Desk
-from apps.serve import end_with_parent
 from apps.wiring import Services
 from infra import topics
 from infra.observability import logs, traces
+from infra.orphans import end_with_parent
 from infra.settings import Settings
 
 TITLE = "Headrace"
