@@ -73,3 +73,19 @@ def test_an_item_that_was_in_no_order_is_near_to_whoever_likes_its_words(tmp_pat
     liked = (users @ fitted.vectors[:6].T).argmax(axis=1) % 3
     assert np.mean(liked == np.arange(30) % 3) > 0.8, "no order held the first six"
     assert np.mean(recalls(fitted, queries())) > 0.8
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_from_where_another_ended() -> None:
+    shop, asked = catalogue(), queries()
+    with process_group(CPU):
+        whole = fit_retrieval(shop, asked, [], replace(RETRIEVAL, epochs=2), device=CPU, seed=1, label="a")
+        stands = fit_retrieval(
+            shop, asked, [], replace(RETRIEVAL, epochs=0), device=CPU, seed=2, label="b", begin=whole
+        )
+        further = fit_retrieval(
+            shop, asked, [], replace(RETRIEVAL, epochs=1), device=CPU, seed=2, label="c", begin=whole
+        )
+    assert np.allclose(stands.vectors, whole.vectors, atol=1e-6)
+    assert further.curve.losses[0] < whole.curve.losses[0]
+    assert not np.allclose(further.vectors, whole.vectors, atol=1e-3)
