@@ -68,6 +68,8 @@ def run(settings: Settings, config: Config, *, now: datetime, say: Say, wait: bo
     Raises NoDataError when there is nothing to learn from.
     """
     logging.getLogger("torchrec").setLevel(logging.ERROR)
+    # FBGEMM tells of each table's making, in the name of nobody: what has a name passes.
+    logging.getLogger().addFilter(lambda record: record.levelno > logging.INFO)
     while wait and not settings.tables_status.exists():
         time.sleep(TABLES_PAUSE_SECONDS)
     version = now.strftime("%Y%m%dT%H%M%SZ")
