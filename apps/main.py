@@ -3,10 +3,15 @@
 import asyncio
 import gc
 import json
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from multiprocessing.connection import wait
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
@@ -24,7 +29,6 @@ from apps.fraud import routes as fraud
 from apps.ingest import routes as ingest
 from apps.overload import Overload, Places
 from apps.recommend import routes as recommend
-from apps.serve import end_with_parent
 from apps.wiring import Services
 from infra import topics
 from infra.observability import logs, traces
@@ -87,13 +91,27 @@ def create_app(settings: Settings) -> FastAPI:
 
 def served() -> FastAPI:
     """The app of one of several worker processes: its settings are those of the environment that `serve` gave it."""
-    end_with_parent()
+    _end_with_parent()
     settings = Settings()
     logs.set_up(settings)
     # Requests are answered in the event loop: a thread at work in the background has to let it go on soon.
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(YOUNG_OBJECTS)
     return create_app(settings)
+
+
+def _end_with_parent() -> None:
+    """Have this worker stop, as a terminate signal would, when the process that started it is gone: after a kill -9 of
+    the parent nobody else would tell it, and it would hold its share of the port for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), name="parent", daemon=True).start()
 
 
 def _add_health(app: FastAPI, services: Services) -> None:

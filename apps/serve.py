@@ -5,15 +5,11 @@ The parent starts the workers, starts a dead one anew, and on a terminate signal
 """
 
 import contextlib
-import multiprocessing
 import os
 import shutil
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
-from multiprocessing.connection import wait
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -59,20 +55,6 @@ def run(settings: Settings) -> None:
         return
     port = SharedPort(settings.host, settings.port)
     Multiprocess(config, sockets=[port]).run()  # type: ignore[list-item]
-
-
-def end_with_parent() -> None:
-    """Have this worker stop, as a terminate signal would, when the process that started it is gone: after a kill -9 of
-    the parent nobody else would tell it, and it would hold its share of the port for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch(sentinel: int) -> None:
-        wait([sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), name="parent", daemon=True).start()
 
 
 class SharedPort:
