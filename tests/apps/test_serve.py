@@ -24,7 +24,7 @@ from tests.apps.servers import ASK, ROOT, Answers, Client, Server, closed_loop, 
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-PAIRS, HELD = 3, 4.0
+PAIRS, HELD = 3, 6.0
 """The 99th percentile at twice the capacity, in multiples of that at 0.8 of it: below this it was held."""
 EXPERIMENT = {
     "key": "x", "surface": "elsewhere", "description": "",

@@ -203,7 +203,7 @@ def different(online: Features, offline: Features) -> dict[str, list[tuple[str, 
     }
 
 
-examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @examples
