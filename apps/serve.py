@@ -19,6 +19,8 @@ from infra.settings import Settings
 
 DRAIN_SECONDS = 5
 """Time for requests under way when it stops; open alert streams must not hold up a stop for longer."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than load balancers keep an idle connection (60 s is usual): a request sent while this end closes is lost."""
 HANGING_SECONDS = 30
 """A worker that says nothing for this long is replaced."""
 
@@ -43,6 +45,7 @@ def run(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
         proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_worker_healthcheck=HANGING_SECONDS,
     )

@@ -320,7 +320,8 @@ def _alert_quality(settings: Settings) -> str:
         outcomes.setdefault(decision["event_id"], decision["outcome"])
     alerts = {name for name, outcome in outcomes.items() if outcome != "approve"}
     found = len(alerts & frauds)
+    precision = f"precision {found / len(alerts):.2f}, " if alerts else ""
     return (
-        f"{len(alerts):,} of {len(outcomes):,} scored payments, precision {found / max(1, len(alerts)):.2f}, "
+        f"{len(alerts):,} of {len(outcomes):,} scored payments, {precision}"
         f"{found} of {len(frauds)} frauds found (simulated, so the truth is known)"
     )
