@@ -19,7 +19,7 @@ from infra.settings import Settings
 ROOT = Path(__file__).parents[2]
 APPEND_MANY = """
 import sys
-from infra.log.client import open_log
+from infra.log.open import open_log
 from infra.settings import Settings
 log, name = open_log(Settings()), sys.argv[1]
 for number in range(int(sys.argv[2])):
