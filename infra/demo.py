@@ -248,7 +248,7 @@ def _put_experiment(settings: Settings) -> None:
             "key": EXPERIMENT,
             "surface": "home",
             "description": "Does the ranker sell more of what it shows than its best floor?",
-            "metric": "hit_rate",  # nearly every customer buys something of twenty items: who does tells nothing
+            "metric": "hit_rate",  # nearly every customer buys something of twenty items
             "variations": [
                 {"key": "floor", "weight": 0.5, "parameters": {"recommender": "floor"}},
                 {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
