@@ -91,7 +91,8 @@ def _command(settings: Settings, node: Node, nodes: Sequence[Node]) -> list[str]
     if not (folder / "data" / "meta.properties").exists():
         words = ["kafka.tools.StorageTool", "format", "--config", str(properties)]
         done = subprocess.run(
-            [*run, *words, "--cluster-id", _cluster_id(folder.parent)],
+            # In one word with its name: one id in 64 begins with a dash and would be taken for another option.
+            [*run, *words, f"--cluster-id={_cluster_id(folder.parent)}"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=FORMAT_SECONDS, check=False,
         )  # fmt: skip
         if done.returncode:
