@@ -7,14 +7,13 @@ The parent starts the workers, starts a dead one anew, and on a terminate signal
 import contextlib
 import os
 import shutil
-import socket
 import sys
-from collections.abc import Callable
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from apps.doorman import Doorman, Loop
 from infra.settings import Settings
 
 DRAIN_SECONDS = 5
@@ -38,6 +37,7 @@ def run(settings: Settings) -> None:
     config = uvicorn.Config(
         "apps.main:served",
         factory=True,
+        loop=f"{Loop.__module__}:{Loop.__name__}",
         workers=settings.api_workers,
         host=settings.host,
         port=settings.port,
@@ -56,32 +56,7 @@ def run(settings: Settings) -> None:
         if not server.started:
             sys.exit(STARTUP_FAILURE)
         return
-    port = SharedPort(settings.host, settings.port)
-    Multiprocess(config, sockets=[port]).run()  # type: ignore[list-item]
-
-
-class SharedPort:
-    """A port: held in the parent, and in each worker that it is sent to a socket of that worker's own.
-
-    The kernel divides connections among such sockets by their addresses (SO_REUSEPORT). Of a socket that workers
-    share, the one that looked last takes nearly all of them, and the others idle.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self._address = (host, port)
-        self._held = bound(host, port)
-
-    def __reduce__(self) -> tuple[Callable[[str, int], socket.socket], tuple[str, int]]:
-        return bound, self._address
-
-    def close(self) -> None:
-        self._held.close()
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that others may be bound beside. Raises OSError when somebody else holds the port."""
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind((host, port))
-    return made
+    doorman = Doorman(settings.host, settings.port)
+    doorman.start()
+    Multiprocess(config, sockets=[doorman]).run()  # type: ignore[list-item]
+    doorman.close()
