@@ -19,6 +19,7 @@ from apps.console_feed import ConsoleFeed
 from apps.edge import Edge
 from apps.errors import install_errors
 from apps.experiments import routes as experiments
+from apps.express import Express
 from apps.fraud import routes as fraud
 from apps.ingest import routes as ingest
 from apps.overload import Overload, Places
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     _add_health(app, services)
     # The last one added is the outermost.
+    app.add_middleware(Express, site=app, route=recommend.ROUTE)
     app.add_middleware(
         Overload,
         places=Places(settings.concurrent_requests, queue_seconds=settings.queue_milliseconds / 1000),

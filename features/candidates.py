@@ -6,7 +6,6 @@ Knows nothing of models or stores: vector search hits come in as an argument.
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,6 @@ FLOORS = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchas
 _COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
 _ALL = np.empty(0, dtype=np.uint8)
 """No bits: every item is allowed."""
-_OWN_SCORE = OWN_FEATURES.index("own_score")
 _PURCHASE, _RETURN, _CART = (columns.KIND_CODES[kind] for kind in ("purchase", "return", "cart"))
 
 
@@ -153,28 +151,15 @@ def draw(
     [D], zeros when there is none; allowed: which items may be shown (None: all); best_sellers:
     leaders(windows), where that is worked out already.
     """
-    recent, weights = who.recent, who.recency_weights
-    bits = allowed.bits if allowed is not None else _ALL
     sellers = best_sellers or leaders(windows)
-    together, again, near, selling = quotas or (per_source,) * len(SOURCES)
-    pulled = drawing.bought_with(recent, weights, catalogue.neighbours, catalogue.similarities)
-    own = drawing.own(who.at, who.items, who.times, who.kinds, _PURCHASE, _RETURN, _CART)
-    bought = own[3]
-    drawn = [
-        drawing.highest(pulled[1], pulled[2], together, bits),
-        drawing.highest(own[1][:bought], own[2][:bought, _OWN_SCORE].copy(), again, bits),
-        drawing.first(tower_hits, near, bits),
-        drawing.first(sellers.hot, selling // 2, bits),
-        drawing.first(sellers.popular, selling // 2, bits),
-    ]
-    together_end, again_end, near_end, _, end = accumulate(map(len, drawn))
-    flat = np.concatenate(drawn)
-    # What is hot and what is popular are one source, in this order.
-    items, ranks = drawing.united(flat, np.sort(flat), np.array([together_end, again_end, near_end, end]))
-    features, because = drawing.described(
-        items, ranks, *pulled, *own[:3], catalogue.vectors, user_vector, catalogue.prices, windows, user_features(who)
-    )
-    return Candidates(items, ranks, features, because)
+    return Candidates(
+        *drawing.drawn(
+            who.at, who.items, who.times, who.kinds, who.prices, who.quantities, who.recent, who.recency_weights,
+            tower_hits, sellers.hot, sellers.popular, np.array(quotas or (per_source,) * len(SOURCES)),
+            allowed.bits if allowed is not None else _ALL, catalogue.neighbours, catalogue.similarities,
+            catalogue.vectors, user_vector, catalogue.prices, windows, _PURCHASE, _RETURN, _CART,
+        )
+    )  # fmt: skip
 
 
 def user_features(who: Visitor) -> NDArray[np.float32]:

@@ -23,8 +23,8 @@ MOST_DUE = 10.0
 ABSENT = 10_000
 """Rank of a candidate in a source that did not draw it."""
 NEVER_DAYS = 400.0
-IDLE, MEAN_PRICE = 2, 4
-"""Places among OWN_FEATURES and USER_FEATURES."""
+OWN_SCORE, IDLE, MEAN_PRICE = 1, 2, 4
+"""Places among OWN_FEATURES, and the last among USER_FEATURES."""
 
 
 @compiled()
@@ -323,6 +323,56 @@ def habits(
     told[7] = (at - visit) / DAY
     told[8] = (visit - first) / DAY / (visits - 1) if visits > 1 else NEVER_DAYS
     return told.astype(np.float32)
+
+
+@compiled(
+    NUMBER, NUMBERS, NUMBERS, NUMBERS, REALS, REALS, NUMBERS, SINGLES, NUMBERS, NUMBERS, NUMBERS, NUMBERS, BYTES,
+    array(SMALL, 2), array(SINGLE, 2), array(SINGLE, 2), SINGLES, SINGLES, array(SINGLE, 2), NUMBER, NUMBER, NUMBER,
+)  # fmt: skip
+def drawn(
+    at: int,
+    items: Items,
+    times: Items,
+    kinds: Items,
+    paid: NDArray[np.float64],
+    quantities: NDArray[np.float64],
+    recent: Items,
+    weights: NDArray[np.float32],
+    near: Items,
+    hot: Items,
+    popular: Items,
+    quotas: Items,
+    allowed: NDArray[np.uint8],
+    neighbours: NDArray[np.int32],
+    similarities: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    user_vector: NDArray[np.float32],
+    prices: NDArray[np.float32],
+    windows: NDArray[np.float32],
+    purchase: int,
+    returned: int,
+    last_view: int,
+) -> tuple[Items, Items, NDArray[np.float32], Items]:
+    """The candidates of a visitor whose entries are (items, times, kinds, paid, quantities): their items, ranks,
+    features and what speaks for them, as features.candidates.Candidates has them. All steps in one call: each call
+    from Python costs as much as the shorter of them."""
+    pulled = bought_with(recent, weights, neighbours, similarities)
+    owned = own(at, items, times, kinds, purchase, returned, last_view)
+    bought = owned[3]
+    together = highest(pulled[1], pulled[2], quotas[0], allowed)
+    again = highest(owned[1][:bought], owned[2][:bought, OWN_SCORE].copy(), quotas[1], allowed)
+    nearest = first(near, quotas[2], allowed)
+    # What is hot and what is popular are one source, in this order.
+    hottest, best = first(hot, quotas[3] // 2, allowed), first(popular, quotas[3] // 2, allowed)
+    ends = np.array([len(together), len(again), len(nearest), len(hottest) + len(best)]).cumsum()
+    flat = np.concatenate((together, again, nearest, hottest, best))
+    chosen, ranks = united(flat, np.sort(flat), ends)
+    user = habits(at, items, times, kinds, paid, quantities, purchase)
+    features, because = described(
+        chosen, ranks, pulled[0], pulled[1], pulled[2], pulled[3], pulled[4], owned[0], owned[1], owned[2], vectors,
+        user_vector, prices, windows, user,
+    )  # fmt: skip
+    return chosen, ranks, features, because
 
 
 @compiled(NUMBERS, NUMBERS)

@@ -6,6 +6,7 @@ import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
 from apps.recommend.desk import Desk
@@ -57,6 +58,10 @@ async def recommend(request: Request) -> Response:
     # costs more than it frees, for one interpreter runs one of them at a time.
     known = await run_in_threadpool(service.known_of, body) if service.waits else None
     return _json(await _desk(request).answer(Call(body, known)))
+
+
+ROUTE = cast(APIRoute, router.routes[-1])
+"""Of recommendations, for apps/express.py."""
 
 
 @router.post("/items/{item_id}/similar", summary="Items that go with an item", response_model=ItemList)
