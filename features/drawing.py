@@ -386,6 +386,19 @@ def among(items: Items, others: Items) -> NDArray[np.bool_]:
     return held
 
 
+@compiled(NUMBERS, NUMBERS)
+def counted(items: Items, others: Items) -> Items:
+    """How often each of `items` (each once) is among `others`."""
+    table, counts = _table(len(items)), np.zeros(len(items), dtype=np.int64)
+    for place in range(len(items)):
+        table[_slot(table, items, items[place])] = place
+    for other in others:
+        place = table[_slot(table, items, other)]
+        if place >= 0:
+            counts[place] += 1
+    return counts
+
+
 @compiled(array(SINGLE, 2), REAL, NUMBER)
 def varied(vectors: NDArray[np.float32], weight: float, most: int) -> Items:
     """Places of at most `most` of the vectors (best first, unit length), chosen one by one by (1 - weight) x relevance

@@ -18,21 +18,26 @@ from infra.observability.logs import REQUEST_ID
 def describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
     rows = np.array(slate.rows, dtype=np.int64)
     reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
-    described, shown = found.described(found.candidates.items[rows]), scores[rows].tolist()
+    described, shown = found.described(found.candidates.items[rows]), rounded(scores[rows], 6)
     told = zip(slate.rows, described, shown, slate.propensities, strict=True)
     return [
         {
             "item_id": item_id,
-            "score": round(score, 6),
+            "score": score,
             "source": "pin" if row in slate.pinned else reasons.sources[place],
             "reasons": reasons.of(place, pinned=row in slate.pinned, explored=row in slate.explored),
             "propensity": propensity,
             "title": title,
-            "price": round(price, 2),
+            "price": price,
             "category": category,
         }
         for place, (row, (item_id, title, price, category), score, propensity) in enumerate(told)
     ]
+
+
+def rounded(numbers: NDArray[np.float32], digits: int) -> list[float]:
+    told: list[float] = np.round(numbers.astype(np.float64), digits).tolist()
+    return told
 
 
 STAGES = ("read features", "retrieve", "rank", "arrange")

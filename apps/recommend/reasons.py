@@ -1,6 +1,5 @@
 """Why an item is shown, from the features that it was ranked by. Codes are stable; texts are for people."""
 
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -32,22 +31,25 @@ class Reasons:
 
     def __init__(self, candidates: Candidates, rows: NDArray[np.int64], catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._places = [_places(ranks) for ranks in candidates.ranks[rows].tolist()]
+        ranks = candidates.ranks[rows]
+        self._ranks, self._sources = ranks.tolist(), ranks.argsort(axis=1, kind="stable").tolist()
+        self._drawn = (ranks < ABSENT).sum(axis=1).tolist()
         self._because = candidates.because[rows].tolist()
         self._told = candidates.features[rows[:, None], TOLD].tolist()
-        self.sources = [places[0][0] for places in self._places]
+        self.sources = [self.places(row, most=1)[0][0] for row in range(len(rows))]
         """The source that ranked each highest."""
 
-    def places(self, row: int) -> list[tuple[str, int]]:
+    def places(self, row: int, *, most: int = len(SOURCES)) -> list[tuple[str, int]]:
         """(source, place in it from 0 on), the source that ranked it highest first."""
-        return self._places[row]
+        ranks, count = self._ranks[row], min(most, self._drawn[row])
+        return [(SOURCES[source], ranks[source]) for source in self._sources[row][:count]] or [(NEW, 0)]
 
     def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
         """At most MOST_REASONS."""
         if pinned:
             return [PINNED]
         most = MOST_REASONS - explored
-        reasons = [self._of_source(source, row) for source, _ in self.places(row)[:most]]
+        reasons = [self._of_source(source, row) for source, _ in self.places(row, most=most)]
         return [EXPLORED, *reasons] if explored else reasons
 
     def _of_source(self, source: str, row: int) -> dict[str, Any]:
@@ -67,8 +69,3 @@ class Reasons:
             return {"code": "BOUGHT_BEFORE", "text": text, "item_id": None}
         text = f"In {int(self._told[row][2])} orders of the last 7 days"
         return {"code": "TRENDING", "text": text, "item_id": None}
-
-
-def _places(ranks: list[int]) -> list[tuple[str, int]]:
-    drawn = [(source, rank) for source, rank in zip(SOURCES, ranks, strict=True) if rank < ABSENT]
-    return sorted(drawn, key=itemgetter(1)) or [(NEW, 0)]

@@ -40,14 +40,15 @@ class Retrieved:
         """(id, title, price, category) of each."""
         catalogue = self.recommender.catalogue
         ids, titles, categories, count = catalogue.ids, catalogue.titles, catalogue.categories, len(catalogue.ids)
-        prices = catalogue.prices[np.minimum(items, count - 1)].tolist() if count else [0.0] * len(items)
+        known = catalogue.prices[np.minimum(items, count - 1)] if count else np.zeros(len(items))
+        prices: list[float] = np.round(known.astype(np.float64), 2).tolist()
         told = []
         for item, price in zip(items.tolist(), prices, strict=True):
             if item < count:
                 told.append((ids[item], titles[item], price, categories[item] if categories else ""))
             else:
                 one = self.newcomers.items[item - count]
-                told.append((one.item_id, one.title, one.price, one.category))
+                told.append((one.item_id, one.title, round(one.price, 2), one.category))
         return told
 
     def values_of(self, field: str, rows: NDArray[np.int64]) -> list[str]:
@@ -129,7 +130,7 @@ def retrieve(
         more = len(barred)
     near = quotas[SOURCES.index("two_tower")]
     hits = NOTHING
-    if near and vector.any():
+    if near and np.count_nonzero(vector):
         hits = recommender.nearest(vector, near + more, allowed)
     if more:
         hits = hits[~among(hits, barred)]

@@ -6,11 +6,11 @@ trending, and without the event log the impression waits in a spool; either way 
 
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from apps.recommend.board import ItemBoard
 from apps.recommend.retrieval import Retrieved, retrieve, user_vectors
 from apps.recommend.rules import NO_RULES, Exploration, SurfaceRules
 from apps.recommend.schemas import RecommendRequest, RecommendResponse, SimilarRequest
-from apps.recommend.shown_lately import ShownLately
+from apps.recommend.shown_lately import NOTHING, ShownLately
 from apps.recommend.slate import MS_PER_HOUR, Ground, Slate, arrange
 from features import columns, events, history
 from features.candidates import FLOORS, Visitor, visitor
@@ -223,7 +223,7 @@ class RecommendService:
         request, found, slate = call.request, call.found, call.slate
         degraded = serving.board.stale or (call.known is not None and call.known.degraded)
         call.answer = {
-            "request_id": uuid.uuid4().hex,
+            "request_id": token_hex(16),
             "items": describe(slate, call.scores, found),
             "model": call.treatment.model,
             "release": serving.recommender.manifest.version,
@@ -236,7 +236,7 @@ class RecommendService:
         if to_visitor:
             self.watch(found.candidates.features)
             if key := _key(request):
-                self._shown.add(key, request.surface, found.candidates.items[slate.rows].tolist(), call.at)
+                self._shown.add(key, request.surface, found.candidates.items[slate.rows], call.at)
             logged = self._log_impression(call)
             call.answer["degraded"] = degraded or not logged
             told = str(call.answer["degraded"]).lower()
@@ -304,7 +304,7 @@ class RecommendService:
             row_of=row_of,
             visited=visited,
             shown=lambda hours: (
-                self._shown.times(key, request.surface, since=int(who.at - hours * MS_PER_HOUR)) if key else {}
+                self._shown.items(key, request.surface, since=int(who.at - hours * MS_PER_HOUR)) if key else NOTHING
             ),
         )
 

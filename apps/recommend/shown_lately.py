@@ -6,11 +6,14 @@ processes there are. Nothing that must be exact hangs on it; what was shown stan
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 VISITORS_KEPT = 20_000
 LISTS_KEPT = 10
 """Latest lists of a visitor and surface that are remembered."""
+NOTHING = np.empty(0, dtype=np.int64)
 
 
 class ShownLately:
@@ -18,10 +21,10 @@ class ShownLately:
 
     def __init__(self, *, visitors: int = VISITORS_KEPT) -> None:
         self._visitors = visitors
-        self._lists: OrderedDict[tuple[str, str], deque[tuple[int, Sequence[int]]]] = OrderedDict()
+        self._lists: OrderedDict[tuple[str, str], deque[tuple[int, NDArray[np.int64]]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, visitor: str, surface: str, items: Sequence[int], at: int) -> None:
+    def add(self, visitor: str, surface: str, items: NDArray[np.int64], at: int) -> None:
         with self._lock:
             lists = self._lists.setdefault((visitor, surface), deque(maxlen=LISTS_KEPT))
             lists.append((at, items))
@@ -29,16 +32,11 @@ class ShownLately:
             if len(self._lists) > self._visitors:
                 self._lists.popitem(last=False)
 
-    def times(self, visitor: str, surface: str, *, since: int) -> dict[int, int]:
-        """How often each item was shown from `since` on."""
+    def items(self, visitor: str, surface: str, *, since: int) -> NDArray[np.int64]:
+        """What was shown from `since` on, each item as often as it was shown."""
         with self._lock:
-            lists = list(self._lists.get((visitor, surface), ()))
-        counts: dict[int, int] = {}
-        for at, items in lists:
-            if at >= since:
-                for item in items:
-                    counts[item] = counts.get(item, 0) + 1
-        return counts
+            lists = [items for at, items in self._lists.get((visitor, surface), ()) if at >= since]
+        return np.concatenate(lists) if lists else NOTHING
 
     def clear(self) -> None:
         """Forget everything: another release numbers its items anew."""

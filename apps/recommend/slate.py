@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from apps.recommend.exploration import explore
 from apps.recommend.rules import Boost, Bury, Diversity, Exploration, Hide, Pin, Quota, Rotate, SurfaceRules, Visited
-from features.drawing import among, varied
+from features.drawing import among, counted, varied
 
 Rows = NDArray[np.int64]
 MS_PER_HOUR = 3_600_000
@@ -35,8 +35,8 @@ class Ground:
     """Row of an item by its id; None where it is no candidate."""
     visited: Callable[[str, float], NDArray[np.int64]]
     """Items that the visitor ("bought" or "seen", within so many days)."""
-    shown: Callable[[float], dict[int, int]]
-    """How often each item was shown to the visitor within so many hours."""
+    shown: Callable[[float], NDArray[np.int64]]
+    """Items shown to the visitor within so many hours, each as often as it was."""
 
 
 @dataclass
@@ -118,9 +118,7 @@ def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -
             case Visited(kind=kind, days=days, factor=factor) if factor:
                 log_odds[_among(ground, kind, days)] += log(factor)
             case Rotate(hours=hours, factor=factor, most=most):
-                times = ground.shown(hours)
-                for row in among(ground.items, np.fromiter(times, np.int64, len(times))).nonzero()[0].tolist():
-                    log_odds[row] += min(times[int(ground.items[row])], most) * log(factor)
+                log_odds += np.minimum(counted(ground.items, ground.shown(hours)), most) * log(factor)
             case _:
                 continue
         changed = True
