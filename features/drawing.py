@@ -229,22 +229,11 @@ def united(drawn: Items, ascending: Items, ends: Items) -> tuple[Items, Items]:
     array(SINGLE, 2), SINGLES, SINGLES, array(SINGLE, 2), SINGLES,
 )  # fmt: skip
 def described(
-    items: Items,
-    ranks: NDArray[np.int64],
-    near_table: Table,
-    near: Items,
-    near_total: NDArray[np.float64],
-    near_best: NDArray[np.float32],
-    near_because: Items,
-    own_table: Table,
-    own_items: Items,
-    own_told: NDArray[np.float64],
-    vectors: NDArray[np.float32],
-    user_vector: NDArray[np.float32],
-    prices: NDArray[np.float32],
-    windows: NDArray[np.float32],
-    user: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], Items]:
+    items: Items, ranks: NDArray[np.int64], near_table: Table, near: Items, near_total: NDArray[np.float64],
+    near_best: NDArray[np.float32], near_because: Items, own_table: Table, own_items: Items,
+    own_told: NDArray[np.float64], vectors: NDArray[np.float32], user_vector: NDArray[np.float32],
+    prices: NDArray[np.float32], windows: NDArray[np.float32], user: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], Items]:  # fmt: skip
     """(features of `items`, shape [C, F] in the order of CANDIDATE_FEATURES; the recent item that speaks most for each,
     -1 for none).
 
@@ -281,14 +270,9 @@ def described(
 
 @compiled(NUMBER, NUMBERS, NUMBERS, NUMBERS, REALS, REALS, NUMBER)
 def habits(
-    at: int,
-    items: Items,
-    times: Items,
-    kinds: Items,
-    prices: NDArray[np.float64],
-    quantities: NDArray[np.float64],
+    at: int, items: Items, times: Items, kinds: Items, prices: NDArray[np.float64], quantities: NDArray[np.float64],
     purchase: int,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32]:  # fmt: skip
     """USER_FEATURES. An order is what was bought at one moment."""
     told, table, visits, visit, first, lines = np.zeros(9), _table(len(items)), 0, -1, 0, 0
     found, unknown = np.empty(len(items), dtype=np.int64), 0
@@ -330,29 +314,12 @@ def habits(
     array(SMALL, 2), array(SINGLE, 2), array(SINGLE, 2), SINGLES, SINGLES, array(SINGLE, 2), NUMBER, NUMBER, NUMBER,
 )  # fmt: skip
 def drawn(
-    at: int,
-    items: Items,
-    times: Items,
-    kinds: Items,
-    paid: NDArray[np.float64],
-    quantities: NDArray[np.float64],
-    recent: Items,
-    weights: NDArray[np.float32],
-    near: Items,
-    hot: Items,
-    popular: Items,
-    quotas: Items,
-    allowed: NDArray[np.uint8],
-    neighbours: NDArray[np.int32],
-    similarities: NDArray[np.float32],
-    vectors: NDArray[np.float32],
-    user_vector: NDArray[np.float32],
-    prices: NDArray[np.float32],
-    windows: NDArray[np.float32],
-    purchase: int,
-    returned: int,
-    last_view: int,
-) -> tuple[Items, Items, NDArray[np.float32], Items]:
+    at: int, items: Items, times: Items, kinds: Items, paid: NDArray[np.float64], quantities: NDArray[np.float64],
+    recent: Items, weights: NDArray[np.float32], near: Items, hot: Items, popular: Items, quotas: Items,
+    allowed: NDArray[np.uint8], neighbours: NDArray[np.int32], similarities: NDArray[np.float32],
+    vectors: NDArray[np.float32], user_vector: NDArray[np.float32], prices: NDArray[np.float32],
+    windows: NDArray[np.float32], purchase: int, returned: int, last_view: int,
+) -> tuple[Items, Items, NDArray[np.float32], Items]:  # fmt: skip
     """The candidates of a visitor whose entries are (items, times, kinds, paid, quantities): their items, ranks,
     features and what speaks for them, as features.candidates.Candidates has them. All steps in one call: each call
     from Python costs as much as the shorter of them."""

@@ -18,7 +18,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
 
-    api_workers: int = Field(1, ge=1, le=64, description="Processes that `headrace serve` answers with; several need Linux.")
+    api_workers: int = Field(
+        1, ge=1, le=64, description="Processes that `headrace serve` answers with; several need Linux."
+    )
     concurrent_requests: int = Field(8, ge=1, le=64, description="Requests that one API process works on at a time.")
     queue_milliseconds: int = Field(100, ge=1, description="Longest wait of a request for its turn, before a 503.")
 
