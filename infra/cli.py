@@ -118,12 +118,32 @@ def stream() -> None:
 @cli.command()
 @click.argument("config", default="standard", type=click.Choice(["standard", "small"]))
 @click.option("--wait", is_flag=True, help="First wait until a feature job has made the tables to learn from.")
-def train(config: str, *, wait: bool) -> None:
+@click.option(
+    "--search",
+    "search_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="First look that long for better settings of two-tower and ranker, by their validation values.",
+)
+@click.option(
+    "--settings",
+    "file",
+    type=click.Path(path_type=Path),
+    help="JSON with settings that replace the configuration's: a run's record in runs/, or a part of its config.",
+)
+def train(config: str, *, wait: bool, search_seconds: float | None, file: Path | None) -> None:
     """Train the models, hold them against their floors, and publish the release (TorchRec, Faiss)."""
     from training import train as training
+    from training.config_file import read_config
     from training.configs import CONFIGS
 
-    run(training.run, settings(), CONFIGS[config](), now=datetime.now(UTC), say=click.echo, wait=wait)
+    chosen = CONFIGS[config]()
+    if file:
+        chosen = run(read_config, file, base=chosen)
+    run(
+        training.run, settings(), chosen, now=datetime.now(UTC), say=click.echo, wait=wait,
+        search_seconds=search_seconds,
+    )  # fmt: skip
 
 
 @cli.command()

@@ -15,10 +15,6 @@ from torch import Tensor, nn
 FACTS = "facts"
 
 
-class CheckpointError(Exception):
-    """The checkpoint belongs to another run."""
-
-
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Replace the checkpoint at `path`; a kill in the middle leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)

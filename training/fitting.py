@@ -1,4 +1,4 @@
-"""The loop that a recommender's model is fitted by: epochs until validation stops getting better, the best one kept.
+"""The loop that recommenders are fitted by: epochs until validation stops getting better, the best one kept.
 
 Knows nothing of a model's inputs: an epoch and its judgement come in as functions. Each epoch draws from a seed of its
 own, so a run that was killed goes on from its checkpoint to what it would have been undisturbed. With several
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from tqdm import tqdm
 
@@ -48,8 +49,8 @@ class Curve:
     """Mean training loss of each epoch."""
     seconds: list[float] = field(default_factory=list)
     """Wall time of each epoch of training, judging left out."""
-    values: list[float] = field(default_factory=list)
-    """The judgement after each epoch; empty without a judge."""
+    values: list[float | None] = field(default_factory=list)
+    """The judgement after each epoch, None after one that was not judged; empty without a judge."""
     start: float | None = None
     """The judgement before the first epoch; None without a judge."""
     best_epoch: int = 0
@@ -58,9 +59,8 @@ class Curve:
     @property
     def best(self) -> float:
         """The judgement of the kept weights; infinite without a judge."""
-        if self.best_epoch and self.values:
-            return self.values[self.best_epoch - 1]
-        return math.inf if self.start is None else self.start
+        found = self.values[self.best_epoch - 1] if self.best_epoch and self.values else self.start
+        return math.inf if found is None else found
 
 
 def fit(
@@ -74,14 +74,19 @@ def fit(
     seed: int,
     label: str,
     watch: Watch | None,
+    average: AveragedModel | None = None,
+    judge_every: int = 1,
+    seconds: float = math.inf,
 ) -> Curve:
     """Train the model in place and leave the weights of the best epoch in it.
 
     epoch: trains one epoch, drawing from the generator, and returns its mean loss (of this process's share, scaled as
     shard.loss_scale says); judge: the validation value, lower is better, the same in every process; without it all
-    epochs are run and the last one is kept.
+    epochs are run and the last one is kept. average: a running average of the model's weights, updated by `epoch`, that
+    is what `judge` looks at and what is kept. judge_every: epochs from one judgement to the next; the last epoch is
+    always judged. No epoch begins when those before took `seconds` together.
     """
-    kept = _Kept(model, optimizer, watch=watch, label=label, seed=seed)
+    kept = _Kept(model, optimizer, average=average, watch=watch, label=label, seed=seed)
     curve = kept.curve
     model.eval()
     if judge and not curve.losses:
@@ -89,23 +94,27 @@ def fit(
             curve.start = judge()
     progress = tqdm(range(len(curve.losses), epochs), desc=label, unit="epoch", leave=False, disable=not is_leader())
     for number in progress:
-        if judge and number - curve.best_epoch >= patience:
+        if (judge and number - curve.best_epoch >= patience) or sum(curve.seconds) > seconds:
             break
         # Dropout differs between the processes, what is drawn together does not.
         torch.manual_seed((seed * 1009 + number) * 4099 + dist.get_rank())
         started = time.perf_counter()
         model.train()
         loss = epoch(torch.Generator().manual_seed(seed * 1009 + number))
-        curve.seconds.append(time.perf_counter() - started)
+        curve.seconds.append(total(time.perf_counter() - started) / dist.get_world_size())
         curve.losses.append(total(loss) / dist.get_world_size())
         facts = health(model)
         model.eval()
-        if judge:
+        last = number + 1 == epochs or sum(curve.seconds) > seconds
+        value = None
+        if judge and (last or (number + 1) % judge_every == 0):
             with torch.no_grad():
-                curve.values.append(judge())
-        if not judge or (len(curve.values) and curve.values[-1] < curve.best):
+                value = judge()
+        if not judge or (value is not None and value < curve.best):
             kept.keep(number + 1)
-        progress.set_postfix(loss=f"{curve.losses[-1]:.4f}", validation=f"{(curve.values or [math.nan])[-1]:.4f}")
+        if judge:
+            curve.values.append(value)
+        progress.set_postfix(loss=f"{curve.losses[-1]:.4f}", best=f"{curve.best:.4f}")
         kept.write(number, facts)
     kept.restore()
     model.eval()
@@ -120,13 +129,16 @@ class _Kept:
         model: DistributedModelParallel,
         optimizer: torch.optim.Optimizer,
         *,
+        average: AveragedModel | None,
         watch: Watch | None,
         label: str,
         seed: int,
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._live = local_tensors(model)
-        self._best = {name: value.cpu().clone() for name, value in self._live.items()}
+        self._average: dict[str, Tensor] = average.state_dict() if average else {}
+        self._judged = average.module.state_dict() if average else self._live
+        self._best = {name: value.cpu().clone() for name, value in self._judged.items()}
         self.curve = Curve()
         self._path: Path | None = None
         self._tracker: Tracker | None = None
@@ -143,7 +155,7 @@ class _Kept:
 
     def keep(self, epoch: int) -> None:
         self.curve.best_epoch = epoch
-        for name, value in self._live.items():
+        for name, value in self._judged.items():
             self._best[name].copy_(value)
 
     def restore(self) -> None:
@@ -158,7 +170,7 @@ class _Kept:
         if self._path is None:
             return
         moments = checkpoints.optimizer_tensors(self._model, self._optimizer)
-        parts = {"live": self._live, "best": self._best, "optimizer": moments}
+        parts = {"live": self._live, "average": self._average, "best": self._best, "optimizer": moments}
         dist.barrier()  # no process is an epoch ahead of another when it writes
         checkpoints.save(
             self._path,
@@ -168,7 +180,8 @@ class _Kept:
 
     def _draw(self, number: int, facts: dict[str, float]) -> None:
         if self._tracker:
-            known = {"validation": self.curve.values[number]} if self.curve.values else {}
+            value = self.curve.values[number] if self.curve.values else None
+            known = {} if value is None else {"validation": value}
             self._tracker.write({"loss": self.curve.losses[number]} | known | facts, step=number)
 
     def _resume(self, path: Path) -> None:
@@ -181,12 +194,13 @@ class _Kept:
             if found:
                 logger.info("%s is of another run, or another epoch than the other processes': starting anew", path)
             return
-        parts: dict[str, dict[str, Tensor]] = {"live": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "best": {}, "optimizer": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = value
-        for name, value in parts["live"].items():
-            self._live[name].copy_(value)
+        for part, place in (("live", self._live), ("average", self._average)):
+            for name, value in parts[part].items():
+                place[name].copy_(value)
         self._best = parts["best"]
         checkpoints.restore_optimizer(self._model, self._optimizer, parts["optimizer"])
         self.curve = Curve(**known["curve"])

@@ -2,25 +2,23 @@
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
-from training import checkpoints
+from training.fitting import Curve, Watch, fit
 from training.models.sequence import TABLE, Encoder, SequenceModel, features_of
 from training.quality.interactions import Sequences
+from training.shard import loss_scale, process_group, replicate, share, total
 from training.softmax import cross_entropy
-from training.tracking import Tracker, health
 
 Judge = Callable[["FittedSequence"], float]
 """What decides when to stop: higher is better."""
@@ -58,11 +56,7 @@ class FittedSequence:
     encoder: Encoder
     table: Tensor
     """float32 [items, D], unit length."""
-    epochs: int = 0
-    judged: float = 0.0
-    epoch_seconds: list[float] = field(default_factory=list)
-    """Wall time of each epoch of training, judging left out."""
-    losses: list[float] = field(default_factory=list)
+    curve: Curve
 
     def vectors(self, inputs: Sequences) -> NDArray[np.float32]:
         """float32 [inputs, D] of unit length; inputs must not be empty rows."""
@@ -164,13 +158,25 @@ class Rivals:
 
 
 def loss_of(model: nn.Module, batch: Batch, rivals: Rivals, *, temperature: float, rng: np.random.Generator) -> Tensor:
-    """Cross entropy of each target among its rivals; logits are cosines over the temperature."""
+    """Cross entropy of each target among its rivals; logits are cosines over the temperature.
+
+    Of this process's rows of the batch, and so scaled that the processes' mean is the whole batch's.
+    """
     items, places, shift = rivals.draw(batch.targets, rng)
+    mine = torch.zeros(len(batch.lengths), dtype=torch.bool)
+    mine[share(torch.arange(len(mine)))] = True
+    part = 1.0
+    if not mine.any():  # without a row of its own a process still takes part in the exchange of gradients
+        mine[0], part = True, 0.0
+    entries = mine.repeat_interleave(batch.lengths)
+    learnt, lengths = batch.learnt[entries], batch.lengths[mine]
+    places = places[entries[batch.learnt]]
     device = next(model.parameters()).device
-    features = features_of(batch.history, batch.lengths, items).to(device)
-    hidden, vectors = model(features, batch.lengths.to(device))
-    hidden = F.normalize(hidden[batch.learnt.to(device)], dim=-1) / temperature
-    return cross_entropy(hidden, F.normalize(vectors, dim=-1), places.to(device), shift.to(device))
+    features = features_of(batch.history[entries], lengths, items).to(device)
+    hidden, vectors = model(features, lengths.to(device))
+    hidden = F.normalize(hidden[learnt.to(device)], dim=-1) / temperature
+    loss = cross_entropy(hidden, F.normalize(vectors, dim=-1), places.to(device), shift.to(device))
+    return loss * (part * len(places) * loss_scale(len(batch.targets)))
 
 
 def fit_sequence(
@@ -183,15 +189,12 @@ def fit_sequence(
     seed: int,
     seconds: float = math.inf,
     label: str = "sequence",
-    tracker: Tracker | None = None,
-    checkpoint: Path | None = None,
+    watch: Watch | None = None,
 ) -> FittedSequence:
     """Train until the judge's value stops growing and keep the best epoch; without a judge, all `config.epochs`.
 
-    No epoch begins when those before took `seconds` together.
-
-    Every epoch draws from its own seed, so a run that goes on from `checkpoint` (written after each epoch, read at the
-    start) gives what it would have given undisturbed. Raises ValueError when no history has two items.
+    No epoch begins when those before took `seconds` together. Under torchrun every process calls it, and gets the same.
+    Raises ValueError when no history has two items.
     """
     windows = windows_of(learn, config.length)
     if not len(windows.start):
@@ -200,140 +203,39 @@ def fit_sequence(
     encoder = Encoder(
         width=config.width, blocks=config.blocks, heads=config.heads, dropout=config.dropout, length=config.length
     )
-    model = SequenceModel(items=items, encoder=encoder).to(device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay, fused=True)
-    state = _State.resume(model, average, optimizer, checkpoint, config=config, seed=seed)
     rivals = Rivals(learn, items, config.negatives)
-    progress = tqdm(range(state.epoch, config.epochs), desc=label, unit="epoch", leave=False)
-    for epoch in progress:
-        if state.waited >= config.patience or sum(state.seconds) > seconds:
-            break
-        rng = np.random.default_rng((seed, epoch))
-        torch.manual_seed(int(rng.integers(2**62)))
-        started = time.perf_counter()
-        model.train()
-        losses = []
-        for batch in batches(learn, windows, config, rng):
-            # bf16 where the GPU has it; at these widths a CPU loses more in conversions than it gains.
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(model, batch, rivals, temperature=config.temperature, rng=rng)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            average.update_parameters(model)
-            losses.append(loss.item())
-        state.seconds.append(time.perf_counter() - started)
-        state.losses.append(float(np.mean(losses)))
-        facts = {"loss": state.losses[-1], "epoch_seconds": state.seconds[-1]} | health(model)
-        state.epoch = epoch + 1
-        last = state.epoch == config.epochs or sum(state.seconds) > seconds
-        if judge is None:
-            state.keep(average.module)
-        elif last or state.epoch % config.judge_every == 0:
-            facts["judged"] = state.judge(average.module, judge(_snapshot(cast(SequenceModel, average.module))))
-        progress.set_postfix(loss=f"{facts['loss']:.3f}", judged=f"{state.judged:.4f}")
-        if tracker:
-            tracker.write(facts, step=epoch)
-        if checkpoint:
-            state.save(checkpoint, model, average, optimizer, config=config, seed=seed)
-    return state.fitted(model)
+    with process_group(device):
+        model = replicate(SequenceModel(items=items, encoder=encoder), device=device)
+        average = AveragedModel(model.module, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay, fused=True)
+
+        def epoch(generator: torch.Generator) -> float:
+            rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+            losses = []
+            for batch in batches(learn, windows, config, rng):
+                # bf16 where the GPU has it; at these widths a CPU loses more in conversions than it gains.
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    loss = loss_of(model, batch, rivals, temperature=config.temperature, rng=rng)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                average.update_parameters(model.module)
+                losses.append(loss.item())
+            return float(np.mean(losses))
+
+        def worse() -> float:
+            assert judge is not None
+            return -total(judge(_snapshot(cast(SequenceModel, average.module), Curve()))) / dist.get_world_size()
+
+        curve = fit(
+            model, optimizer, epoch=epoch, judge=worse if judge else None, epochs=config.epochs,
+            patience=config.patience * config.judge_every, seed=seed, label=label, watch=watch,
+            average=average, judge_every=config.judge_every, seconds=seconds,
+        )  # fmt: skip
+        return _snapshot(model.module, curve)
 
 
-def _snapshot(model: SequenceModel) -> FittedSequence:
-    encoder = model.encoder
+def _snapshot(model: SequenceModel, curve: Curve) -> FittedSequence:
+    """The model as it stands now, on the CPU."""
     table = model.embeddings.embeddings[TABLE].weight.detach().float().cpu()
-    if next(encoder.parameters()).is_cuda:
-        encoder = copy.deepcopy(encoder).cpu()
-    return FittedSequence(encoder, F.normalize(table, dim=-1))
-
-
-@dataclass
-class _State:
-    """How far a run is, and its best weights."""
-
-    epoch: int = 0
-    judged: float = -math.inf
-    best_epoch: int = 0
-    waited: int = 0
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def keep(self, model: nn.Module) -> None:
-        self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        self.best_epoch = self.epoch
-
-    def judge(self, model: nn.Module, value: float) -> float:
-        if value > self.judged:
-            self.judged, self.waited = value, 0
-            self.keep(model)
-        else:
-            self.waited += 1
-        return value
-
-    def fitted(self, model: SequenceModel) -> FittedSequence:
-        model.load_state_dict(self.best)
-        fitted = _snapshot(model.cpu())
-        fitted.epochs, fitted.judged = self.best_epoch, max(self.judged, 0.0)
-        fitted.epoch_seconds, fitted.losses = self.seconds, self.losses
-        return fitted
-
-    def save(
-        self,
-        path: Path,
-        model: nn.Module,
-        average: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        config: SequenceConfig,
-        seed: int,
-    ) -> None:
-        parts = {
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": checkpoints.optimizer_tensors(model, optimizer),
-            "best": self.best,
-        }
-        facts = {name: value for name, value in asdict(self).items() if name != "best"}
-        facts["judged"] = self.judged if math.isfinite(self.judged) else None
-        checkpoints.save(
-            path,
-            {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()},
-            {"state": facts, "run": _run(config, seed)},
-        )
-
-    @classmethod
-    def resume(
-        cls,
-        model: nn.Module,
-        average: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        path: Path | None,
-        *,
-        config: SequenceConfig,
-        seed: int,
-    ) -> "_State":
-        found = checkpoints.load(path) if path else None
-        if found is None:
-            return cls()
-        tensors, facts = found
-        if facts["run"] != _run(config, seed):
-            raise checkpoints.CheckpointError(
-                f"{path} was written with other settings or another seed: remove it, or train with {facts['run']}"
-            )
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-        model.load_state_dict(part("model"))
-        average.load_state_dict(part("average"))
-        checkpoints.restore_optimizer(model, optimizer, part("optimizer"))
-        known = facts["state"] | {"best": part("best")}
-        known["judged"] = -math.inf if known["judged"] is None else known["judged"]
-        return cls(**known)
-
-
-def _run(config: SequenceConfig, seed: int) -> dict[str, float]:
-    """What a checkpoint must agree on; a run may be given more epochs."""
-    return {name: value for name, value in asdict(config).items() if name != "epochs"} | {"seed": seed}
+    return FittedSequence(copy.deepcopy(model.encoder).cpu(), F.normalize(table, dim=-1), curve)

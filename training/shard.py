@@ -1,9 +1,10 @@
 """TorchRec sharding, kept out of the models: where embedding tables live and how they are updated.
 
 One process or many (`torchrun`), CPU (gloo) or GPU (nccl): the same call. Tables get FBGEMM's fused rowwise Adagrad,
-which updates the rows that a batch touched inside the backward pass, so no optimizer sees them. Each process takes its
-`share` of a batch and scales its loss by `loss_scale`: the mean of the processes' gradients is then that of the whole
-batch, and several processes learn what one would.
+which updates the rows that a batch touched inside the backward pass, so no optimizer sees them; a model whose table an
+ordinary optimizer trains is copied into every process instead (`replicate`). Each process takes its `share` of a batch
+and scales its loss by `loss_scale`: the mean of the processes' gradients is then that of the whole batch, and several
+processes learn what one would.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardingType
+from torchrec.distributed.types import ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
@@ -96,6 +97,11 @@ def shard(module: nn.Module, *, device: torch.device, embedding_rate: float, see
     planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
     plan = planner.collective_plan(module, sharders, dist.group.WORLD)
     return DistributedModelParallel(module, device=device, plan=plan, sharders=sharders)
+
+
+def replicate(module: nn.Module, *, device: torch.device) -> DistributedModelParallel:
+    """`module` with a copy in every process, their gradients averaged; all start as the first process's."""
+    return DistributedModelParallel(module, device=device, plan=ShardingPlan(plan={}), sharders=[])
 
 
 def _placement(device: torch.device) -> ParameterConstraints:

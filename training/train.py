@@ -41,7 +41,7 @@ from features.store import open_store
 from features.timeline import NoDataError, Timeline, read_timeline
 from infra.settings import Settings
 from training import data, publish
-from training.configs import Config
+from training.configs import Config, RankerConfig, RetrievalConfig
 from training.evaluate import candidate_recall, judge
 from training.export import export, open_onnx
 from training.fitting import Curve, Watch
@@ -50,6 +50,7 @@ from training.index import build_index, measure_recall
 from training.models.ranker import PlainRanker
 from training.ranking import Ranking, draw_all, fit_ranker
 from training.retrieval import Retrieval, fit_retrieval
+from training.search import Search, Try, suggest_ranker, suggest_retrieval
 from training.shard import choose_device, is_leader, process_group
 
 T = TypeVar("T")
@@ -58,10 +59,19 @@ TABLES_PAUSE_SECONDS = 0.2
 PACKAGES = ("torch", "torchrec", "faiss-cpu", "onnxruntime", "numpy", "feast")
 
 
-def run(settings: Settings, config: Config, *, now: datetime, say: Say, wait: bool = False) -> Manifest | None:
+def run(
+    settings: Settings,
+    config: Config,
+    *,
+    now: datetime,
+    say: Say,
+    wait: bool = False,
+    search_seconds: float | None = None,
+) -> Manifest | None:
     """Train everything the data allows, and publish the release. Returns its manifest.
 
-    wait: first until a feature job has made the tables to learn from.
+    wait: first until a feature job has made the tables to learn from. search_seconds: spent, half for the two-tower and
+    half for the ranker, on settings that may be better than the configuration's.
 
     Under `torchrun` every process calls it: the recommenders' models are fitted together, one process does the rest,
     and the others return None. A run that was killed is gone on from where its models were.
@@ -78,9 +88,13 @@ def run(settings: Settings, config: Config, *, now: datetime, say: Say, wait: bo
     with process_group(choose_device()):
         timeline = read_timeline(settings)
         watch = Watch(settings.runs_dir / "unfinished", settings.runs_dir / version, _identity(config, timeline))
-        models = fit_recommenders(store, settings, config, timeline, watch=watch, say=say if is_leader() else _silent)
+        told = say if is_leader() else _silent
+        journal = watch.unfinished / "search.jsonl"
+        search = Search(search_seconds / 2, config.seed, journal, told) if search_seconds else None
+        models = fit_recommenders(store, settings, config, timeline, watch=watch, say=told, search=search)
         if not is_leader():
             return None
+    config = models.config
     building = publish.begin(settings.releases_dir, version)
     recommend = judge_recommenders(models, config, out=building, say=say)
     fraud = train_fraud_if_any(settings, config, out=building, say=say)
@@ -100,7 +114,7 @@ def run(settings: Settings, config: Config, *, now: datetime, say: Say, wait: bo
     )
     publish.publish(building, manifest)
     say(f"release {version} published")
-    _record_run(settings.runs_dir, config, manifest, models, seconds=time.monotonic() - started)
+    _record_run(settings.runs_dir, manifest, models, search.tries if search else [], seconds=time.monotonic() - started)
     shutil.rmtree(watch.unfinished, ignore_errors=True)
     return manifest
 
@@ -127,6 +141,8 @@ def _told(gate: GateResult) -> str:
 class Recommenders:
     """The fitted models, with what they are judged and published by."""
 
+    config: Config
+    """With the settings that a search chose."""
     store: FeatureStore
     timeline: Timeline
     catalogue: Catalogue
@@ -141,7 +157,14 @@ class Recommenders:
 
 
 def fit_recommenders(
-    store: FeatureStore, settings: Settings, config: Config, timeline: Timeline, *, watch: Watch, say: Say
+    store: FeatureStore,
+    settings: Settings,
+    config: Config,
+    timeline: Timeline,
+    *,
+    watch: Watch,
+    say: Say,
+    search: Search | None = None,
 ) -> Recommenders:
     """Retrieval on the early orders, the ranker on later ones, retrieval again on both."""
     device, seed = choose_device(), config.seed
@@ -159,9 +182,20 @@ def fit_recommenders(
     early_queries = data.queries_of(early, data.states_from_feast(store, early), catalogue)
     late_queries = data.queries_of(late, data.states_from_feast(store, late), catalogue)
     learn, check = by_time(early_queries, config.validation_share)
-    first = fit_retrieval(
-        catalogue, learn, check, config.retrieval, device=device, seed=seed, label="two-tower 1/2", watch=watch
-    )
+
+    def fit_first(tried: RetrievalConfig, *, watch: Watch | None = None) -> Retrieval:
+        return fit_retrieval(
+            catalogue, learn, check, tried, device=device, seed=seed, label="two-tower 1/2", watch=watch
+        )
+
+    if search:
+        retrieval = search.best(
+            config.retrieval, suggest=suggest_retrieval, value=lambda tried: fit_first(tried).recall,
+            label="two-tower", metric="validation recall@100", facts=watch.facts,
+        )  # fmt: skip
+        config = replace(config, retrieval=retrieval)
+        watch = replace(watch, facts=_identity(config, timeline))
+    first = fit_first(config.retrieval, watch=watch)
     epochs = first.curve.best_epoch
     say(f"two-tower: {len(learn):,} orders, {epochs} epochs, validation recall@100 {first.recall:.3f}")
 
@@ -169,9 +203,20 @@ def fit_recommenders(
     days = data.ItemDays(store, catalogue, later, timeline)
     drawn = draw_all(late_queries, catalogue, days, first, per_source=config.per_source, label="candidates")
     learn_drawn, check_drawn = by_time(drawn, config.validation_share)
-    ranking = fit_ranker(
-        learn_drawn, check_drawn, items=len(catalogue.ids), config=config.ranker, device=device, seed=seed, watch=watch
-    )
+
+    def fit_on_drawn(tried: RankerConfig, *, watch: Watch | None = None) -> Ranking:
+        return fit_ranker(
+            learn_drawn, check_drawn, items=len(catalogue.ids), config=tried, device=device, seed=seed, watch=watch
+        )
+
+    if search:
+        ranker = search.best(
+            config.ranker, suggest=suggest_ranker, value=lambda tried: -fit_on_drawn(tried).curve.best,
+            label="ranker", metric="validation ndcg@20", facts=watch.facts,
+        )  # fmt: skip
+        config = replace(config, ranker=ranker)
+        watch = replace(watch, facts=_identity(config, timeline))
+    ranking = fit_on_drawn(config.ranker, watch=watch)
     curve = ranking.curve
     say(f"ranker: {len(learn_drawn):,} orders, {curve.best_epoch} epochs, validation ndcg@20 {-curve.best:.3f}")
 
@@ -183,7 +228,7 @@ def fit_recommenders(
     )  # fmt: skip
     catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.split, vectors=fitted.vectors)
     curves = {"two-tower 1/2": first.curve, "ranker": ranking.curve, "two-tower 2/2": fitted.curve}
-    return Recommenders(store, timeline, catalogue, later, days, fitted, ranking, learn_drawn, curves)
+    return Recommenders(config, store, timeline, catalogue, later, days, fitted, ranking, learn_drawn, curves)
 
 
 def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: Say) -> RecommendCard:
@@ -274,11 +319,12 @@ def train_fraud_if_any(settings: Settings, config: Config, *, out: Path, say: Sa
     return train_fraud(config.fraud, examples=load_examples(settings), out=out, seed=config.seed)
 
 
-def _record_run(runs: Path, config: Config, manifest: Manifest, models: Recommenders, *, seconds: float) -> None:
-    """What was run and what came of it, one JSON file a run."""
+def _record_run(runs: Path, manifest: Manifest, models: Recommenders, tries: list[Try], *, seconds: float) -> None:
+    """What was run and what came of it, one JSON file a run; `headrace train --settings` takes its settings again."""
     runs.mkdir(parents=True, exist_ok=True)
     record = {
-        "config": asdict(config),
+        "config": asdict(models.config),
+        "search": tries,
         "seconds": round(seconds, 1),
         "curves": {name: asdict(curve) for name, curve in models.curves.items()},
         "manifest": manifest.model_dump(mode="json"),

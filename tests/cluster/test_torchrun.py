@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,3 +32,18 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert together[name]["losses"] == pytest.approx(alone[name]["losses"], rel=1e-5)
         assert together[name]["values"] == pytest.approx(alone[name]["values"], rel=1e-4)
         assert len(set(alone[name]["losses"])) == 3, "the weights did not move"
+
+
+@pytest.mark.parametrize("users", [90, 2], ids=["a part of each batch", "a process without rows"])
+def test_two_processes_learn_the_sequence_model_that_one_does(tmp_path: Path, users: int) -> None:
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.json"
+        words = ("--dropout", "0", "--users", str(users))
+        torchrun(processes, "tests.training.sequence_worker", str(out), *words)
+        found.append(json.loads(out.read_text()))
+    alone, together = found
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert together["values"] == pytest.approx(alone["values"], rel=1e-4)
+    np.testing.assert_allclose(together["table"], alone["table"], atol=1e-4)
+    assert alone["losses"][-1] < alone["losses"][0] - 0.5

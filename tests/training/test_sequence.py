@@ -1,8 +1,7 @@
 """Fitting the sequence model: it learns, it can be killed, and its curve stays what it was."""
 
+import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,24 +14,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.checkpoints import CheckpointError, load
+from tests.training.sequence_worker import CONFIG, CPU, ITEMS, ring
+from training.checkpoints import load
+from training.fitting import Watch
 from training.models.sequence import Encoder, SequenceModel
 from training.quality.interactions import Sequences
-from training.sequence import Rivals, SequenceConfig, batches, fit_sequence, loss_of, windows_of
+from training.sequence import FittedSequence, Judge, Rivals, SequenceConfig, batches, fit_sequence, loss_of, windows_of
+from training.shard import process_group
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "sequence_loss.json"
-CONFIG = SequenceConfig(width=16, length=8, batch=16, rate=1e-2, average=0.9, epochs=6)
-ITEMS = 20
-CPU = torch.device("cpu")
+WORKER = [sys.executable, "-W", "ignore", "-m", "tests.training.sequence_worker"]
 
 
-def ring(users: int = 90) -> Sequences:
-    """Users who walk up a ring of ITEMS items."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 15, users)
-    items = np.concatenate([(rng.integers(ITEMS) + np.arange(length)) % ITEMS for length in lengths])
-    return Sequences(np.concatenate(([0], np.cumsum(lengths))), items, np.arange(len(items)))
+def fit(config: SequenceConfig, *, judge: Judge | None, watch: Watch | None = None) -> FittedSequence:
+    return fit_sequence(ring(), items=ITEMS, config=config, judge=judge, device=CPU, seed=5, watch=watch)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 12))
@@ -74,7 +70,7 @@ def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
     model = SequenceModel(items=1000, encoder=encoder)
     batch = next(batches(learn, windows_of(learn, 8), replace(CONFIG, batch=64), np.random.default_rng(0)))
     rng = np.random.default_rng(0)
-    with torch.no_grad():
+    with torch.no_grad(), process_group(CPU):
         whole, drawn, fewer = (
             np.mean([loss_of(model, batch, rivals, temperature=1.0, rng=rng).item() for _ in range(20)])
             for rivals in (Rivals(learn, 1000, 500), Rivals(learn, 1000, 499), Rivals(learn, 1000, 100))
@@ -84,75 +80,77 @@ def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
 
 
 def test_a_run_that_goes_on_gives_what_it_would_have_given(tmp_path: Path) -> None:
-    whole = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=5)
-    path = tmp_path / "run.safetensors"
-    fit_sequence(ring(), items=ITEMS, config=replace(CONFIG, epochs=2), judge=None, device=CPU, seed=5, checkpoint=path)
-    gone_on = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=5, checkpoint=path)
-    assert gone_on.losses == pytest.approx(whole.losses)
+    watch = Watch(tmp_path / "unfinished", tmp_path / "curves", {})
+    whole = fit(CONFIG, judge=None)
+    fit(replace(CONFIG, epochs=2), judge=None, watch=watch)
+    gone_on = fit(CONFIG, judge=None, watch=watch)
+    assert gone_on.curve.losses == pytest.approx(whole.curve.losses)
     torch.testing.assert_close(gone_on.table, whole.table)
-    with pytest.raises(CheckpointError, match="other settings or another seed"):
-        fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=6, checkpoint=path)
-
-
-RUN = """
-import sys
-from pathlib import Path
-import torch
-sys.path.insert(0, "tests/training")
-from test_sequence import CONFIG, ITEMS, ring
-from dataclasses import replace
-from training.sequence import fit_sequence
-fit_sequence(ring(), items=ITEMS, config=replace(CONFIG, epochs=100_000), judge=None, device=torch.device("cpu"),
-             seed=5, checkpoint=Path(sys.argv[1]))
-"""
+    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=6, watch=watch)
+    alone = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=6)
+    assert other.curve.losses == pytest.approx(alone.curve.losses), "it went on from another seed's checkpoint"
 
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_a_checkpoint_that_goes_on_with_the_same_curve(tmp_path: Path) -> None:
-    path = tmp_path / "run.safetensors"
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    found = load(path)
-    assert found is not None
-    done = found[1]["state"]["epoch"]
-    config = replace(CONFIG, epochs=done + 3)
-    whole = fit_sequence(ring(), items=ITEMS, config=config, judge=None, device=CPU, seed=5)
-    gone_on = fit_sequence(ring(), items=ITEMS, config=config, judge=None, device=CPU, seed=5, checkpoint=path)
-    assert gone_on.losses == pytest.approx(whole.losses, rel=1e-4)
+    undisturbed, resumed, unfinished = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "unfinished"
+    words = [*WORKER, str(resumed), "--epochs", "40", "--unfinished", str(unfinished)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        checkpoint, end = unfinished / "sequence.0.safetensors", time.monotonic() + 120
+        while not ((found := load(checkpoint)) and len(found[1]["curve"]["losses"]) >= 3):
+            assert time.monotonic() < end, f"{checkpoint} did not reach epoch 3"
+            time.sleep(0.02)
+        running.kill()
+    assert not resumed.exists(), "it was done before it was killed"
+    for out, more in ((undisturbed, []), (resumed, ["--unfinished", str(unfinished)])):
+        subprocess.run([*WORKER, str(out), "--epochs", "40", *more], cwd=ROOT, check=True, capture_output=True)
+    expected, found = json.loads(undisturbed.read_text()), json.loads(resumed.read_text())
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert found["values"] == expected["values"]
+    assert found["best_epoch"] == expected["best_epoch"]
+    np.testing.assert_allclose(found["table"], expected["table"], atol=1e-4)
+
+
+def judged_as(*values: float) -> Judge:
+    """The values, one a judgement, the first before any epoch; the last one again and again."""
+    rest = itertools.chain(values, itertools.repeat(values[-1]))
+    return lambda _: next(rest)
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:
-    values = iter([0.1, 0.3, 0.2, 0.2, 0.2, 0.2])
-    config = replace(CONFIG, epochs=30, judge_every=1, patience=2)
-    fitted = fit_sequence(ring(), items=ITEMS, config=config, judge=lambda _: next(values), device=CPU, seed=5)
-    assert fitted.epochs == 2
-    assert fitted.judged == 0.3
-    assert len(fitted.losses) == 4
+    config = replace(CONFIG, epochs=30, patience=2)
+    fitted = fit(config, judge=judged_as(0.0, 0.1, 0.3, 0.2))
+    assert fitted.curve.best_epoch == 2
+    assert fitted.curve.best == -0.3
+    assert len(fitted.curve.losses) == 4
+    torch.testing.assert_close(fitted.table, fit(replace(CONFIG, epochs=2), judge=None).table)
+
+
+def test_a_judgement_every_so_many_epochs_and_after_the_last() -> None:
+    config = replace(CONFIG, epochs=7, judge_every=3, patience=3)
+    curve = fit(config, judge=judged_as(0.0, 0.1, 0.3, 0.2)).curve
+    assert curve.values == [None, None, -0.1, None, None, -0.3, -0.2]
+    assert curve.best_epoch == 6
+    patient = replace(CONFIG, epochs=30, judge_every=3, patience=2)
+    assert len(fit(patient, judge=judged_as(0.0, 0.3, 0.2)).curve.losses) == 9
 
 
 def test_no_epoch_begins_after_its_time() -> None:
-    fitted = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=lambda _: 0.5, device=CPU, seed=5, seconds=0.0)
-    assert len(fitted.losses) == 1
-    assert fitted.judged == 0.5
+    config = replace(CONFIG, judge_every=3)
+    fitted = fit_sequence(
+        ring(), items=ITEMS, config=config, judge=judged_as(0.1, 0.5), device=CPU, seed=5, seconds=0.0
+    )
+    assert len(fitted.curve.losses) == 1
+    assert fitted.curve.best == -0.5
 
 
 def test_the_loss_curve_is_the_golden_one() -> None:
-    """Who changes the mathematics renews the file (`python tests/training/test_sequence.py`) and says why."""
-    losses = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=5).losses
+    """Who changes the mathematics renews the file (`python -m tests.training.test_sequence`) and says why."""
+    losses = fit(CONFIG, judge=None).curve.losses
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-3)
     assert losses[-1] < losses[0] - 0.5
 
 
 if __name__ == "__main__":
-    curve = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=5).losses
+    curve = fit(CONFIG, judge=None).curve.losses
     GOLDEN.write_text(json.dumps([round(value, 6) for value in curve]) + "\n")

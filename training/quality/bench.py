@@ -4,6 +4,7 @@ The same budget of tuning for all, the same code that measures all, and one JSON
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch.distributed as dist
 from tqdm import tqdm
 
 from training.quality.entrants import OWN, Entrant, Fitted, Settings
@@ -20,6 +22,7 @@ from training.quality.interactions import read_interactions
 from training.quality.metrics import Measured, measure, ndcg
 from training.quality.peers import PEERS, Peer, PeerError
 from training.quality.protocols import LEAVE_ONE_OUT, TIME_SPLIT, Split, leave_one_out, new_only, time_split
+from training.shard import choose_device, is_leader, process_group, total
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -52,15 +55,22 @@ class Request:
 def run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Run every model and report; returns what the JSON line holds.
 
+    Under torchrun every process calls it: the sequence model is fitted together, and the first process speaks.
     Raises QualityError, DataError or PeerError with what to change.
     """
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    with process_group(choose_device()):
+        return _run(request, as_json=as_json, say=say if is_leader() else lambda _: None)
+
+
+def _run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict[str, Any]:
     entrants = _entrants(request)
     try:
         split = _split(request)
         if not as_json:
             say(_told(split))
         rows = []
-        for entrant in tqdm(entrants, desc="models", unit="model", leave=False, disable=None):
+        for entrant in tqdm(entrants, desc="models", unit="model", leave=False, disable=None if is_leader() else True):
             rows += _judge(entrant, split, request)
             if not as_json:
                 say(_line(rows[-1]))
@@ -82,6 +92,8 @@ def _entrants(request: Request) -> list[Entrant]:
     if unknown:
         raise QualityError(f"--model {','.join(unknown)}: the models are {', '.join(known)}")
     names = dict.fromkeys((*FLOORS, *request.models))
+    if dist.get_world_size() > 1 and (theirs := [name for name in names if name in PEERS]):
+        raise QualityError(f"--model {','.join(theirs)}: peers are fitted by one process: run them without torchrun")
     peers = {name: Peer(name) for name in names if name in PEERS}
     return [peers[name] if name in peers else OWN[name]() for name in names]
 
@@ -149,7 +161,7 @@ def _choose(entrant: Entrant, split: Split, request: Request, own: Settings) -> 
             if value > best[0]:
                 best = (value, settings | fitted.learnt)
         trials += 1
-        if time.perf_counter() - started > request.tune_seconds:
+        if total(time.perf_counter() - started) / dist.get_world_size() > request.tune_seconds:
             return best[1], trials
 
 

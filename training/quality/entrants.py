@@ -128,7 +128,7 @@ class SequenceEntrant:
             learn, items=split.items, config=config, judge=None if blind else judge,
             device=choose_device(), seed=seed, seconds=seconds, label=self.name,
         )  # fmt: skip
-        learnt: Settings = {"epochs": fitted.epochs}
+        learnt: Settings = {"epochs": max(1, fitted.curve.best_epoch)}
         scorer: Scorer = fitted
         if self._blend:
             signals = Signals(fitted, learn, split.items, temperature=config.temperature, own=not split.mask_history)
@@ -140,7 +140,7 @@ class SequenceEntrant:
             learnt |= {f"weight_{name}": weight for name, weight in weights.items()}
             scorer = Blend(signals, weights)
         result = _listed(split, scorer, judged=judged)
-        result.learnt, result.epoch_seconds = learnt, float(np.median(fitted.epoch_seconds))
+        result.learnt, result.epoch_seconds = learnt, float(np.median(fitted.curve.seconds))
         return result
 
 

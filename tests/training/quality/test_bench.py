@@ -65,3 +65,11 @@ def test_a_wrong_question_gets_one_clear_line(chain: Path, arguments: tuple[str,
     assert done.exit_code == 1
     assert done.output.startswith("Error: ")
     assert said in done.output
+
+
+def test_peers_are_refused_under_torchrun(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process would start its own."""
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    done = bench("--data", str(chain), "--model", "als")
+    assert done.exit_code == 1
+    assert "--model als: peers are fitted by one process: run them without torchrun" in done.output

@@ -1,0 +1,67 @@
+"""`headrace train --settings FILE`: what it takes, and what it says of a file that it cannot take."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from infra.cli import cli
+from training.config_file import SettingsFileError, read_config
+from training.configs import small, standard
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "settings.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_part_of_the_settings_replaces_that_part(tmp_path: Path) -> None:
+    path = written(tmp_path, {"retrieval": {"dropout": 0.3, "width": 32}, "ranker": {"hidden": [64, 32]}})
+    base = standard()
+    expected = replace(
+        base,
+        retrieval=replace(base.retrieval, dropout=0.3, width=32),
+        ranker=replace(base.ranker, hidden=(64, 32)),
+    )
+    assert read_config(path, base=base) == expected
+
+
+def test_a_runs_record_gives_the_runs_configuration(tmp_path: Path) -> None:
+    run = replace(standard(), seed=11, per_source=50)
+    path = written(tmp_path, {"config": asdict(run), "search": [], "seconds": 1.0, "curves": {}, "manifest": {}})
+    assert read_config(path, base=small()) == run
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is no JSON"),
+        ([1], "the file must be an object such as"),
+        ({"retrival": {}}, "there is no retrival; there are name, seed,"),
+        ({"ranker": {"widht": 3}}, "there is no ranker.widht; there are embedding, hidden,"),
+        ({"ranker": 3}, "ranker must be an object"),
+        ({"retrieval": {"width": "64"}}, "retrieval.width: Input should be a valid integer, not '64'"),
+        ({"retrieval": {"epochs": 2.5}}, "retrieval.epochs: Input should be a valid integer, not 2.5"),
+        ({"ranker": {"hidden": [64, "a"]}}, "ranker.hidden.1: Input should be a valid integer"),
+        ({"retrieval": {"dropout": -0.1}}, "retrieval.dropout must be a number from 0 on, not -0.1"),
+        ({"retrieval": {"dropout": True}}, "retrieval.dropout: Input should be a valid number, not True"),
+    ],
+)
+def test_a_file_that_is_wrong_says_what_is_wrong(tmp_path: Path, content: Any, said: str) -> None:
+    with pytest.raises(SettingsFileError) as error:
+        read_config(written(tmp_path, content), base=standard())
+    assert said in str(error.value)
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["train", "--settings", str(tmp_path / "none.json")])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: --settings ")
+    assert done.output.strip().endswith("cannot be read: No such file or directory")
+    done = CliRunner().invoke(cli, ["train", "--search", "0"])
+    assert done.exit_code == 2
+    assert "0.0 is not in the range x>0" in done.output

@@ -1,0 +1,95 @@
+"""The search for settings: it finds better ones, keeps what was there where none is, and goes on after a kill."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from training.configs import RankerConfig, RetrievalConfig, standard
+from training.search import Search, suggest_ranker, suggest_retrieval
+from training.shard import process_group
+
+START = RetrievalConfig(dropout=0.2)
+
+
+def search(
+    folder: Path, value: Callable[[RetrievalConfig], float], *, facts: str = "shop"
+) -> tuple[Search, RetrievalConfig]:
+    """Each try takes 0.02 s, so that a search of 0.5 s makes some 20."""
+
+    def slow(tried: RetrievalConfig) -> float:
+        time.sleep(0.02)
+        return value(tried)
+
+    made = Search(0.5, seed=3, journal=folder / "search.jsonl", say=lambda line: None)
+    with process_group(torch.device("cpu")):
+        best = made.best(
+            START, suggest=suggest_retrieval, value=slow, label="two-tower", metric="recall", facts={"of": facts}
+        )
+    return made, best
+
+
+def test_better_settings_are_found(tmp_path: Path) -> None:
+    made, best = search(tmp_path, lambda tried: -abs(tried.dropout - 0.4))
+    assert abs(best.dropout - 0.4) < abs(START.dropout - 0.4)
+    values = [one["value"] for one in made.tries]
+    assert values[0] == pytest.approx(-0.2), "the start is tried first"
+    assert max(values) == -abs(best.dropout - 0.4)
+    assert 2 < len(values) < 60
+
+
+def test_the_start_is_kept_where_nothing_is_better(tmp_path: Path) -> None:
+    made, best = search(tmp_path, lambda tried: float(tried == START))
+    assert best == START
+    assert len(made.tries) > 2
+
+
+def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+    fitted: list[RetrievalConfig] = []
+
+    def dies_at_its_fifth(tried: RetrievalConfig) -> float:
+        fitted.append(tried)
+        if len(fitted) == 5:
+            raise KeyboardInterrupt
+        return tried.dropout
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, dies_at_its_fifth)
+    made, _ = search(tmp_path, dies_at_its_fifth)
+    undisturbed, _ = search(tmp_path / "other", lambda tried: tried.dropout)
+    assert fitted[5] == fitted[4], "it goes on with the try that was lost"
+    assert [one["settings"] for one in made.tries[:4]] == [asdict(one) for one in fitted[:4]]
+    both = list(zip(made.tries, undisturbed.tries, strict=False))
+    assert len(both) > 5
+    assert all(one["settings"] == other["settings"] for one, other in both)
+
+
+def test_tries_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None:
+    search(tmp_path, lambda tried: 0.9)
+    made, _ = search(tmp_path, lambda tried: 0.1, facts="another shop")
+    assert {one["value"] for one in made.tries} == {0.1}
+
+
+def test_what_is_not_searched_stays() -> None:
+    trial = optuna.create_study().ask()
+    retrieval = suggest_retrieval(trial, replace(START, refit_epochs=9, patience=4))
+    assert (retrieval.refit_epochs, retrieval.patience) == (9, 4)
+    ranker = suggest_ranker(optuna.create_study().ask(), replace(RankerConfig(), max_orders=77))
+    assert ranker.max_orders == 77
+    assert ranker != RankerConfig()
+
+
+def test_the_ranges_hold_the_standard_settings() -> None:
+    """A search that could not come back to where it began would be a strange one."""
+    for suggest, start in ((suggest_retrieval, standard().retrieval), (suggest_ranker, standard().ranker)):
+        study = optuna.create_study()
+        named = asdict(start)
+        trial = study.ask()
+        suggest(trial, start)  # type: ignore[operator]
+        for name, kind in trial.distributions.items():
+            value = named[name][0] if isinstance(named[name], tuple) else named[name]
+            assert kind._contains(kind.to_internal_repr(value)), name

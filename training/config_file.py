@@ -1,0 +1,55 @@
+"""Settings of a training run from a JSON file, on top of a named configuration: typed, unknown names refused."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from training.configs import Config
+
+
+class SettingsFileError(Exception):
+    """The file does not hold settings of a training run; the message says what to change."""
+
+
+def read_config(path: Path, *, base: Config) -> Config:
+    """`base` with what the file says: JSON such as {"retrieval": {"dropout": 0.3}}, or a run's record, for its config.
+
+    Raises SettingsFileError.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsFileError(f"--settings {path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SettingsFileError(f"--settings {path}: is no JSON: {error}") from error
+    if isinstance(found, dict) and "manifest" in found and "config" in found:
+        found = found["config"]
+    merged = _merged(asdict(base), found, path, ())
+    try:
+        return TypeAdapter(Config).validate_json(json.dumps(merged), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise SettingsFileError(f"--settings {path}: {name}: {first['msg']}, not {first['input']!r}") from error
+
+
+def _merged(known: dict[str, Any], found: Any, path: Path, above: tuple[str, ...]) -> dict[str, Any]:
+    """`known` with what is `found`; every name must be known, and no number below 0."""
+    place = ".".join(above)
+    if not isinstance(found, dict):
+        raise SettingsFileError(
+            f'--settings {path}: {place or "the file"} must be an object such as {{"retrieval": {{"dropout": 0.3}}}}'
+        )
+    merged = dict(known)
+    for name, value in found.items():
+        full = ".".join((*above, name))
+        if name not in known:
+            raise SettingsFileError(f"--settings {path}: there is no {full}; there are {', '.join(known)}")
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise SettingsFileError(f"--settings {path}: {full} must be a number from 0 on, not {value}")
+        merged[name] = _merged(known[name], value, path, (*above, name)) if isinstance(known[name], dict) else value
+    return merged
