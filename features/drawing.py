@@ -16,6 +16,8 @@ Table = NDArray[np.int32]
 """Of items, by a hash: where each of them stands."""
 
 DAY = 86_400_000.0
+VISIT_GAP = 1_800_000
+"""Most ms from one event of a visit to the next."""
 HALF_LIFE_DAYS = 60.0
 USUAL_INTERVAL_DAYS = 60.0
 """Between two orders of an item that was ordered once."""
