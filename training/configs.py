@@ -39,8 +39,8 @@ class RankerConfig:
     """Candidates of an order that the ranker learns from: every bought one and a sample of the others."""
     max_orders: int = 6000
     """Latest visits with a purchase that are used, and at most as many without one."""
-    cart_loss: float = 0.3
-    view_loss: float = 0.3
+    cart_loss: float = 0.0
+    view_loss: float = 0.0
     return_loss: float = 0.3
     """What each further head's loss weighs beside that of the purchase; with 0 the head is not made."""
     cart_score: float = 0.0
