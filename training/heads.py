@@ -19,7 +19,7 @@ LISTWISE = (PURCHASE, "cart", "view")
 """Heads that tell which of a visit's candidates it takes; where a list has no room, the last one's go first."""
 ENOUGH = 200
 """Visits with a candidate to learn from (returns: candidates) that a further head needs."""
-TELLING = 0.99
+TELLING = 0.93
 """A return head is made where, on visits it was not fitted on, its log loss is at most this share of the loss of one
 rate for all (normalised entropy: He et al., Practical Lessons from Predicting Clicks on Ads, ADKDD 2014)."""
 ABSENT = -1e9

@@ -103,6 +103,10 @@ def test_the_file_answers_what_the_model_does(ranking: Ranking, tmp_path: Path) 
     assert answered.dtype == np.float32
     with torch.no_grad():
         assert np.allclose(answered, ranking.model(features, items).numpy(), atol=1e-4)
+        extreme = torch.tensor([[0.0, 0.0, 0.0, logit] for logit in (-1e4, 0.0, 1e4)])
+        assert ranking.model.dense.score(extreme).tolist() == pytest.approx([0, -4 * np.log(2), -4e4])
+    # Features far from any that were learnt from, as checks of an export have them.
+    export(ranking.model, tmp_path / "far.onnx", {"features": features.abs() * 1e12, "items": items}, output="score")
 
 
 @pytest.mark.slow

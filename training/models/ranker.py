@@ -81,7 +81,9 @@ class Dense(nn.Module):
         for place, (head, weight) in enumerate(self.heads.items()):
             if place and weight:
                 one = logits[..., place]
-                score = score + weight * (F.logsigmoid(-one) if head == RETURN else one)
+                # log(1 - chance) written so that no step overflows in ONNX, as its LogSigmoid does.
+                kept = -F.relu(one) - torch.log1p(torch.exp(-one.abs()))
+                score = score + weight * (kept if head == RETURN else one)
         return score
 
 
