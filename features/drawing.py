@@ -16,6 +16,8 @@ Table = NDArray[np.int32]
 """Of items, by a hash: where each of them stands."""
 
 DAY = 86_400_000.0
+VISIT_GAP = 1_800_000
+"""Most ms from one event of a visit to the next."""
 HALF_LIFE_DAYS = 60.0
 USUAL_INTERVAL_DAYS = 60.0
 """Between two orders of an item that was ordered once."""
@@ -70,8 +72,8 @@ def _inner(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
 
 @compiled(NUMBERS, NUMBERS, NUMBERS, NUMBER, NUMBER)
 def latest(items: Items, kinds: Items, times: Items, returned: int, most: int) -> tuple[Items, NDArray[np.float32]]:
-    """The `most` latest entries of known items that were not returned, oldest first: their items and weights, 1 at the
-    time of the last, halved for each time before it."""
+    """The `most` latest entries of known items that were not returned, oldest first: their items and weights, 1 in the
+    last visit, halved for each visit before it."""
     places = np.empty(most, dtype=np.int64)
     first = most
     for place in range(len(items) - 1, -1, -1):
@@ -81,7 +83,7 @@ def latest(items: Items, kinds: Items, times: Items, returned: int, most: int) -
     weights = np.empty(most - first, dtype=np.float32)
     weight = np.float32(1)
     for place in range(most - 1, first - 1, -1):
-        if place < most - 1 and times[places[place]] != times[places[place + 1]]:
+        if place < most - 1 and times[places[place + 1]] - times[places[place]] > VISIT_GAP:
             weight *= np.float32(0.5)
         weights[place - first] = weight
     return items[places[first:]], weights

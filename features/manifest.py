@@ -56,6 +56,8 @@ class RecommendCard(_Card):
     index_recall: float
     """Share of the exact top 100 that the index returns."""
     candidate_features: tuple[str, ...]
+    heads: dict[str, float] = {"purchase": 1.0}
+    """What each head of the ranker weighs in its score."""
     catalogue_items: int
     content_buckets: int = 0
     """Above 0 only in older releases, which hold an item tower that nothing reads."""

@@ -3,7 +3,7 @@
     start ───────── ranker_start ───────── split ───────── end
     retrieval learns          the ranker learns      the gate judges
 
-The ranker learns on orders that the retrieval model and the co-purchase counts have not seen: what they say of a
+The ranker learns on visits that the retrieval model and the co-purchase counts have not seen: what they say of a
 candidate is then as uncertain in training as it will be in service.
 """
 

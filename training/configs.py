@@ -38,7 +38,15 @@ class RankerConfig:
     candidates: int = 150
     """Candidates of an order that the ranker learns from: every bought one and a sample of the others."""
     max_orders: int = 6000
-    """Latest orders that are used."""
+    """Latest visits with a purchase that are used, and at most as many without one."""
+    cart_loss: float = 0.0
+    view_loss: float = 0.0
+    return_loss: float = 0.3
+    """What each further head's loss weighs beside that of the purchase; with 0 the head is not made."""
+    cart_score: float = 0.0
+    view_score: float = 0.0
+    return_score: float = 1.0
+    """What each further head weighs in the score: models.ranker.Dense.score."""
     linear_penalty: float = 1e-3
     """Weight of the squares in the linear model that the crosses start from."""
     learning_rate: float = 3e-4

@@ -1,11 +1,12 @@
-"""What the recommenders learn from: orders, each with what was known of its user just before it.
+"""What the recommenders learn from: visits, each with what was known of its user just before it.
 
-States come from Feast as of each order's moment. For orders that the importer held back, they are folded from the
-last known state and the held-back events before them: the same arithmetic as the Spark job's.
+States come from Feast as of each visit's first moment, so that nothing of a visit tells of itself. For visits that the
+importer held back, they are folded from the last known state and the held-back events before them: the same arithmetic
+as the Spark job's.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -23,22 +24,27 @@ from features.fold import fold
 from features.history import DAY, History, from_arrow
 from features.timeline import Timeline, holdout_file
 from infra.settings import Settings
+from training.visits import Visits
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One order as a recommender meets it: who asks, and what they then bought (catalogue indices)."""
+    """One visit as a recommender meets it: who asks, and what they then bought (catalogue indices)."""
 
     who: Visitor
     targets: NDArray[np.int64]
+    also: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """What else the visit did, by kind: "view", "cart", and "return" for what of the bought came back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One order's candidates, and which of them were bought."""
+    """One visit's candidates, and which of them were bought."""
 
     candidates: Candidates
     bought: NDArray[np.bool_]
+    also: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Which of them it also viewed, put into the cart or returned; kinds that are not told are none."""
 
 
 def read_events(settings: Settings, *, split: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -96,68 +102,50 @@ def build_catalogue(
     return Catalogue(tuple(ids), tuple(titles), prices, neighbours, similarities, vectors, index, kinds)
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """Orders in order of time: one row per user and moment."""
-
-    users: NDArray[np.object_]
-    times: NDArray[np.int64]
-    items: list[NDArray[np.object_]]
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def rows(self, wanted: NDArray[Any]) -> "Orders":
-        wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted
-        return Orders(self.users[wanted], self.times[wanted], [self.items[row] for row in wanted])
-
-    def latest(self, count: int) -> "Orders":
-        return self.rows(np.arange(max(0, len(self) - count), len(self)))
-
-    def evenly(self, count: int) -> "Orders":
-        """At most `count` orders, spread evenly over time."""
-        return self.rows(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)))
+def states_from_feast(feast: FeatureStore, visits: Visits) -> History:
+    """The user histories just before each visit, one row a visit."""
+    return _states(feast, visits.users, visits.times)
 
 
-def orders_of(events: pd.DataFrame) -> Orders:
-    """What was bought together: the purchases of one user at one moment."""
-    bought = events[(events["type"] == "purchase") & events[columns.USER].notna()]
-    grouped = bought.groupby(["event_time", columns.USER], sort=True)[columns.ITEM].unique()
-    times = grouped.index.get_level_values(0).to_numpy(np.int64)
-    return Orders(grouped.index.get_level_values(1).to_numpy(object), times, list(grouped))
-
-
-def states_from_feast(feast: FeatureStore, orders: Orders) -> History:
-    """The user histories just before each order, one row an order."""
-    examples = pd.DataFrame({columns.USER: orders.users, columns.EVENT_TIMESTAMP: _timestamps(orders.times)})
+def _states(feast: FeatureStore, users: NDArray[np.object_], times: NDArray[np.int64]) -> History:
+    examples = pd.DataFrame({columns.USER: users, columns.EVENT_TIMESTAMP: _timestamps(times)})
     found = store.historical(feast, views.USERS, examples, before=True)
     names = {name: f"{views.USER_HISTORY}__{name}" for name in history.USER_COLUMNS}
     return from_arrow(found, history.USER_COLUMNS, names=names)
 
 
-def states_held_back(feast: FeatureStore, orders: Orders, later: pd.DataFrame, *, split: int) -> History:
-    """The same for orders after `split`: the state at `split`, and what the held-back events add before each order."""
-    users, key = np.unique(orders.users, return_inverse=True)
-    known = states_from_feast(feast, Orders(users, np.full(len(users), split), []))
+def states_held_back(feast: FeatureStore, visits: Visits, later: pd.DataFrame, *, split: int) -> History:
+    """The same for visits after `split`: the state at `split`, and what the held-back events add before each visit."""
+    users, key = np.unique(visits.users, return_inverse=True)
+    known = _states(feast, users, np.full(len(users), split))
     place = {name: row for row, name in enumerate(users)}
     new = user_entries(pa.Table.from_pandas(later[later[columns.USER].isin(place)], preserve_index=False))
     row = np.array([place[name] for name in new.keys.to_pylist()], dtype=np.int64)
     merged = fold(known, row, {**new.numbers, columns.ITEMS: new.words[columns.ITEMS].to_numpy()}).merged
-    return merged.at(key, orders.times - 1, cap=history.USER_CAP, horizon=history.USER_HORIZON)
+    return merged.at(key, visits.times - 1, cap=history.USER_CAP, horizon=history.USER_HORIZON)
 
 
-def queries_of(orders: Orders, states: History, catalogue: Catalogue) -> list[Query]:
-    """Orders with their states, as queries; items that the catalogue does not know are no targets."""
-    # Each id is looked up once for all orders: one by one, the look-ups took longer than a model's epoch.
+def queries_of(visits: Visits, states: History, catalogue: Catalogue) -> list[Query]:
+    """Visits with their states, as queries; items that the catalogue does not know are no targets."""
+    # Each id is looked up once for all visits: one by one, the look-ups took longer than a model's epoch.
     codes, names = pd.factorize(states.entries[columns.ITEMS], use_na_sentinel=False)
     known = History(states.offsets, states.entries | {columns.ITEMS: catalogue.indices(names)[codes]})
-    counts = [len(items) for items in orders.items]
-    codes, names = pd.factorize(np.concatenate([*orders.items, np.empty(0, dtype=object)]), use_na_sentinel=False)
-    bought = np.split(catalogue.indices(names)[codes], np.cumsum(counts)[:-1])
+    did = {kind: _coded(lists, catalogue) for kind, lists in visits.items.items()}
     return [
-        Query(coded_visitor(known.row(row), at=int(orders.times[row])), np.unique(targets[targets >= 0]))
-        for row, targets in enumerate(bought[: len(orders)])
+        Query(
+            coded_visitor(known.row(row), at=int(visits.times[row])),
+            did["purchase"][row],
+            {kind: lists[row] for kind, lists in did.items() if kind != "purchase"},
+        )
+        for row in range(len(visits))
     ]
+
+
+def _coded(lists: list[NDArray[np.object_]], catalogue: Catalogue) -> list[NDArray[np.int64]]:
+    """Catalogue indices, ascending and each once."""
+    codes, names = pd.factorize(np.concatenate([*lists, np.empty(0, dtype=object)]), use_na_sentinel=False)
+    found = np.split(catalogue.indices(names)[codes], np.cumsum([len(items) for items in lists])[:-1])
+    return [np.unique(one[one >= 0]) for one in found]
 
 
 class ItemDays:

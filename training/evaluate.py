@@ -1,6 +1,6 @@
 """The gate: what the whole answer is worth on held-out orders, beside rankings that need no model.
 
-An order counts as one request made just before it; the truth is what was bought. Items bought before may be
+A visit that bought counts as one request at its first moment; the truth is what was bought. Items bought before may be
 recommended again, since buying again is common in a shop.
 """
 

@@ -1,6 +1,7 @@
-"""Fitting the ranker: drawn candidates of past orders in, scores that order them out."""
+"""Fitting the ranker: drawn candidates of past visits in, scores that order them out."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from features.catalogue import ITEM_WINDOWS, Catalogue
 from training.configs import RankerConfig
 from training.data import Drawn, ItemDays, Query
 from training.fitting import Curve, Watch, fit
-from training.models.ranker import ITEM, Dense, PlainRanker, Ranker, squash
+from training.heads import ABSENT, LISTWISE, PURCHASE, Lists, missed, starts, supported
+from training.models.ranker import ITEM, RETURN, Dense, PlainRanker, Ranker, squash
 from training.retrieval import Retrieval
 from training.shard import dense_parameters, loss_scale, shard, share, table, total
 
@@ -35,7 +37,8 @@ def draw_all(
         candidates = draw(
             query.who, catalogue, days.at(query.who.at), tower_hits=hits, user_vector=vector, per_source=per_source
         )
-        drawn.append(Drawn(candidates, np.isin(candidates.items, query.targets)))
+        also = {kind: np.isin(candidates.items, items) for kind, items in query.also.items()}
+        drawn.append(Drawn(candidates, np.isin(candidates.items, query.targets), also))
     return drawn
 
 
@@ -45,40 +48,37 @@ CROSSED = tuple(name for name in CANDIDATE_FEATURES if name not in (*USER_FEATUR
 what does not hold a month later, while the linear part takes them well (docs/quality.md)."""
 
 
-@dataclass
-class _Lists:
-    """Orders padded to one number of candidates, for a listwise loss."""
-
-    features: Tensor
-    items: Tensor
-    bought: Tensor
-    real: Tensor
-
-    def rows(self, rows: Tensor) -> "_Lists":
-        return _Lists(self.features[rows], self.items[rows], self.bought[rows], self.real[rows])
-
-
-def _pad(drawn: list[Drawn], size: int, rng: np.random.Generator) -> _Lists:
-    """Every bought candidate and a sample of the others, `size` an order; orders without a bought one are left out."""
-    drawn = [one for one in drawn if one.bought.any()]
-    features = torch.zeros((len(drawn), size, len(CANDIDATE_FEATURES)))
-    items = torch.zeros((len(drawn), size), dtype=torch.long)
-    bought = torch.zeros((len(drawn), size))
-    real = torch.zeros((len(drawn), size), dtype=torch.bool)
-    for row, one in enumerate(drawn):
-        order = rng.permutation(len(one.bought))
-        kept = order[np.argsort(~one.bought[order], kind="stable")][:size]
-        features[row, : len(kept)] = torch.from_numpy(one.candidates.features[kept])
-        items[row, : len(kept)] = torch.from_numpy(one.candidates.items[kept])
-        bought[row, : len(kept)] = torch.from_numpy(one.bought[kept].astype(np.float32))
-        real[row, : len(kept)] = True
-    return _Lists(features, items, bought, real)
+def _pad(drawn: list[Drawn], size: int, heads: Iterable[str], rng: np.random.Generator) -> Lists:
+    """Every positive candidate and a sample of the others, `size` a visit; visits without a positive one of these heads
+    are left out."""
+    marks = [{PURCHASE: one.bought, **one.also} for one in drawn]
+    kept = [row for row, one in enumerate(marks) if any(one[head].any() for head in heads if head in one)]
+    features = torch.zeros((len(kept), size, len(CANDIDATE_FEATURES)))
+    items = torch.zeros((len(kept), size), dtype=torch.long)
+    labels = {head: torch.zeros((len(kept), size)) for head in heads}
+    real = torch.zeros((len(kept), size), dtype=torch.bool)
+    for row, (candidates, mine) in enumerate((drawn[place].candidates, marks[place]) for place in kept):
+        order = rng.permutation(len(candidates.items))
+        taken = [~mine[head][order] for head in reversed(LISTWISE) if head in heads and head in mine]
+        chosen = order[np.lexsort((np.arange(len(order)), *taken))][:size]
+        features[row, : len(chosen)] = torch.from_numpy(candidates.features[chosen])
+        items[row, : len(chosen)] = torch.from_numpy(candidates.items[chosen])
+        real[row, : len(chosen)] = True
+        for head in heads:
+            if head in mine:
+                labels[head][row, : len(chosen)] = torch.from_numpy(mine[head][chosen].astype(np.float32))
+    return Lists(features, items, labels, real)
 
 
 @dataclass
 class Ranking:
     model: PlainRanker
     curve: Curve
+
+    @property
+    def heads(self) -> dict[str, float]:
+        """What each head weighs in the score; "purchase" is the first."""
+        return self.model.dense.heads
 
 
 def fit_ranker(
@@ -91,21 +91,27 @@ def fit_ranker(
     seed: int,
     watch: Watch | None = None,
 ) -> Ranking:
-    """Fit a linear model, then what crosses add to it until validation NDCG stops growing; keep the best epoch.
+    """Fit a linear model a head, then what crosses add until the validation NDCG of what is bought stops growing; keep
+    the best epoch.
 
-    Listwise softmax cross entropy: an order's bought candidates share the mass (Cao et al., Learning to Rank: From
-    Pairwise Approach to Listwise Approach, ICML 2007). Raises ValueError without orders to learn from.
+    Listwise softmax cross entropy: what a visit took shares the mass (Cao et al., Learning to Rank: From Pairwise
+    Approach to Listwise Approach, ICML 2007), for each head over the visits that tell it something; returns: log loss
+    over what was bought. Raises ValueError without orders to learn from.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    learn = _pad(training, config.candidates, rng)
-    check = _pad(validation, max((len(one.bought) for one in validation), default=1), rng)
-    if not len(learn.items) or not len(check.items):
+    losses = supported(training, config)
+    learn = _pad(training, config.candidates, losses, rng)
+    check = _pad(validation, max((len(one.bought) for one in validation), default=1), [PURCHASE], rng)
+    if not learn.bought.any() or not len(check.items):
         raise ValueError("no past order has a bought candidate: there is too little history to train a ranker")
     squashed = squash(learn.features[learn.real])
     mean, std = squashed.mean(dim=0), squashed.std(dim=0).clamp(min=1e-3)
+    begun = starts(learn, mean=mean, std=std, penalty=config.linear_penalty)
+    scored = {PURCHASE: 1.0, "cart": config.cart_score, "view": config.view_score, RETURN: config.return_score}
     dense = Dense(
-        linear=fit_linear(learn, mean=mean, std=std, penalty=config.linear_penalty),
+        linear=torch.stack([weights for weights, _ in begun.values()]),
+        bias=torch.tensor([bias for _, bias in begun.values()]),
         crossed=torch.tensor([CANDIDATE_FEATURES.index(name) for name in CROSSED]),
         mean=mean,
         std=std,
@@ -114,6 +120,7 @@ def fit_ranker(
         crosses=config.crosses,
         rank=config.rank,
         dropout=config.dropout,
+        heads={head: scored[head] for head in begun},
     )
     model = shard(
         Ranker(items=items, embedding=config.embedding, dense=dense),
@@ -123,30 +130,34 @@ def fit_ranker(
     )
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    def scores_of(mine: _Lists) -> Tensor:
-        """Logits [orders, candidates]; hugely negative where there is no candidate."""
+    def logits_of(mine: Lists) -> Tensor:
+        """Logits [visits, candidates, H]; hugely negative where there is no candidate."""
         flat = mine.items[mine.real].to(device)
         jagged = KeyedJaggedTensor(keys=[ITEM], values=flat, lengths=torch.ones_like(flat, dtype=torch.int))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(mine.features[mine.real].to(device), jagged).float()
-        return torch.full(mine.items.shape, -1e9, device=device).masked_scatter(mine.real.to(device), logits)
+        whole = torch.full((*mine.items.shape, len(begun)), ABSENT, device=device)
+        return whole.masked_scatter(mine.real[:, :, None].to(device), logits)
 
     def epoch(generator: torch.Generator) -> float:
-        losses = []
+        seen = []
         for batch in torch.randperm(len(learn.items), generator=generator).split(config.batch_orders):
             mine = learn.rows(share(batch))
-            loss = listwise(scores_of(mine), mine.bought.to(device)).sum() * loss_scale(len(batch))
+            logits = logits_of(mine)
+            each = [losses[head] * missed(head, logits[:, :, place], mine) for place, head in enumerate(begun)]
+            loss = torch.stack(each).sum() * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.item())
-        return float(np.mean(losses))
+            seen.append(loss.item())
+        return float(np.mean(seen))
 
     def judge() -> float:
         found = 0.0
         for batch in torch.arange(len(check.items)).split(config.batch_orders):
             mine = check.rows(share(batch))
-            found += float(ndcg(scores_of(mine).cpu(), mine.bought, k=VALIDATION_TOP).sum())
+            scores = model.module.dense.score(logits_of(mine)).cpu().masked_fill(~mine.real, ABSENT)
+            found += float(ndcg(scores, mine.bought, k=VALIDATION_TOP).sum())
         return -total(found) / len(check.items)
 
     curve = fit(
@@ -156,11 +167,6 @@ def fit_ranker(
     return Ranking(_plain(model), curve)
 
 
-def listwise(scores: Tensor, bought: Tensor) -> Tensor:
-    """Cross entropy of each order's bought candidates, which share the mass, [orders]; both float32 [orders, C]."""
-    return -(torch.log_softmax(scores, dim=1) * bought).sum(dim=1) / bought.sum(dim=1)
-
-
 def ndcg(scores: Tensor, bought: Tensor, *, k: int) -> Tensor:
     """NDCG@k of each order among its candidates, [orders]; as evaluate.list_metrics has it."""
     k = min(k, scores.shape[1])
@@ -168,26 +174,6 @@ def ndcg(scores: Tensor, bought: Tensor, *, k: int) -> Tensor:
     hits = bought.gather(1, scores.topk(k, dim=1).indices)
     best = discounts.cumsum(0)[bought.sum(dim=1).long().clamp(1, k) - 1]
     return (hits * discounts).sum(dim=1) / best
-
-
-def fit_linear(lists: _Lists, *, mean: Tensor, std: Tensor, penalty: float) -> Tensor:
-    """Weights [F] of the squashed, standardised features: the least listwise loss, plus `penalty` times their squares.
-
-    Convex, so no seed and no early stopping: what the crosses have to beat.
-    """
-    features = (squash(lists.features) - mean) / std
-    weights = torch.zeros(features.shape[2], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        scores = (features @ weights).masked_fill(~lists.real, -1e9)
-        loss = listwise(scores, lists.bought).mean() + penalty * weights.square().sum()
-        loss.backward()
-        return loss.item()
-
-    optimizer.step(closure)
-    return weights.detach()
 
 
 def _plain(model: DistributedModelParallel) -> PlainRanker:

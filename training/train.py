@@ -52,6 +52,7 @@ from training.ranking import Ranking, draw_all, fit_ranker
 from training.retrieval import Retrieval, fit_retrieval
 from training.search import Search, Try, suggest_ranker, suggest_retrieval
 from training.shard import choose_device, is_leader, process_group
+from training.visits import visits_of
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -166,12 +167,12 @@ def fit_recommenders(
     say: Say,
     search: Search | None = None,
 ) -> Recommenders:
-    """Retrieval on the early orders, the ranker on later ones, retrieval again on both."""
+    """Retrieval on the early orders, the ranker on later visits, retrieval again on both."""
     device, seed = choose_device(), config.seed
     events, later = data.read_events(settings, split=timeline.split)
-    orders = data.orders_of(events)
-    early = orders.rows(orders.times < timeline.ranker_start)
-    late = orders.rows(orders.times >= timeline.ranker_start).latest(config.ranker.max_orders)
+    visits = visits_of(events)
+    early = visits.rows((visits.times < timeline.ranker_start) & visits.buying)
+    late = visits.rows(visits.times >= timeline.ranker_start).latest(config.ranker.max_orders)
     if not len(early) or not len(late):
         raise NoDataError(
             "too little history: orders are needed both before and within the ranker's last 60 days; what was imported "
@@ -218,7 +219,10 @@ def fit_recommenders(
         watch = replace(watch, facts=_identity(config, timeline))
     ranking = fit_on_drawn(config.ranker, watch=watch)
     curve = ranking.curve
-    say(f"ranker: {len(learn_drawn):,} orders, {curve.best_epoch} epochs, validation ndcg@20 {-curve.best:.3f}")
+    say(
+        f"ranker: {len(learn_drawn):,} visits, {', '.join(ranking.heads)}, {curve.best_epoch} epochs, "
+        f"validation ndcg@20 {-curve.best:.3f}"
+    )
 
     # The released tower has seen everything before the split: it goes on from the first one, over all orders.
     longer = replace(config.retrieval, epochs=config.retrieval.refit_epochs)
@@ -238,7 +242,8 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
     days.prepare(np.array([timeline.split]))
     _write_model(out, catalogue, days.at(timeline.split), index, fitted, models.ranking.model)
 
-    held_out = data.orders_of(models.later).evenly(config.gate_orders)
+    held_out = visits_of(models.later)
+    held_out = held_out.rows(held_out.buying).evenly(config.gate_orders)
     states = data.states_held_back(models.store, held_out, models.later, split=timeline.split)
     queries = data.queries_of(held_out, states, catalogue)
     drawn = draw_all(queries, catalogue, days, fitted, per_source=config.per_source, label="gate")
@@ -251,6 +256,7 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
         index_kind=kind,
         index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
+        heads=models.ranking.heads,
         catalogue_items=len(catalogue.ids),
         references=references(np.concatenate([one.candidates.features for one in models.learned]), CANDIDATE_FEATURES),
     )

@@ -129,9 +129,9 @@ def write_models(out: Path, vectors: NDArray[np.float32], width: int) -> None:
     export(PooledTower(table, Tower(width, 0.0)), out / USER_TOWER, lists, output="vector")
     config, features = RankerConfig(), len(CANDIDATE_FEATURES)
     dense = Dense(
-        linear=torch.randn(features) * 0.3, crossed=torch.arange(features), mean=torch.zeros(features),
-        std=torch.ones(features), embedding=config.embedding, hidden=config.hidden, crosses=config.crosses,
-        rank=config.rank, dropout=0.0,
+        linear=torch.randn(1, features) * 0.3, bias=torch.zeros(1), crossed=torch.arange(features),
+        mean=torch.zeros(features), std=torch.ones(features), embedding=config.embedding, hidden=config.hidden,
+        crosses=config.crosses, rank=config.rank, dropout=0.0, heads={"purchase": 1.0},
     )  # fmt: skip
     ranker = PlainRanker(torch.randn((max(1, len(vectors)), config.embedding)) * 0.1, dense)
     inputs = {"features": torch.rand((rows, features)) * 10, "items": torch.zeros(rows, dtype=torch.long)}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features import drawing
-from features.drawing import ABSENT
+from features.drawing import ABSENT, VISIT_GAP
 
 ITEMS = st.lists(st.integers(0, 40), max_size=30)
 """Indices of 41 items."""
@@ -33,6 +33,22 @@ def test_the_highest_are_those_that_sorting_puts_first(
     items, scores = numbers([item for item, _ in scored]), np.array([score for _, score in scored], dtype=np.float64)
     wanted = [item for item, _ in sorted(scored, key=lambda one: (-one[1], one[0])) if item in allowed]
     assert drawing.highest(items, scores, count, bits(allowed)).tolist() == wanted[:count]
+
+
+STEPS = st.lists(st.tuples(st.integers(-1, 40), st.integers(0, 3), st.sampled_from([0, 1, VISIT_GAP, VISIT_GAP + 1])))
+"""Items, kinds, and ms since the entry before."""
+
+
+@given(STEPS, st.integers(1, 12))
+def test_each_visit_before_the_last_counts_half_as_much(steps: list[tuple[int, int, int]], most: int) -> None:
+    items, kinds, gaps = (numbers([step[part] for step in steps]) for part in range(3))
+    times, returned = np.cumsum(gaps), 3
+    kept = np.flatnonzero((items >= 0) & (kinds != returned))[-most:]
+    visits = np.concatenate(([0], np.cumsum(np.diff(times[kept]) > VISIT_GAP)))[: len(kept)]
+    expected = 0.5 ** (visits[-1:].sum() - visits)
+    found, weights = drawing.latest(items, kinds, times, returned, most)
+    assert found.tolist() == items[kept].tolist()
+    assert weights.tolist() == expected.tolist()
 
 
 @given(ITEMS, st.integers(0, 12), ITEMS)

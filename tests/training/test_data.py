@@ -18,15 +18,8 @@ from infra.settings import Settings
 from streaming.histories import Histories
 from streaming.items import item_rows
 from streaming.tables import SCHEMAS, write_table
-from training.data import (
-    ItemDays,
-    build_catalogue,
-    orders_of,
-    queries_of,
-    read_events,
-    states_from_feast,
-    states_held_back,
-)
+from training.data import ItemDays, build_catalogue, queries_of, read_events, states_from_feast, states_held_back
+from training.visits import visits_of
 
 START = 20_000 * DAY
 SPLIT = START + 60 * DAY
@@ -143,42 +136,30 @@ def test_events_are_read_once_each_in_order_and_divided_at_the_split(whole: Shop
         assert shop.early["event_time"].is_monotonic_increasing
 
 
-def test_an_order_is_what_one_user_bought_at_one_moment(whole: Shop) -> None:
-    orders = orders_of(whole.early)
-    bought = whole.early[whole.early["type"] == "purchase"]
-    assert sum(map(len, orders.items)) == len(bought)
-    assert len(orders) == len(set(zip(bought["user_id"], bought["event_time"], strict=True)))
-    assert (np.diff(orders.times) >= 0).all()
-    assert orders.latest(3).times.tolist() == orders.times[-3:].tolist()
-    assert len(orders.latest(10**6)) == len(orders.evenly(10**6)) == len(orders)
-    assert orders.evenly(4).times[[0, -1]].tolist() == orders.times[[0, -1]].tolist()
-    assert len(orders.latest(0)) == len(orders_of(whole.early[:0])) == 0
-
-
-def test_states_are_what_happened_strictly_before_the_order(whole: Shop) -> None:
-    orders = orders_of(pd.concat([whole.early, whole.later]))
+def test_states_are_what_happened_strictly_before_the_visit(whole: Shop) -> None:
+    visits = visits_of(pd.concat([whole.early, whole.later]))
     rows = [row for row in made_up() if row["type"] in columns.KIND_CODES]
-    found = states_from_feast(whole.feast, orders)
+    found = states_from_feast(whole.feast, visits)
     for place, state in enumerate(as_sets(found)):
         before = [
-            row for row in rows if row["user_id"] == orders.users[place] and row["event_time"] < orders.times[place]
+            row for row in rows if row["user_id"] == visits.users[place] and row["event_time"] < visits.times[place]
         ]
         assert {hash_ for _, hash_, *_ in state} == set(history.hash_ids([row["event_id"] for row in before]).tolist())
 
 
 def test_held_back_states_are_those_that_the_job_would_have_made(whole: Shop, split: Shop) -> None:
-    orders = orders_of(split.later)
-    held_back = states_held_back(split.feast, orders, split.later, split=SPLIT)
-    assert as_sets(held_back) == as_sets(states_from_feast(whole.feast, orders))
+    visits = visits_of(split.later)
+    held_back = states_held_back(split.feast, visits, split.later, split=SPLIT)
+    assert as_sets(held_back) == as_sets(states_from_feast(whole.feast, visits))
     assert max(held_back.lengths) > 3
 
 
 def test_a_planted_future_event_does_not_leak_into_held_back_states(split: Shop) -> None:
-    orders = orders_of(split.later)
-    future = {"event_id": "future", "type": "purchase", "event_time": START + 400 * DAY, "user_id": orders.users[0]}
+    visits = visits_of(split.later)
+    future = {"event_id": "future", "type": "purchase", "event_time": START + 400 * DAY, "user_id": visits.users[0]}
     planted = pd.concat([split.later, table([{**future, "item_id": "i0"}]).to_pandas()])
     without, found = (
-        as_sets(states_held_back(split.feast, orders, rows, split=SPLIT)) for rows in (split.later, planted)
+        as_sets(states_held_back(split.feast, visits, rows, split=SPLIT)) for rows in (split.later, planted)
     )
     assert found == without
 
@@ -211,12 +192,16 @@ def test_the_catalogue_has_what_was_bought_with_known_neighbours(split: Shop) ->
 
 
 def test_queries_name_known_items_once(split: Shop) -> None:
-    orders = orders_of(split.early).latest(5)
-    states = states_from_feast(split.feast, orders)
-    queries = queries_of(orders, states, split.catalogue)
-    assert [query.who.at for query in queries] == orders.times.tolist()
+    visits = visits_of(split.early)
+    states = states_from_feast(split.feast, visits)
+    queries = queries_of(visits, states, split.catalogue)
+    assert [query.who.at for query in queries] == visits.times.tolist()
     assert [set(query.targets) for query in queries] == [
-        {split.catalogue.index[item] for item in items} for items in orders.items
+        {split.catalogue.index[item] for item in items} for items in visits.items["purchase"]
     ]
+    for kind in ("view", "return"):
+        assert [{split.catalogue.ids[place] for place in query.also[kind]} for query in queries] == [
+            set(items) for items in visits.items[kind]
+        ]
     few = build_catalogue(split.feast, split.early[split.early["item_id"] == "i0"], neighbours_as_of=SPLIT)
-    assert all(set(query.targets) <= {0} for query in queries_of(orders, states, few))
+    assert all(set(query.targets) <= {0} for query in queries_of(visits, states, few))

@@ -13,8 +13,9 @@ from features.candidates import padded_histories
 from tests.training.shop_worker import CPU, ITEMS, RANKER, RETRIEVAL, catalogue, drawn, queries
 from training.evaluate import list_metrics
 from training.export import export, open_onnx
+from training.heads import listwise
 from training.models.ranker import squash
-from training.ranking import fit_ranker, listwise, ndcg
+from training.ranking import fit_ranker, ndcg
 from training.retrieval import fit_retrieval, recalls
 from training.shard import process_group
 
@@ -51,7 +52,7 @@ def test_the_ranker_starts_as_the_linear_model_and_keeps_it_where_crosses_add_no
     features = torch.from_numpy(lists[0].candidates.features)
     with torch.no_grad():
         scores = fitted.model(features, torch.from_numpy(lists[0].candidates.items))
-        linear = (squash(features) - dense.mean) / dense.std @ dense.linear
+        linear = (squash(features) - dense.mean) / dense.std @ dense.linear[0]
     assert torch.allclose(scores, linear, atol=1e-6)
     assert int(dense.linear.argmax()) == 0, "the one feature that tells what was bought"
 

@@ -1,11 +1,16 @@
 """The ranker: a linear model of one candidate's features, and what a DCN-v2 over them and the item's embedding adds.
 
+One body, and a head for each thing that a visit may do with an item: a linear model and a last layer of its own
+(Caruana, Multitask Learning, 1997: a shared bottom). What orders the list is one score made of all heads.
 Wang et al., DCN V2: Improved Deep & Cross Network, WWW 2021; low-rank crosses and MLP in parallel, as TorchRec has
 them. Raw features go in: skewed ones are squashed by a signed log and all are standardised inside the model, so that
 what is exported takes exactly what features/candidates.py gives.
 """
 
+from collections.abc import Mapping
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -13,6 +18,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 ITEM = "ranked_item"
+RETURN = "return"
 
 
 def squash(features: Tensor) -> Tensor:
@@ -31,6 +37,7 @@ class Dense(nn.Module):
         self,
         *,
         linear: Tensor,
+        bias: Tensor,
         crossed: Tensor,
         mean: Tensor,
         std: Tensor,
@@ -39,9 +46,11 @@ class Dense(nn.Module):
         crosses: int,
         rank: int,
         dropout: float,
+        heads: Mapping[str, float],
     ) -> None:
-        """linear: float32 [F], weights of the squashed and standardised features. The model starts as exactly them,
-        since its last layer starts at zero. crossed: int64 [X], which features the crosses see."""
+        """linear: float32 [H, F], weights of the squashed and standardised features, bias: [H]. The model starts as
+        exactly them, since its last layer starts at zero. crossed: int64 [X], which features the crosses see.
+        heads: what each head weighs in the score, by name; "purchase" is the first and weighs 1."""
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
@@ -53,15 +62,29 @@ class Dense(nn.Module):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
         self.deep = nn.Sequential(*layers)
         self.linear = nn.Parameter(linear)
-        self.out = nn.Linear(width + hidden[-1], 1)
+        self.out = nn.Linear(width + hidden[-1], len(heads))
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        with torch.no_grad():
+            self.out.bias.copy_(bias)
+        self.heads = dict(heads)
 
     def forward(self, features: Tensor, embedded: Tensor) -> Tensor:
         known = (squash(features) - self.mean) / self.std
         x = torch.cat((known[:, self.crossed], embedded), dim=1)
-        added: Tensor = self.out(torch.cat((self.cross(x), self.deep(x)), dim=1)).squeeze(1)
-        return known @ self.linear + added
+        added: Tensor = self.out(torch.cat((self.cross(x), self.deep(x)), dim=1))
+        return known @ self.linear.T + added
+
+    def score(self, logits: Tensor) -> Tensor:
+        """What orders the list, [...]: the weighed sum of the logits [..., H], where that of the return head stands as
+        the log of the chance to be kept. With a weight of 1 that is the log of the chance to be bought and kept."""
+        score = logits[..., 0]
+        for place, (head, weight) in enumerate(self.heads.items()):
+            if place and weight:
+                one = logits[..., place]
+                # log(1 - chance) written so that no step overflows in ONNX, as its LogSigmoid does.
+                kept = -F.relu(one) - torch.log1p(torch.exp(-one.abs()))
+                score = score + weight * (kept if head == RETURN else one)
+        return score
 
 
 class Ranker(nn.Module):
@@ -74,7 +97,7 @@ class Ranker(nn.Module):
         self.dense = dense
 
     def forward(self, features: Tensor, items: KeyedJaggedTensor) -> Tensor:
-        """Logits [B] of candidates: features float32 [B, F], items one id a row."""
+        """Logits [B, H] of candidates: features float32 [B, F], items one id a row."""
         logits: Tensor = self.dense(features, self.embeddings(items)[ITEM])
         return logits
 
@@ -88,5 +111,4 @@ class PlainRanker(nn.Module):
         self.dense = dense
 
     def forward(self, features: Tensor, items: Tensor) -> Tensor:
-        logits: Tensor = self.dense(features, self.table(items))
-        return logits
+        return self.dense.score(self.dense(features, self.table(items)))
