@@ -37,10 +37,9 @@ class Doorman:
     Sent to another process, it is that worker's `Seat`.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        """Raises OSError when somebody else holds the port."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._port = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    def __init__(self, port: socket.socket) -> None:
+        """port: listening; the doorman closes it."""
+        self._port = port
         self._port.setblocking(False)
         # Without a name in the file system, so that nothing is left of it after a crash.
         self._address = f"\0headrace-{uuid.uuid4().hex}"

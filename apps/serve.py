@@ -7,13 +7,14 @@ The parent starts the workers, starts a dead one anew, and on a terminate signal
 import contextlib
 import os
 import shutil
+import socket
 import sys
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from apps.doorman import Doorman, Loop
+from apps.doorman import BACKLOG, Doorman, Loop
 from infra.settings import Settings
 
 DRAIN_SECONDS = 5
@@ -24,8 +25,12 @@ HANGING_SECONDS = 30
 """A worker that says nothing for this long is replaced."""
 
 
+class PortError(Exception):
+    """The port cannot be listened on."""
+
+
 def run(settings: Settings) -> None:
-    """Serve until a signal says to stop."""
+    """Serve until a signal says to stop. Raises PortError."""
     # The workers are the parallelism: numpy's own threads would only wake each other up for arrays this small.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,14 +54,25 @@ def run(settings: Settings) -> None:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_worker_healthcheck=HANGING_SECONDS,
     )
+    port = listen(settings.host, settings.port)
     if settings.api_workers == 1:
         server = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):
-            server.run()
+            server.run([port])
         if not server.started:
             sys.exit(STARTUP_FAILURE)
         return
-    doorman = Doorman(settings.host, settings.port)
+    doorman = Doorman(port)
     doorman.start()
     Multiprocess(config, sockets=[doorman]).run()  # type: ignore[list-item]
     doorman.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections. Raises PortError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        told = f"cannot listen on {host}, port {port}: {error.strerror}"
+        raise PortError(f"{told}; stop what holds it, or set HEADRACE_PORT and HEADRACE_HOST") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from apps.doorman import Doorman, Loop, Seat
+from apps.serve import PortError, listen
 from tests.apps.servers import free_port
 
 
@@ -71,7 +72,7 @@ class House:
 @contextlib.asynccontextmanager
 async def house(workers: int) -> AsyncIterator[House]:
     port = free_port()
-    made = House(port, Doorman("127.0.0.1", port), asyncio.get_running_loop())
+    made = House(port, Doorman(listen("127.0.0.1", port)), asyncio.get_running_loop())
     made.doorman.start()
     for _ in range(workers):
         await made.join()
@@ -155,16 +156,16 @@ def test_whoever_comes_too_early_is_answered_and_refused_once_all_have_left() ->
 
 def test_the_port_of_another_is_not_taken() -> None:
     port = free_port()
-    first = Doorman("127.0.0.1", port)
-    first.start()
-    with pytest.raises(OSError, match="in use"):
-        Doorman("127.0.0.1", port)
-    first.close()
+    with (
+        listen("127.0.0.1", port),
+        pytest.raises(PortError, match=f"port {port}: Address already in use.*HEADRACE_PORT"),
+    ):
+        listen("127.0.0.1", port)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_another_user_of_the_machine_gets_no_connections() -> None:
-    doorman = Doorman("127.0.0.1", free_port())
+    doorman = Doorman(listen("127.0.0.1", free_port()))
     doorman.start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
         line.settimeout(10)
