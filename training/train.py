@@ -1,7 +1,6 @@
 """`headrace train`: learn, judge, publish. The whole run from top to bottom, in the order in which it happens."""
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -78,9 +77,6 @@ def run(
     and the others return None. A run that was killed is gone on from where its models were.
     Raises NoDataError when there is nothing to learn from.
     """
-    logging.getLogger("torchrec").setLevel(logging.ERROR)
-    # FBGEMM tells of each table's making, in the name of nobody: what has a name passes.
-    logging.getLogger().addFilter(lambda record: record.levelno > logging.INFO)
     while wait and not settings.tables_status.exists():
         time.sleep(TABLES_PAUSE_SECONDS)
     version = now.strftime("%Y%m%dT%H%M%SZ")

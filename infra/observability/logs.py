@@ -32,6 +32,9 @@ def set_up(settings: Settings) -> None:
     root.setLevel(settings.log_level)
     for library in ("feast", "faiss", "py4j"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    # FBGEMM tells of each table's making, in the name of nobody: what has a name passes.
+    root.filters[:] = [lambda record: record.levelno > logging.INFO]
 
 
 def pseudonym(name: str | None) -> str | None:
