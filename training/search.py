@@ -60,6 +60,11 @@ def suggest_ranker(trial: optuna.Trial, start: RankerConfig) -> RankerConfig:
         learning_rate=trial.suggest_float("learning_rate", 3e-5, 3e-3, log=True),
         embedding_rate=trial.suggest_float("embedding_rate", 3e-4, 0.1, log=True),
         weight_decay=trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
+        # Heads that a shop without looks and carts cannot make: there these change nothing.
+        cart_loss=trial.suggest_categorical("cart_loss", [0.0, 0.1, 0.3]),
+        view_loss=trial.suggest_categorical("view_loss", [0.0, 0.1, 0.3]),
+        cart_score=trial.suggest_categorical("cart_score", [0.0, 0.1, 0.3]),
+        view_score=trial.suggest_categorical("view_score", [0.0, 0.1, 0.3]),
     )
 
 
