@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048
 ENDED = b"-"
 """A worker says so of each connection that is over."""
-PAUSE_SECONDS = 0.001
-"""How long the doorman waits when no worker takes another connection just now, or the system refuses."""
+PAUSE_SECONDS, TROUBLE_SECONDS = 0.001, 0.1
+"""How long the doorman waits when no worker takes another connection just now, and when the system refuses one."""
 
 Protocol = Callable[[], asyncio.Protocol]
 
@@ -82,7 +82,7 @@ class Doorman:
                         key.data(key.fileobj)
                 except Exception:
                     logger.exception("a connection is lost at the door; going on")
-                    time.sleep(PAUSE_SECONDS)
+                    time.sleep(TROUBLE_SECONDS)
 
     def _greet(self, arrivals: socket.socket) -> None:
         """A worker is ready."""
