@@ -194,7 +194,7 @@ def fit_recommenders(
         watch = replace(watch, facts=_identity(config, timeline))
     first = fit_first(config.retrieval, watch=watch)
     epochs = first.curve.best_epoch
-    say(f"two-tower: {len(learn):,} orders, {epochs} epochs, validation recall@100 {first.recall:.3f}")
+    say(f"two-tower: {len(learn):,} visits, {epochs} epochs, validation recall@100 {first.recall:.3f}")
 
     catalogue = replace(catalogue, vectors=first.vectors)
     days = data.ItemDays(store, catalogue, later, timeline)
@@ -244,7 +244,7 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
     queries = data.queries_of(held_out, states, catalogue)
     drawn = draw_all(queries, catalogue, days, fitted, per_source=config.per_source, label="gate")
     gate = judge(queries, drawn, _scorer(out / RANKER), model="ranker", k=config.list_length, items=len(catalogue.ids))
-    say(f"candidates hold {candidate_recall(queries, drawn):.1%} of what the {len(queries):,} held-out orders bought")
+    say(f"candidates hold {candidate_recall(queries, drawn):.1%} of what the {len(queries):,} held-out visits bought")
     vectors = fitted.user_vectors([query.who for query in queries])
     return RecommendCard(
         feature_service=views.USERS,
