@@ -18,7 +18,10 @@ from infra.observability.logs import REQUEST_ID
 def describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
     rows = np.array(slate.rows, dtype=np.int64)
     reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
-    described, shown = found.described(found.candidates.items[rows]), rounded(scores[rows], 6)
+    described, shown = (
+        found.described(found.candidates.items[rows]),
+        np.round(scores[rows].astype(np.float64), 6).tolist(),
+    )
     told = zip(slate.rows, described, shown, slate.propensities, strict=True)
     return [
         {
@@ -33,11 +36,6 @@ def describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> lis
         }
         for place, (row, (item_id, title, price, category), score, propensity) in enumerate(told)
     ]
-
-
-def rounded(numbers: NDArray[np.float32], digits: int) -> list[float]:
-    told: list[float] = np.round(numbers.astype(np.float64), digits).tolist()
-    return told
 
 
 STAGES = ("read features", "retrieve", "rank", "arrange")

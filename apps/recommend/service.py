@@ -29,7 +29,7 @@ from apps.recommend.board import ItemBoard
 from apps.recommend.retrieval import Retrieved, retrieve, user_vectors
 from apps.recommend.rules import NO_RULES, Exploration, SurfaceRules
 from apps.recommend.schemas import RecommendRequest, RecommendResponse, SimilarRequest
-from apps.recommend.shown_lately import NOTHING, ShownLately
+from apps.recommend.shown_lately import ShownLately
 from apps.recommend.slate import MS_PER_HOUR, Ground, Slate, arrange
 from features import columns, events, history
 from features.candidates import FLOORS, Visitor, visitor
@@ -303,9 +303,7 @@ class RecommendService:
             vectors=found.vectors,
             row_of=row_of,
             visited=visited,
-            shown=lambda hours: (
-                self._shown.items(key, request.surface, since=int(who.at - hours * MS_PER_HOUR)) if key else NOTHING
-            ),
+            shown=lambda hours: self._shown.items(key, request.surface, since=int(who.at - hours * MS_PER_HOUR)),
         )
 
     def _log_impression(self, call: Call) -> bool:

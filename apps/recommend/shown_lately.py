@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 VISITORS_KEPT = 20_000
 LISTS_KEPT = 10
 """Latest lists of a visitor and surface that are remembered."""
-NOTHING = np.empty(0, dtype=np.int64)
 
 
 class ShownLately:
@@ -21,7 +20,7 @@ class ShownLately:
 
     def __init__(self, *, visitors: int = VISITORS_KEPT) -> None:
         self._visitors = visitors
-        self._lists: OrderedDict[tuple[str, str], deque[tuple[int, NDArray[np.int64]]]] = OrderedDict()
+        self._lists: OrderedDict[tuple[str | None, str], deque[tuple[int, NDArray[np.int64]]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, visitor: str, surface: str, items: NDArray[np.int64], at: int) -> None:
@@ -32,11 +31,11 @@ class ShownLately:
             if len(self._lists) > self._visitors:
                 self._lists.popitem(last=False)
 
-    def items(self, visitor: str, surface: str, *, since: int) -> NDArray[np.int64]:
-        """What was shown from `since` on, each item as often as it was shown."""
+    def items(self, visitor: str | None, surface: str, *, since: int) -> NDArray[np.int64]:
+        """What was shown from `since` on, each item as often as it was shown; a stranger (None) was shown nothing."""
         with self._lock:
             lists = [items for at, items in self._lists.get((visitor, surface), ()) if at >= since]
-        return np.concatenate(lists) if lists else NOTHING
+        return np.concatenate([np.empty(0, dtype=np.int64), *lists])
 
     def clear(self) -> None:
         """Forget everything: another release numbers its items anew."""

@@ -4,7 +4,6 @@ The same budget of tuning for all, the same code that measures all, and one JSON
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +57,6 @@ def run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict[
     Under torchrun every process calls it: the sequence model is fitted together, and the first process speaks.
     Raises QualityError, DataError or PeerError with what to change.
     """
-    logging.getLogger("torchrec").setLevel(logging.ERROR)
     with process_group(choose_device()):
         return _run(request, as_json=as_json, say=say if is_leader() else lambda _: None)
 
