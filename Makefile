@@ -5,6 +5,8 @@
 PYTHON := $(shell for python in python3.12 python3.11 python3; do \
 	$$python -c 'import sys; (3, 11) <= sys.version_info[:2] < (3, 13) or sys.exit(1); print(sys.executable)' \
 	2>/dev/null && break; done)
+# The environments take the fastest one on PATH, unless `make setup PYTHON=path` says which.
+FASTEST = $(if $(filter file,$(origin PYTHON)),"$$($(PYTHON) infra/interpreter.py)",$(PYTHON))
 UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),.tools/bin/uv)
 LOCKS := infra/requirements
 BIN := .venv/bin
@@ -39,7 +41,7 @@ setup-peers: .venv-peers/ready
 # The stamp is older than a lock that changed: then the environment is synchronised again.
 .venv/ready: $(LOCKS)/dev.txt pyproject.toml | $(filter .tools/%,$(UV))
 	$(if $(PYTHON),,$(error Headrace needs Python 3.11 or 3.12 on PATH and found neither))
-	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(FASTEST) .venv
 	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $<
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
@@ -56,14 +58,14 @@ setup-peers: .venv-peers/ready
 
 .venv-dags/ready: $(LOCKS)/dags.txt | $(filter .tools/%,$(UV))
 	$(if $(PYTHON),,$(error Headrace needs Python 3.11 or 3.12 on PATH and found neither))
-	test -x .venv-dags/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-dags
+	test -x .venv-dags/bin/python || $(UV) venv --quiet --python $(FASTEST) .venv-dags
 	$(UV) pip sync --quiet --python .venv-dags/bin/python --require-hashes $<
 	@touch $@
 
 # Other projects' recommenders, for `headrace bench quality` only.
 .venv-peers/ready: $(LOCKS)/peers.txt | $(filter .tools/%,$(UV))
 	$(if $(PYTHON),,$(error Headrace needs Python 3.11 or 3.12 on PATH and found neither))
-	test -x .venv-peers/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-peers
+	test -x .venv-peers/bin/python || $(UV) venv --quiet --python $(FASTEST) .venv-peers
 	$(UV) pip sync --quiet --python .venv-peers/bin/python --require-hashes $<
 	@touch $@
 

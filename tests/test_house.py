@@ -33,10 +33,11 @@ def project_files() -> list[Path]:
         made = re.compile(r"^\.(?!ci$|gitignore$)|^(var|__pycache__|spark-warehouse|metastore_db)$|\.egg-info$")
         paths = [path.relative_to(ROOT) for path in ROOT.rglob("*")]
         paths = [path for path in paths if not any(made.search(part) for part in path.parts)]
-    return sorted(path for path in set(paths) if (ROOT / path).is_file())
+    return sorted(set(paths))
 
 
-FILES = project_files()
+PATHS = project_files()
+FILES = [path for path in PATHS if (ROOT / path).is_file()]
 PYTHON = [path for path in FILES if path.suffix == ".py"]
 
 
@@ -125,6 +126,10 @@ def test_a_python_file_keeps_the_house_rules(path: Path) -> None:
 @pytest.mark.parametrize("name", ["utils", "helpers", "common", "manager"])
 def test_there_is_no_drawer_for_everything(name: str) -> None:
     assert not [path for path in PYTHON if name in (path.stem, *path.parts)]
+
+
+def test_nothing_is_a_link_to_elsewhere() -> None:
+    assert not [str(path) for path in PATHS if (ROOT / path).is_symlink()]
 
 
 def test_no_file_names_a_package_registry() -> None:

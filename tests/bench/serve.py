@@ -6,6 +6,7 @@ ranker and JSON cost of the whole path, on one thread and without HTTP, so that 
 milliseconds a request are the server's alone: on a machine that does other things too they tell more than the clock.
 """
 
+import gc
 import logging
 import os
 import tempfile
@@ -78,8 +79,11 @@ def run(
             measured = closed_loop(settings.port, requests, clients=clients or 1, seconds=seconds)
         cpu = _cpu_seconds(server) - cpu
         memory = _memory(server)
+    from apps.main import YOUNG_OBJECTS
     from apps.wiring import Services
     from tests.bench.serve_kernels import filtered, kernels
+
+    gc.set_threshold(YOUNG_OBJECTS)  # as a worker of the API does
 
     services = Services(settings)
     services.poll_release()
