@@ -47,8 +47,8 @@ setup-peers: .venv-peers/ready
 	@touch $@
 
 # Numba keeps the machine code; whoever comes first would compile for twenty seconds.
-.venv/loops: .venv/ready features/compiled.py features/drawing.py
-	@$(BIN)/python -m features.drawing
+.venv/loops: .venv/ready features/compiled.py features/drawing.py features/recency.py
+	@$(BIN)/python -m features.candidates
 	@touch $@
 
 # Spark starts in half the time with its classes in an archive; it does without where this fails.

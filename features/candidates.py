@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from features import columns, drawing
+from features import columns, drawing, recency
 from features.catalogue import ITEM_WINDOWS, Catalogue, Leaders, Subset, leaders
 from features.drawing import ABSENT as ABSENT
 from features.drawing import NEVER_DAYS as NEVER_DAYS
@@ -34,7 +34,8 @@ CANDIDATE_FEATURES = (
 FLOORS = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchase": "own_score"}
 """Rankings without a model: each orders the candidates by one feature."""
 
-_COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
+COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
+"""Place of each among the columns of Candidates.features."""
 _ALL = np.empty(0, dtype=np.uint8)
 """No bits: every item is allowed."""
 _PURCHASE, _RETURN, _CART = (columns.KIND_CODES[kind] for kind in ("purchase", "return", "cart"))
@@ -55,7 +56,7 @@ class Visitor:
 
     @cached_property
     def _latest(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        return drawing.latest(self.items, self.kinds, self.times, _RETURN, RECENT_ITEMS)
+        return recency.latest(self.items, self.kinds, self.times, _RETURN, RECENT_ITEMS)
 
     @property
     def recent(self) -> NDArray[np.int64]:
@@ -70,14 +71,10 @@ class Visitor:
 
 def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """What the user tower reads: items int64 [B, RECENT_ITEMS] and weights float32, each row summing to 1 or 0."""
-    items = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.int64)
-    weights = np.zeros((len(visitors), RECENT_ITEMS), dtype=np.float32)
+    items = np.empty((len(visitors), RECENT_ITEMS), dtype=np.int64)
+    weights = np.empty((len(visitors), RECENT_ITEMS), dtype=np.float32)
     for row, who in enumerate(visitors):
-        recent = who.recent
-        if len(recent):
-            weight = who.recency_weights
-            items[row, : len(recent)] = recent
-            weights[row, : len(recent)] = weight / weight.sum()
+        items[row], weights[row] = recency.padded(who.recent, who.recency_weights, RECENT_ITEMS)
     return items, weights
 
 
@@ -125,7 +122,7 @@ class Candidates:
     """Shape [C]: the recent item that speaks most for this one by co-purchase, -1 for none."""
 
     def column(self, name: str) -> NDArray[np.float32]:
-        return self.features[:, _COLUMN[name]]
+        return self.features[:, COLUMN[name]]
 
     def keep(self, wanted: NDArray[np.bool_]) -> "Candidates":
         """Those where `wanted` (shape [C]) holds."""

@@ -16,8 +16,6 @@ Table = NDArray[np.int32]
 """Of items, by a hash: where each of them stands."""
 
 DAY = 86_400_000.0
-VISIT_GAP = 1_800_000
-"""Most ms from one event of a visit to the next."""
 HALF_LIFE_DAYS = 60.0
 USUAL_INTERVAL_DAYS = 60.0
 """Between two orders of an item that was ordered once."""
@@ -68,25 +66,6 @@ def _inner(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     for place in range(len(left)):
         total += left[place] * right[place]
     return total  # type: ignore[return-value]
-
-
-@compiled(NUMBERS, NUMBERS, NUMBERS, NUMBER, NUMBER)
-def latest(items: Items, kinds: Items, times: Items, returned: int, most: int) -> tuple[Items, NDArray[np.float32]]:
-    """The `most` latest entries of known items that were not returned, oldest first: their items and weights, 1 in the
-    last visit, halved for each visit before it."""
-    places = np.empty(most, dtype=np.int64)
-    first = most
-    for place in range(len(items) - 1, -1, -1):
-        if first > 0 and items[place] >= 0 and kinds[place] != returned:
-            first -= 1
-            places[first] = place
-    weights = np.empty(most - first, dtype=np.float32)
-    weight = np.float32(1)
-    for place in range(most - 1, first - 1, -1):
-        if place < most - 1 and times[places[place + 1]] - times[places[place]] > VISIT_GAP:
-            weight *= np.float32(0.5)
-        weights[place - first] = weight
-    return items[places[first:]], weights
 
 
 @compiled(NUMBERS, SINGLES, array(SMALL, 2), array(SINGLE, 2))
@@ -355,6 +334,21 @@ def among(items: Items, others: Items) -> NDArray[np.bool_]:
     return held
 
 
+@compiled(NUMBERS, NUMBERS, NUMBERS, NUMBERS, REAL, NUMBER)
+def visited(items: Items, others: Items, times: Items, kinds: Items, since: float, kind: int) -> NDArray[np.bool_]:
+    """Which of `items` (each once) a visitor whose entries are (others, times, kinds) met after `since`; by events of
+    one kind only, unless `kind` is -1."""
+    table, held = _table(len(items)), np.zeros(len(items), dtype=np.bool_)
+    for place in range(len(items)):
+        table[_slot(table, items, items[place])] = place
+    for place in range(len(others)):
+        if times[place] > since and (kind < 0 or kinds[place] == kind):
+            found = table[_slot(table, items, others[place])]
+            if found >= 0:
+                held[found] = True
+    return held
+
+
 @compiled(NUMBERS, NUMBERS)
 def counted(items: Items, others: Items) -> Items:
     """How often each of `items` (each once) is among `others`."""
@@ -370,14 +364,15 @@ def counted(items: Items, others: Items) -> Items:
 
 @compiled(array(SINGLE, 2), REAL, NUMBER)
 def varied(vectors: NDArray[np.float32], weight: float, most: int) -> Items:
-    """Places of at most `most` of the vectors (best first, unit length), chosen one by one by (1 - weight) x relevance
-    - weight x the highest cosine to one chosen before; relevance falls evenly with the place, from 1."""
+    """The places of the vectors (best first, unit length) in another order: the first `most` are chosen one by one, by
+    (1 - weight) x relevance - weight x the highest cosine to one chosen before; relevance falls evenly with the place,
+    from 1. The others stay in theirs."""
     pool = len(vectors)
     value, worst = np.empty(pool), np.zeros(pool)
     for place in range(pool):
         value[place] = (1 - weight) * (1 - place / pool)
-    chosen = np.empty(min(most, pool), dtype=np.int64)
-    for turn in range(len(chosen)):
+    chosen, last = np.empty(pool, dtype=np.int64), min(most, pool)
+    for turn in range(last):
         best = -1
         for place in range(pool):
             if value[place] > -np.inf and (best < 0 or value[place] - worst[place] > value[best] - worst[best]):
@@ -386,4 +381,8 @@ def varied(vectors: NDArray[np.float32], weight: float, most: int) -> Items:
         for place in range(pool):
             if value[place] > -np.inf:
                 worst[place] = max(worst[place], weight * _inner(vectors[place], vectors[best]))
+    for place in range(pool):
+        if value[place] > -np.inf:
+            chosen[last] = place
+            last += 1
     return chosen

@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features import columns
-from features.drawing import VISIT_GAP
 from features.history import DAY
+from features.recency import VISIT_GAP
 
 RETURN_WINDOW = 30 * DAY
 VISITED = ("purchase", "cart", "view")

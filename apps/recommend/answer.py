@@ -18,10 +18,7 @@ from infra.observability.logs import REQUEST_ID
 def describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
     rows = np.array(slate.rows, dtype=np.int64)
     reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
-    described, shown = (
-        found.described(found.candidates.items[rows]),
-        np.round(scores[rows].astype(np.float64), 6).tolist(),
-    )
+    described, shown = found.described(found.candidates.items[rows]), scores[rows].astype(np.float64).round(6).tolist()
     told = zip(slate.rows, described, shown, slate.propensities, strict=True)
     return [
         {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apps.ports import ListedItem
 from apps.recommend.filters import Filters, ItemColumns
-from features.candidates import ABSENT, CANDIDATE_FEATURES, SOURCES, USER_FEATURES, Candidates, Visitor
+from features.candidates import ABSENT, CANDIDATE_FEATURES, COLUMN, SOURCES, USER_FEATURES, Candidates, Visitor
 from features.candidates import NEVER_DAYS as NEVER
 from features.candidates import user_features as describe_user
 from features.catalogue import Catalogue
@@ -25,7 +25,6 @@ ALIKE = 10
 WORD = re.compile(r"\w{3,}")
 SAME_CATEGORY, PER_DOUBLED_PRICE = 3.0, -0.7
 """Weights beside those of shared words, which are their inverse document frequencies."""
-_COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,12 @@ def add(
     prices = newcomers.filters.items.prices[places]
     user = describe_user(who)
     mean_price = user[USER_FEATURES.index("user_mean_price")]
-    features[:, _COLUMN["tower_score"]] = newcomers.vectors[places] @ user_vector
-    features[:, _COLUMN["own_idle_days"]] = NEVER
-    features[:, _COLUMN["item_trend"]] = 1.0
-    features[:, _COLUMN["item_price"]] = prices
-    features[:, _COLUMN["price_ratio"]] = np.log((prices + 0.1) / (mean_price + 0.1)) if mean_price > 0 else 0.0
-    features[:, _COLUMN[USER_FEATURES[0]] :] = user
+    features[:, COLUMN["tower_score"]] = newcomers.vectors[places] @ user_vector
+    features[:, COLUMN["own_idle_days"]] = NEVER
+    features[:, COLUMN["item_trend"]] = 1.0
+    features[:, COLUMN["item_price"]] = prices
+    features[:, COLUMN["price_ratio"]] = np.log((prices + 0.1) / (mean_price + 0.1)) if mean_price > 0 else 0.0
+    features[:, COLUMN[USER_FEATURES[0]] :] = user
     return Candidates(
         np.concatenate((candidates.items, first_index + places)),
         np.concatenate((candidates.ranks, np.full((len(places), len(SOURCES)), ABSENT, dtype=np.int64))),

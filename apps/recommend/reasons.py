@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.candidates import ABSENT, CANDIDATE_FEATURES, SOURCES, Candidates
+from features.candidates import ABSENT, COLUMN, SOURCES, Candidates
 from features.catalogue import Catalogue
 
 MOST_REASONS = 2
-TOLD = [CANDIDATE_FEATURES.index(name) for name in ("own_orders", "own_idle_days", "item_orders_7d")]
-"""Columns that a text speaks of."""
 NEW = "new"
 """Source of items that the release does not know."""
 PINNED = {"code": "PINNED", "text": "Placed here by the shop", "item_id": None}
@@ -30,19 +28,17 @@ class Reasons:
     """Of some rows of the candidates, by their place among these rows."""
 
     def __init__(self, candidates: Candidates, rows: NDArray[np.int64], catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
+        self._candidates, self._catalogue, self._rows = candidates, catalogue, rows.tolist()
         ranks = candidates.ranks[rows]
-        self._ranks, self._sources = ranks.tolist(), ranks.argsort(axis=1, kind="stable").tolist()
-        self._drawn = (ranks < ABSENT).sum(axis=1).tolist()
-        self._because = candidates.because[rows].tolist()
-        self._told = candidates.features[rows[:, None], TOLD].tolist()
-        self.sources = [self.places(row, most=1)[0][0] for row in range(len(rows))]
+        self._ranks, self._best = ranks.tolist(), ranks.argsort(axis=1, kind="stable").tolist()
+        highest = zip(self._ranks, self._best, strict=True)
+        self.sources = [SOURCES[best[0]] if ranks[best[0]] < ABSENT else NEW for ranks, best in highest]
         """The source that ranked each highest."""
 
     def places(self, row: int, *, most: int = len(SOURCES)) -> list[tuple[str, int]]:
         """(source, place in it from 0 on), the source that ranked it highest first."""
-        ranks, count = self._ranks[row], min(most, self._drawn[row])
-        return [(SOURCES[source], ranks[source]) for source in self._sources[row][:count]] or [(NEW, 0)]
+        ranks, best = self._ranks[row], self._best[row][:most]
+        return [(SOURCES[source], ranks[source]) for source in best if ranks[source] < ABSENT] or [(NEW, 0)]
 
     def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
         """At most MOST_REASONS."""
@@ -54,7 +50,7 @@ class Reasons:
 
     def _of_source(self, source: str, row: int) -> dict[str, Any]:
         if source == "co_purchase":
-            because = self._because[row]
+            because = self._candidates.because[self._rows[row]]
             item_id = self._catalogue.ids[because]
             title = self._catalogue.titles[because] or item_id
             return {"code": "BOUGHT_TOGETHER", "text": f"Often bought together with {title}", "item_id": item_id}
@@ -63,9 +59,12 @@ class Reasons:
         if source == NEW:
             return NEW_ITEM
         if source == "repurchase":
-            times, idle = int(self._told[row][0]), int(self._told[row][1])
+            times, idle = self._told(row, "own_orders"), self._told(row, "own_idle_days")
             often = "once" if times == 1 else f"{times} times"
             text = f"Bought {often} before, last {idle} days ago"
             return {"code": "BOUGHT_BEFORE", "text": text, "item_id": None}
-        text = f"In {int(self._told[row][2])} orders of the last 7 days"
+        text = f"In {self._told(row, 'item_orders_7d')} orders of the last 7 days"
         return {"code": "TRENDING", "text": text, "item_id": None}
+
+    def _told(self, row: int, feature: str) -> int:
+        return int(self._candidates.features[self._rows[row], COLUMN[feature]])

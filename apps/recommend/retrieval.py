@@ -30,18 +30,15 @@ class Retrieved:
     newcomers: Newcomers
     recommender: Recommender
     board: ItemBoard
-
-    @property
-    def known(self) -> int:
-        """How many of the candidates are of the catalogue; they come first."""
-        return int(np.searchsorted(self.candidates.items, len(self.recommender.catalogue.ids)))
+    known: int
+    """How many of the candidates are of the catalogue; they come first."""
 
     def described(self, items: NDArray[np.int64]) -> list[tuple[str, str, float, str]]:
         """(id, title, price, category) of each."""
         catalogue = self.recommender.catalogue
         ids, titles, categories, count = catalogue.ids, catalogue.titles, catalogue.categories, len(catalogue.ids)
         known = catalogue.prices[np.minimum(items, count - 1)] if count else np.zeros(len(items))
-        prices: list[float] = np.round(known.astype(np.float64), 2).tolist()
+        prices: list[float] = known.astype(np.float64).round(2).tolist()
         told = []
         for item, price in zip(items.tolist(), prices, strict=True):
             if item < count:
@@ -65,9 +62,9 @@ class Retrieved:
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Shape [len(rows), D]."""
         items, count = self.candidates.items[rows], len(self.recommender.catalogue.ids)
-        new = items >= count
-        if not new.any():
+        if self.known == len(self.candidates.items):
             return self.recommender.catalogue.vectors[items]
+        new = items >= count
         found = np.empty((len(rows), self.newcomers.vectors.shape[1]), dtype=np.float32)
         found[~new] = self.recommender.catalogue.vectors[items[~new]]
         found[new] = self.newcomers.vectors[items[new] - count]
@@ -119,7 +116,7 @@ def retrieve(
     """vector: of the visitor, by `user_vectors`. Raises Problem 422."""
     catalogue, newcomers = recommender.catalogue, board.newcomers
     quotas = _quotas(rules, per_source)
-    barred = catalogue.indices(exclude)
+    barred = catalogue.indices(exclude) if exclude else NOTHING
     barred = barred[barred >= 0]
     allowed, more = board.filters.allowed(expression), 0
     if len(barred) > MOST_OVERFETCHED and allowed is None:
@@ -148,13 +145,14 @@ def retrieve(
     )
     if more:
         candidates = candidates.keep(~among(candidates.items, barred))
+    known = len(candidates.items)
     if newcomers.items:
         most = NEW_ITEMS if rules.sources.new is None else rules.sources.new
         places = news.choose(newcomers, expression, vector, barred=set(exclude), most=most)
         candidates = news.add(
             candidates, newcomers, places, who=who, first_index=len(catalogue.ids), user_vector=vector
         )
-    return Retrieved(candidates, newcomers, recommender, board)
+    return Retrieved(candidates, newcomers, recommender, board, known)
 
 
 def _quotas(rules: SurfaceRules, per_source: int) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from apps.recommend.shown_lately import ShownLately
 from apps.recommend.slate import MS_PER_HOUR, Ground, Slate, arrange
 from features import columns, events, history
 from features.candidates import FLOORS, Visitor, visitor
+from features.drawing import visited
 from features.history import History, from_lists
 from features.windows import DAY
 from infra import topics
@@ -286,11 +287,9 @@ class RecommendService:
     def _ground(self, found: Retrieved, who: Visitor, request: RecommendRequest) -> Ground:
         key, items = _key(request), found.candidates.items
 
-        def visited(kind: str, days: float) -> NDArray[np.int64]:
-            wanted = who.times > who.at - days * DAY
-            if kind == "bought":
-                wanted &= who.kinds == columns.KIND_CODES["purchase"]
-            return who.items[wanted]
+        def met(kind: str, days: float) -> NDArray[np.bool_]:
+            code = columns.KIND_CODES["purchase"] if kind == "bought" else -1
+            return visited(items, who.items, who.times, who.kinds, who.at - days * DAY, code)
 
         def row_of(item_id: str) -> int | None:
             rows = np.flatnonzero(items == found.index_of(item_id))
@@ -302,7 +301,7 @@ class RecommendService:
             values_of=found.values_of,
             vectors=found.vectors,
             row_of=row_of,
-            visited=visited,
+            visited=met,
             shown=lambda hours: self._shown.items(key, request.surface, since=int(who.at - hours * MS_PER_HOUR)),
         )
 
@@ -383,5 +382,5 @@ def _rank(calls: list[Call], recommender: Recommender) -> None:
         call.scores = np.empty(0, dtype=np.float32)
         if count := len(candidates.items):
             call.scores, end = scores[end : end + count], end + count
-        call.order = np.argsort(-call.scores, kind="stable")
+        call.order = (-call.scores).argsort(kind="stable")
         call.log_odds = call.scores.astype(np.float64)

@@ -3,8 +3,8 @@
 Pure: everything that a stage needs to know comes in. Each stage says of what it drops that it did, and why.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import log
 
@@ -33,8 +33,8 @@ class Ground:
     """Unit vectors of rows, shape [len(rows), D]."""
     row_of: Callable[[str], int | None]
     """Row of an item by its id; None where it is no candidate."""
-    visited: Callable[[str, float], NDArray[np.int64]]
-    """Items that the visitor ("bought" or "seen", within so many days)."""
+    visited: Callable[[str, float], NDArray[np.bool_]]
+    """Which rows the visitor ("bought" or "seen", within so many days), shape [C]."""
     shown: Callable[[float], NDArray[np.int64]]
     """Items shown to the visitor within so many hours, each as often as it was."""
 
@@ -67,13 +67,13 @@ def arrange(
 ) -> Slate:
     """order: all rows, best first; log_odds: shape [C], 0 is a neutral score. Returns at most n rows."""
     slate = Slate([], [], log_odds=log_odds.astype(np.float64))
-    kept = _leave_out(ground, rules, slate, drop_seen=drop_seen, traced=traced)
-    order = order[kept[order]]
+    gone = _leave_out(ground, rules, slate, drop_seen=drop_seen, traced=traced)
+    order = order[~gone[order]]
     if _weigh(slate.log_odds, ground, rules):
-        order = order[np.argsort(-slate.log_odds[order], kind="stable")]
+        order = order[(-slate.log_odds[order]).argsort(kind="stable")]
     if rules.diversity is not None and len(order) > 1:
         order = diversify(order, ground.vectors, rules.diversity, n=n)
-    pins = _pins(rules, ground, kept, n=n)
+    pins = _pins(rules, ground, gone, n=n)
     # What nobody will see, not even a trace, is not counted.
     needed = len(order) if traced else n + (exploration.pool if exploration is not None else 0)
     listed = _within_quotas(order, ground, rules, pins=pins, slate=slate, needed=needed, traced=traced)
@@ -91,21 +91,22 @@ def arrange(
 def _leave_out(
     ground: Ground, rules: SurfaceRules, slate: Slate, *, drop_seen: bool, traced: bool
 ) -> NDArray[np.bool_]:
-    """Which rows may be shown, shape [C]."""
-    kept = np.ones(len(ground.items), dtype=bool)
-    gone: list[tuple[NDArray[np.bool_], str, str]] = []
+    """Which rows may not be shown, shape [C]."""
+    gone = np.zeros(len(ground.items), dtype=bool)
+    reasons: list[tuple[NDArray[np.bool_], str, str]] = []
     if drop_seen:
-        gone.append((_among(ground, "seen", 400), "seen", "the request leaves out what the visitor saw or bought"))
+        reasons.append((ground.visited("seen", 400), "seen", "the request leaves out what the visitor saw or bought"))
     for rule in rules.rules:
         if isinstance(rule, Hide):
-            gone.append((ground.matches(rule.when), "hide", f"hidden: {rule.when}"))
+            reasons.append((ground.matches(rule.when), "hide", f"hidden: {rule.when}"))
         elif isinstance(rule, Visited) and not rule.factor:
-            gone.append((_among(ground, rule.kind, rule.days), rule.kind, f"{rule.kind} within {rule.days:g} days"))
-    for rows, stage, why in gone:
+            rows = ground.visited(rule.kind, rule.days)
+            reasons.append((rows, rule.kind, f"{rule.kind} within {rule.days:g} days"))
+    for rows, stage, why in reasons:
         if traced:
-            slate.dropped.update((row, (stage, why)) for row in np.flatnonzero(rows & kept).tolist())
-        kept[rows] = False
-    return kept
+            slate.dropped.update((row, (stage, why)) for row in np.flatnonzero(rows & ~gone).tolist())
+        gone |= rows
+    return gone
 
 
 def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -> bool:
@@ -116,18 +117,13 @@ def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -
             case Boost(when=when, factor=factor) | Bury(when=when, factor=factor):
                 log_odds[ground.matches(when)] += log(factor)
             case Visited(kind=kind, days=days, factor=factor) if factor:
-                log_odds[_among(ground, kind, days)] += log(factor)
+                log_odds[ground.visited(kind, days)] += log(factor)
             case Rotate(hours=hours, factor=factor, most=most):
                 log_odds += np.minimum(counted(ground.items, ground.shown(hours)), most) * log(factor)
             case _:
                 continue
         changed = True
     return changed
-
-
-def _among(ground: Ground, kind: str, days: float) -> NDArray[np.bool_]:
-    visited = ground.visited(kind, days)
-    return among(ground.items, visited)
 
 
 def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule: Diversity, *, n: int) -> Rows:
@@ -137,19 +133,16 @@ def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule:
     likeness is the highest cosine to an item chosen before.
     """
     pool = order[: max(rule.pool, n)]
-    chosen = varied(vectors(pool), rule.weight, n)
-    left = np.ones(len(pool), dtype=bool)
-    left[chosen] = False
-    return np.concatenate((pool[chosen], pool[left], order[len(pool) :]))
+    return np.concatenate((pool[varied(vectors(pool), rule.weight, n)], order[len(pool) :]))
 
 
-def _pins(rules: SurfaceRules, ground: Ground, kept: NDArray[np.bool_], *, n: int) -> dict[int, int]:
+def _pins(rules: SurfaceRules, ground: Ground, gone: NDArray[np.bool_], *, n: int) -> dict[int, int]:
     """Position (from 0 on) to the row that is pinned there; the first pin of a position or item holds."""
     pins: dict[int, int] = {}
     for rule in rules.rules:
         if isinstance(rule, Pin) and rule.position <= n and rule.position - 1 not in pins:
             row = ground.row_of(rule.item_id)
-            if row is not None and kept[row] and row not in pins.values():
+            if row is not None and not gone[row] and row not in pins.values():
                 pins[rule.position - 1] = row
     return pins
 
@@ -158,41 +151,39 @@ def _within_quotas(
     order: Rows, ground: Ground, rules: SurfaceRules, *, pins: dict[int, int], slate: Slate, needed: int, traced: bool
 ) -> list[int]:
     """The rows that are not pinned, without those that would be too many of one value."""
-    pinned = set(pins.values())
+    pinned = np.array(list(pins.values()), dtype=np.int64)
+    if pins:
+        order = order[~among(order, pinned)]
     quotas = [rule for rule in rules.rules if isinstance(rule, Quota)]
     if not quotas:
-        return [row for row in order[: needed + len(pinned)].tolist() if row not in pinned][:needed]
+        return list(order[:needed].tolist())
     # Of several quotas on one field the smallest holds.
     most: dict[str, int] = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
-    counts = defaultdict[tuple[str, str], int](int)
-    for name in most:
-        for value in ground.values_of(name, np.array(list(pinned), dtype=np.int64)):
-            counts[name, value] += 1
+    counts = {name: Counter(ground.values_of(name, pinned)) for name in most}
     rows: list[int] = []
-    for row, values in _with_values(order, ground, list(most), at_once=2 * needed):
-        if len(rows) >= needed:
-            break
-        if row in pinned:
-            continue
-        over = next((name for name, value in values if counts[name, value] >= most[name]), None)
-        if over is None:
-            rows.append(row)
-            for one in values:
-                counts[one] += 1
-        elif traced:
-            slate.dropped[row] = ("quota", f"more than {most[over]} of one {over}")
+    # Most rows of a long order are never asked for their values.
+    for start in range(0, len(order), max(1, 2 * needed)):
+        part = order[start : start + max(1, 2 * needed)]
+        columns = [(name, ground.values_of(name, part), used) for name, used in counts.items()]
+        for place, row in enumerate(part.tolist()):
+            if len(rows) >= needed:
+                return rows
+            over = _over(columns, place, most)
+            if over is None:
+                rows.append(row)
+                for _, values, used in columns:
+                    used[values[place]] += 1
+            elif traced:
+                slate.dropped[row] = ("quota", f"more than {most[over]} of one {over}")
     return rows
 
 
-def _with_values(
-    order: Rows, ground: Ground, fields: list[str], *, at_once: int
-) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """Each row with its fields and their values; most rows of a long order are never asked for."""
-    for start in range(0, len(order), max(1, at_once)):
-        part = order[start : start + max(1, at_once)]
-        columns = [[(name, value) for value in ground.values_of(name, part)] for name in fields]
-        for row, *values in zip(part.tolist(), *columns, strict=True):
-            yield row, values
+def _over(columns: list[tuple[str, list[str], Counter[str]]], place: int, most: dict[str, int]) -> str | None:
+    """The field whose quota the row at this place would exceed."""
+    for name, values, used in columns:
+        if used[values[place]] >= most[name]:
+            return name
+    return None
 
 
 def _fill(

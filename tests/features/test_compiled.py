@@ -1,10 +1,12 @@
 """Loops are machine code from import on, kept on disk where that can be, else compiled for one process."""
 
+from typing import Any
+
 import numba
 import numpy as np
 import pytest
 
-from features import drawing
+from features import drawing, recency
 from features.compiled import NUMBER, NUMBERS, compiled
 
 
@@ -36,8 +38,13 @@ def test_without_a_folder_to_write_to_each_process_compiles_for_itself(monkeypat
     assert compiled(NUMBERS, NUMBER)(total)(np.arange(5), 1) == 11
 
 
-@pytest.mark.parametrize("name", ["latest", "bought_with", "own", "highest", "first", "united", "described", "habits"])
-def test_the_first_request_compiles_nothing(name: str) -> None:
-    function = getattr(drawing, name)
+CALLED = [
+    recency.latest, recency.padded, drawing.drawn, drawing.habits, drawing.held, drawing.among, drawing.visited,
+    drawing.counted, drawing.varied,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", CALLED, ids=lambda function: function.__name__)
+def test_the_first_request_compiles_nothing(function: Any) -> None:
     assert len(function.signatures) == 1
     assert not function._can_compile

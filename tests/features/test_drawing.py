@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features import drawing
-from features.drawing import ABSENT, VISIT_GAP
+from features.drawing import ABSENT
 
 ITEMS = st.lists(st.integers(0, 40), max_size=30)
 """Indices of 41 items."""
@@ -35,20 +35,7 @@ def test_the_highest_are_those_that_sorting_puts_first(
     assert drawing.highest(items, scores, count, bits(allowed)).tolist() == wanted[:count]
 
 
-STEPS = st.lists(st.tuples(st.integers(-1, 40), st.integers(0, 3), st.sampled_from([0, 1, VISIT_GAP, VISIT_GAP + 1])))
-"""Items, kinds, and ms since the entry before."""
-
-
-@given(STEPS, st.integers(1, 12))
-def test_each_visit_before_the_last_counts_half_as_much(steps: list[tuple[int, int, int]], most: int) -> None:
-    items, kinds, gaps = (numbers([step[part] for step in steps]) for part in range(3))
-    times, returned = np.cumsum(gaps), 3
-    kept = np.flatnonzero((items >= 0) & (kinds != returned))[-most:]
-    visits = np.concatenate(([0], np.cumsum(np.diff(times[kept]) > VISIT_GAP)))[: len(kept)]
-    expected = 0.5 ** (visits[-1:].sum() - visits)
-    found, weights = drawing.latest(items, kinds, times, returned, most)
-    assert found.tolist() == items[kept].tolist()
-    assert weights.tolist() == expected.tolist()
+ENTRIES = st.lists(st.tuples(st.integers(-1, 40), st.integers(0, 12), st.integers(0, 3)))
 
 
 @given(ITEMS, st.integers(0, 12), ITEMS)
@@ -94,12 +81,26 @@ def test_neighbours_add_up_and_the_strongest_pull_is_told(recent: list[int], see
         assert most == pytest.approx(max(pull for pull, _ in pulls[item]))
 
 
+@given(ITEMS, ENTRIES, st.integers(-1, 10), st.integers(-1, 3))
+def test_what_a_visitor_met_is_told_by_time_and_kind(
+    items: list[int], entries: list[tuple[int, int, int]], since: int, kind: int
+) -> None:
+    items = list(dict.fromkeys(items))
+    others, times, kinds = (numbers([entry[part] for entry in entries]) for part in range(3))
+    met = {other for other, time, one in entries if time > since and kind in (-1, one)}
+    assert drawing.visited(numbers(items), others, times, kinds, since, kind).tolist() == [
+        item in met for item in items
+    ]
+
+
 @given(st.integers(0, 20), st.integers(0, 25), st.floats(0, 1), st.integers(0, 2**31))
 def test_variety_is_chosen_one_by_one(pool: int, most: int, weight: float, seed: int) -> None:
     vectors: NDArray[Any] = np.random.default_rng(seed).normal(size=(pool, 3))
     vectors = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
-    chosen = drawing.varied(vectors, weight, most).tolist()
-    assert len(chosen) == len(set(chosen)) == min(pool, most)
+    order = drawing.varied(vectors, weight, most).tolist()
+    chosen, rest = order[:most], order[most:]
+    assert sorted(order) == list(range(pool))
+    assert rest == sorted(rest)
     for turn, place in enumerate(chosen):
         before = vectors[chosen[:turn]].astype(np.float64)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.drawing import VISIT_GAP
 from features.history import DAY
+from features.recency import VISIT_GAP
 from training.visits import KINDS, RETURN_WINDOW, VISITED, visits_of
 
 MINUTE = 60_000

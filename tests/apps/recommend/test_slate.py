@@ -27,7 +27,7 @@ def ground(*, bought: tuple[int, ...] = (), seen: tuple[int, ...] = (), shown: d
             [("red", "blue", "green").index(COLOURS[row]) for row in rows]
         ],
         row_of=lambda name: int(name[1:]) if name[1:].isdigit() and int(name[1:]) < COUNT else None,
-        visited=lambda kind, days: np.array(bought if kind == "bought" else seen, dtype=np.int64),
+        visited=lambda kind, days: np.isin(np.arange(COUNT), bought if kind == "bought" else seen),
         shown=lambda hours: np.repeat(*np.array(list((shown or {0: 0}).items())).T),
     )
 
