@@ -34,8 +34,8 @@ class ItemColumns:
         categories: Sequence[str],
     ) -> None:
         self.prices = prices
-        self.categories: NDArray[np.object_] = np.array(categories or ("",) * len(ids), dtype=object)
-        self._texts = {"item_id": ids, "title": titles, "category": categories or ("",) * len(ids)}
+        self.categories: Sequence[str] = categories or ("",) * len(ids)
+        self._texts = {"item_id": ids, "title": titles, "category": self.categories}
         self._arrays: dict[str, Any] = {}
 
     def __len__(self) -> int:

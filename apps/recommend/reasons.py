@@ -35,17 +35,18 @@ class Reasons:
         self.sources = [SOURCES[best[0]] if ranks[best[0]] < ABSENT else NEW for ranks, best in highest]
         """The source that ranked each highest."""
 
-    def places(self, row: int, *, most: int = len(SOURCES)) -> list[tuple[str, int]]:
+    def places(self, row: int) -> list[tuple[str, int]]:
         """(source, place in it from 0 on), the source that ranked it highest first."""
-        ranks, best = self._ranks[row], self._best[row][:most]
-        return [(SOURCES[source], ranks[source]) for source in best if ranks[source] < ABSENT] or [(NEW, 0)]
+        ranks, best = self._ranks[row], self._best[row]
+        return [(SOURCES[one], ranks[one]) for one in best if ranks[one] < ABSENT] or [(NEW, 0)]
 
     def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
         """At most MOST_REASONS."""
         if pinned:
             return [PINNED]
         most = MOST_REASONS - explored
-        reasons = [self._of_source(source, row) for source, _ in self.places(row, most=most)]
+        ranks, best = self._ranks[row], self._best[row][:most]
+        reasons = [self._of_source(SOURCES[one], row) for one in best if ranks[one] < ABSENT] or [NEW_ITEM]
         return [EXPLORED, *reasons] if explored else reasons
 
     def _of_source(self, source: str, row: int) -> dict[str, Any]:
@@ -56,8 +57,6 @@ class Reasons:
             return {"code": "BOUGHT_TOGETHER", "text": f"Often bought together with {title}", "item_id": item_id}
         if source == "two_tower":
             return CLOSE_TO_RECENT
-        if source == NEW:
-            return NEW_ITEM
         if source == "repurchase":
             times, idle = self._told(row, "own_orders"), self._told(row, "own_idle_days")
             often = "once" if times == 1 else f"{times} times"

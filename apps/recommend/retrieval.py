@@ -10,7 +10,7 @@ from apps.recommend import newcomers as news
 from apps.recommend.board import ItemBoard
 from apps.recommend.newcomers import Newcomers
 from apps.recommend.reasons import first_sources
-from apps.recommend.rules import Pin, SurfaceRules
+from apps.recommend.rules import SurfaceRules
 from features.candidates import SOURCES, Candidates, Visitor, draw, padded_histories
 from features.catalogue import Subset
 from features.drawing import among
@@ -164,7 +164,7 @@ def _quotas(rules: SurfaceRules, per_source: int) -> tuple[int, ...]:
 
 def _with_pins(hits: NDArray[np.int64], rules: SurfaceRules, recommender: Recommender, most: int) -> NDArray[np.int64]:
     """Pinned items have to be candidates: they join the hits of the vector search, within what is allowed."""
-    ids = [rule.item_id for rule in rules.rules if isinstance(rule, Pin)]
+    ids = [rule.item_id for rule in rules.rules if rule.kind == "pin"]
     if not ids:
         return hits
     pinned = recommender.catalogue.indices(ids)

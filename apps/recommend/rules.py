@@ -100,6 +100,7 @@ class Exploration(_Rule):
 
 
 Rule = Annotated[Boost | Bury | Hide | Pin | Quota | Visited | Rotate, Field(discriminator="kind")]
+"""Told apart by `kind` where they are applied: `isinstance` of pydantic's models is Python, and takes a microsecond."""
 
 
 class Sources(_Rule):

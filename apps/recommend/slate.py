@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.recommend.exploration import explore
-from apps.recommend.rules import Boost, Bury, Diversity, Exploration, Hide, Pin, Quota, Rotate, SurfaceRules, Visited
+from apps.recommend.rules import Diversity, Exploration, SurfaceRules
 from features.drawing import among, counted, varied
 
 Rows = NDArray[np.int64]
@@ -97,9 +97,9 @@ def _leave_out(
     if drop_seen:
         reasons.append((ground.visited("seen", 400), "seen", "the request leaves out what the visitor saw or bought"))
     for rule in rules.rules:
-        if isinstance(rule, Hide):
+        if rule.kind == "hide":
             reasons.append((ground.matches(rule.when), "hide", f"hidden: {rule.when}"))
-        elif isinstance(rule, Visited) and not rule.factor:
+        elif (rule.kind == "bought" or rule.kind == "seen") and not rule.factor:
             rows = ground.visited(rule.kind, rule.days)
             reasons.append((rows, rule.kind, f"{rule.kind} within {rule.days:g} days"))
     for rows, stage, why in reasons:
@@ -113,15 +113,14 @@ def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -
     """Multiply odds in place; False where no rule does so."""
     changed = False
     for rule in rules.rules:
-        match rule:
-            case Boost(when=when, factor=factor) | Bury(when=when, factor=factor):
-                log_odds[ground.matches(when)] += log(factor)
-            case Visited(kind=kind, days=days, factor=factor) if factor:
-                log_odds[ground.visited(kind, days)] += log(factor)
-            case Rotate(hours=hours, factor=factor, most=most):
-                log_odds += np.minimum(counted(ground.items, ground.shown(hours)), most) * log(factor)
-            case _:
-                continue
+        if rule.kind == "boost" or rule.kind == "bury":
+            log_odds[ground.matches(rule.when)] += log(rule.factor)
+        elif (rule.kind == "bought" or rule.kind == "seen") and rule.factor:
+            log_odds[ground.visited(rule.kind, rule.days)] += log(rule.factor)
+        elif rule.kind == "rotate":
+            log_odds += np.minimum(counted(ground.items, ground.shown(rule.hours)), rule.most) * log(rule.factor)
+        else:
+            continue
         changed = True
     return changed
 
@@ -140,7 +139,7 @@ def _pins(rules: SurfaceRules, ground: Ground, gone: NDArray[np.bool_], *, n: in
     """Position (from 0 on) to the row that is pinned there; the first pin of a position or item holds."""
     pins: dict[int, int] = {}
     for rule in rules.rules:
-        if isinstance(rule, Pin) and rule.position <= n and rule.position - 1 not in pins:
+        if rule.kind == "pin" and rule.position <= n and rule.position - 1 not in pins:
             row = ground.row_of(rule.item_id)
             if row is not None and not gone[row] and row not in pins.values():
                 pins[rule.position - 1] = row
@@ -154,36 +153,30 @@ def _within_quotas(
     pinned = np.array(list(pins.values()), dtype=np.int64)
     if pins:
         order = order[~among(order, pinned)]
-    quotas = [rule for rule in rules.rules if isinstance(rule, Quota)]
+    # Of several quotas on one field the smallest holds.
+    quotas = sorted((rule for rule in rules.rules if rule.kind == "quota"), key=lambda rule: -rule.most)
     if not quotas:
         return list(order[:needed].tolist())
-    # Of several quotas on one field the smallest holds.
-    most: dict[str, int] = {rule.field: rule.most for rule in sorted(quotas, key=lambda rule: -rule.most)}
-    counts = {name: Counter(ground.values_of(name, pinned)) for name in most}
+    most: dict[str, int] = {rule.field: rule.most for rule in quotas}
+    counts: dict[str, dict[str, int]] = {name: Counter(ground.values_of(name, pinned)) if pins else {} for name in most}
     rows: list[int] = []
     # Most rows of a long order are never asked for their values.
     for start in range(0, len(order), max(1, 2 * needed)):
         part = order[start : start + max(1, 2 * needed)]
-        columns = [(name, ground.values_of(name, part), used) for name, used in counts.items()]
+        columns = [(name, ground.values_of(name, part), counts[name], most[name]) for name in most]
         for place, row in enumerate(part.tolist()):
             if len(rows) >= needed:
                 return rows
-            over = _over(columns, place, most)
-            if over is None:
+            for name, values, used, limit in columns:
+                if used.get(values[place], 0) >= limit:
+                    if traced:
+                        slate.dropped[row] = ("quota", f"more than {limit} of one {name}")
+                    break
+            else:
                 rows.append(row)
-                for _, values, used in columns:
-                    used[values[place]] += 1
-            elif traced:
-                slate.dropped[row] = ("quota", f"more than {most[over]} of one {over}")
+                for _, values, used, _ in columns:
+                    used[values[place]] = used.get(values[place], 0) + 1
     return rows
-
-
-def _over(columns: list[tuple[str, list[str], Counter[str]]], place: int, most: dict[str, int]) -> str | None:
-    """The field whose quota the row at this place would exceed."""
-    for name, values, used in columns:
-        if used[values[place]] >= most[name]:
-            return name
-    return None
 
 
 def _fill(
