@@ -92,13 +92,12 @@ class Retrieved:
 
 def user_vectors(visitors: list[Visitor], recommender: Recommender) -> NDArray[np.float32]:
     """Worked out from what is known of each visitor now: shape [B, D], zeros for a stranger."""
-    items, weights = padded_histories(visitors)
-    known = weights[:, 0] > 0
-    if known.all():
-        return recommender.user_vectors(items, weights)
+    known = [row for row, who in enumerate(visitors) if len(who.recent)]
+    if len(known) == len(visitors):
+        return recommender.user_vectors(*padded_histories(visitors))
     vectors = np.zeros((len(visitors), recommender.catalogue.vectors.shape[1]), dtype=np.float32)
-    if known.any():
-        vectors[known] = recommender.user_vectors(items[known], weights[known])
+    if known:
+        vectors[known] = recommender.user_vectors(*padded_histories([visitors[row] for row in known]))
     return vectors
 
 

@@ -367,8 +367,10 @@ def _rank(calls: list[Call], recommender: Recommender) -> None:
     """Order the candidates of each by the ranker, which runs once for all, or by the feature of a floor."""
     ranked = [call for call in calls if call.treatment.model not in FLOORS and len(call.found.candidates.items)]
     if ranked:
-        features = np.concatenate([call.found.candidates.features for call in ranked])
-        items = np.concatenate([call.found.likest for call in ranked])
+        features, items = ranked[0].found.candidates.features, ranked[0].found.likest
+        if len(ranked) > 1:
+            features = np.concatenate([call.found.candidates.features for call in ranked])
+            items = np.concatenate([call.found.likest for call in ranked])
         with span("rank", visitors=len(calls)):
             scores, end = recommender.rank(features, items), 0
     for call in calls:

@@ -19,7 +19,7 @@ Rows = NDArray[np.int64]
 MS_PER_HOUR = 3_600_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ground:
     """What the stages know of C candidates (rows) and of the visitor."""
 
