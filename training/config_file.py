@@ -1,7 +1,7 @@
-"""Settings of a training run from a JSON file, on top of a named configuration: typed, unknown names refused."""
+"""Settings of a training run from a JSON file, on top of a named configuration: typed, unknown names refused, and
+numbers out of the ranges that stand beside them there."""
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from training.configs import Config
+from training.ranges import OUT_OF_RANGE
 
 
 class SettingsFileError(Exception):
@@ -34,11 +35,13 @@ def read_config(path: Path, *, base: Config) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise SettingsFileError(f"--settings {path}: {name}: {first['msg']}, not {first['input']!r}") from error
+        between = " " if first["type"] == OUT_OF_RANGE else ": "
+        said = f"{name}{between}{first['msg']}, not {json.dumps(first['input'])}"
+        raise SettingsFileError(f"--settings {path}: {said}") from error
 
 
 def _merged(known: dict[str, Any], found: Any, path: Path, above: tuple[str, ...]) -> dict[str, Any]:
-    """`known` with what is `found`; every name must be known, and no number below 0."""
+    """`known` with what is `found`; every name must be known."""
     place = ".".join(above)
     if not isinstance(found, dict):
         raise SettingsFileError(
@@ -49,7 +52,5 @@ def _merged(known: dict[str, Any], found: Any, path: Path, above: tuple[str, ...
         full = ".".join((*above, name))
         if name not in known:
             raise SettingsFileError(f"--settings {path}: there is no {full}; there are {', '.join(known)}")
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
-            raise SettingsFileError(f"--settings {path}: {full} must be a number from 0 on, not {value}")
         merged[name] = _merged(known[name], value, path, (*above, name)) if isinstance(known[name], dict) else value
     return merged

@@ -1,4 +1,4 @@
-"""The gate: what the whole answer is worth on held-out orders, beside rankings that need no model.
+"""The gate: what the whole answer is worth on held-out visits, beside rankings that need no model.
 
 A visit that bought counts as one request at its first moment; the truth is what was bought. Items bought before may be
 recommended again, since buying again is common in a shop.
@@ -34,7 +34,7 @@ def list_metrics(ranked: NDArray[np.int64], targets: NDArray[np.int64], *, k: in
 
 
 def judge(queries: list[Query], drawn: list[Drawn], scorer: Scorer, *, model: str, k: int, items: int) -> GateResult:
-    """The model beside every floor, over the same requests; orders without a known item are left out.
+    """The model beside every floor, over the same requests; those that bought no known item are left out.
 
     items: size of the catalogue. The model is served only when its NDCG@k is above every floor's.
     """
@@ -84,7 +84,7 @@ def _measure(pairs: list[tuple[Query, Drawn]], scorer: Scorer, *, k: int, items:
 
 
 def candidate_recall(queries: list[Query], drawn: list[Drawn]) -> float:
-    """Mean share of each order's items among its candidates: what no ranker can exceed."""
+    """Mean share of what each visit bought among its candidates: what no ranker can exceed."""
     shares = [
         np.isin(query.targets, one.candidates.items).mean()
         for query, one in zip(queries, drawn, strict=True)

@@ -29,6 +29,7 @@ from infra.settings import Settings
 from training.export import export
 from training.fraud_quality import Outcomes, alert_thresholds, quality
 from training.models.fraud import FraudDetector, Logistic, Scaling, ServedDetector
+from training.ranges import Count, Dropout, Natural, Part, Positive, Weight, Widths
 
 logger = logging.getLogger(__name__)
 
@@ -45,27 +46,27 @@ class TooFewFraudsError(Exception):
 class FraudConfig:
     """One run, whole."""
 
-    test_days: int = 14
-    validation_days: int = 10
-    label_delay_days: int = 14
+    test_days: Count = 14
+    validation_days: Count = 10
+    label_delay_days: Natural = 14
     """Payments this old have their label; also the gap before the test."""
-    cross_layers: int = 2
-    hidden: tuple[int, ...] = (64, 32)
-    dropout: float = 0.3
-    noise: float = 0.3
+    cross_layers: Count = 2
+    hidden: Widths = (64, 32)
+    dropout: Dropout = 0.3
+    noise: Weight = 0.3
     """Deviation of the noise on scaled features in training: keeps the net from knowing terminals by their traffic."""
-    members: int = 2
+    members: Count = 2
     """Networks whose logits are averaged."""
-    epochs: int = 8
-    patience: int = 4
-    batch_rows: int = 1024
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.1
-    fraud_weight: float = 1.0
+    epochs: Count = 8
+    patience: Count = 4
+    batch_rows: Count = 1024
+    learning_rate: Positive = 3e-3
+    weight_decay: Weight = 0.1
+    fraud_weight: Positive = 1.0
     """How many honest payments one fraud weighs in the loss; calibration takes it out again."""
-    alert_share: float = 0.01
+    alert_share: Part = 0.01
     """Alerts that the risk team can look at, as a share of the payments."""
-    decline_precision: float = 0.9
+    decline_precision: Part = 0.9
     """Share of fraud among declined payments on validation that declining asks for."""
     feature_service: str = "fraud_v1"
 

@@ -96,7 +96,7 @@ def fit_ranker(
 
     Listwise softmax cross entropy: what a visit took shares the mass (Cao et al., Learning to Rank: From Pairwise
     Approach to Listwise Approach, ICML 2007), for each head over the visits that tell it something; returns: log loss
-    over what was bought. Raises ValueError without orders to learn from.
+    over what was bought. Raises ValueError without visits to learn from.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -104,7 +104,7 @@ def fit_ranker(
     learn = _pad(training, config.candidates, losses, rng)
     check = _pad(validation, max((len(one.bought) for one in validation), default=1), [PURCHASE], rng)
     if not learn.bought.any() or not len(check.items):
-        raise ValueError("no past order has a bought candidate: there is too little history to train a ranker")
+        raise ValueError("no past visit has a bought candidate: there is too little history to train a ranker")
     squashed = squash(learn.features[learn.real])
     mean, std = squashed.mean(dim=0), squashed.std(dim=0).clamp(min=1e-3)
     begun = starts(learn, mean=mean, std=std, penalty=config.linear_penalty)
@@ -168,7 +168,7 @@ def fit_ranker(
 
 
 def ndcg(scores: Tensor, bought: Tensor, *, k: int) -> Tensor:
-    """NDCG@k of each order among its candidates, [orders]; as evaluate.list_metrics has it."""
+    """NDCG@k of each visit among its candidates, [visits]; as evaluate.list_metrics has it."""
     k = min(k, scores.shape[1])
     discounts = 1 / torch.log2(torch.arange(2, k + 2))
     hits = bought.gather(1, scores.topk(k, dim=1).indices)

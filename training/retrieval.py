@@ -1,4 +1,4 @@
-"""Fitting the two-tower model: orders in, item vectors and a user tower out."""
+"""Fitting the two-tower model: visits in, item vectors and a user tower out."""
 
 import copy
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.candidates import Visitor, padded_histories
 from features.catalogue import Catalogue
 from features.content import tokens_of
+from features.timeline import NoDataError
 from training.configs import RetrievalConfig
 from training.data import Query
 from training.fitting import Curve, Watch, fit
@@ -35,7 +36,7 @@ class Retrieval:
 
     @property
     def recall(self) -> float:
-        """Mean share of a validation order's items among the VALIDATION_TOP nearest; 0 without validation orders."""
+        """Mean share of what a validation visit bought among the VALIDATION_TOP nearest; 0 without such visits."""
         return -self.curve.best if self.curve.values else 0.0
 
     def user_vectors(self, visitors: list[Visitor]) -> NDArray[np.float32]:
@@ -85,12 +86,31 @@ class _Bags:
         return F.embedding_bag(self._tokens, table, self._offsets[:-1], mode="mean")
 
 
-def _bought(queries: list[Query], drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the orders hold: row, place in `drawn` (ascending), and share of its order, one entry an order and item."""
-    counts = torch.tensor([len(query.targets) for query in queries])
-    items = torch.from_numpy(np.concatenate([query.targets for query in queries] or [np.empty(0, np.int64)]))
-    rows = torch.repeat_interleave(torch.arange(len(queries)), counts)
-    return rows, torch.searchsorted(drawn, items), 1 / counts[rows]
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What one visit teaches: catalogue indices, one entry a kind and item, and what each entry weighs in the loss."""
+
+    items: NDArray[np.int64]
+    parts: NDArray[np.float32]
+
+
+def _lesson(query: Query, config: RetrievalConfig) -> _Lesson:
+    """A kind's items share its weight. Its cross entropy is then the sum of those of a query for each kind."""
+    weights = (("cart", config.cart_weight), ("view", config.view_weight))
+    kinds = [(query.targets, 1.0), *((query.also[kind], weight) for kind, weight in weights if kind in query.also)]
+    taken = [(items, weight / len(items)) for items, weight in kinds if weight and len(items)]
+    return _Lesson(
+        np.concatenate([np.empty(0, np.int64), *(items for items, _ in taken)]),
+        np.repeat(np.array([part for _, part in taken], np.float32), [len(items) for items, _ in taken]),
+    )
+
+
+def _together(lessons: list[_Lesson]) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, item and weight of every entry of these lessons."""
+    rows = torch.repeat_interleave(torch.tensor([len(lesson.items) for lesson in lessons], dtype=torch.long))
+    items = np.concatenate([np.empty(0, np.int64), *(lesson.items for lesson in lessons)])
+    parts = np.concatenate([np.empty(0, np.float32), *(lesson.parts for lesson in lessons)])
+    return rows, torch.from_numpy(items), torch.from_numpy(parts)
 
 
 def fit_retrieval(
@@ -105,10 +125,12 @@ def fit_retrieval(
     watch: Watch | None = None,
     begin: Retrieval | None = None,
 ) -> Retrieval:
-    """Train on orders whose users have a history, until validation recall stops growing; keep the best epoch.
+    """Train on visits whose users have a history, until validation recall stops growing; keep the best epoch.
 
-    The loss is the cross entropy of an order's items among all items, or among `config.negatives` drawn in proportion
-    to sales with the logQ correction where the catalogue is larger. begin: a fit on the same catalogue, to go on from.
+    The loss is the cross entropy of a visit's items among all items, or among `config.negatives` drawn in proportion to
+    how often they are taken with the logQ correction where the catalogue is larger. A purchase, and what else the
+    configuration gives a weight, is an item taken; validation counts purchases alone. begin: a fit on the same
+    catalogue, to go on from. Raises NoDataError without a visit to learn from.
     """
     torch.manual_seed(seed)
     count = len(catalogue.ids)
@@ -119,25 +141,30 @@ def fit_retrieval(
         for name, value in local_tensors(model).items():
             value.copy_(begin.weights[name])
     bags = _Bags(content_of(catalogue, config.content_buckets), device)
-    training = [query for query in training if len(query.who.recent) and len(query.targets)]
+    both = [(query, _lesson(query, config)) for query in training if len(query.who.recent)]
+    both = [(query, lesson) for query, lesson in both if len(lesson.items)]
+    if not both:
+        raise NoDataError("too little history: no user who was there before has come back to buy")
+    lessons = [lesson for _, lesson in both]
     validation = [query for query in validation if len(query.who.recent) and len(query.targets)]
-    items, weights = (torch.from_numpy(part) for part in padded_histories([query.who for query in training]))
-    sales = torch.bincount(torch.from_numpy(np.concatenate([query.targets for query in training])), minlength=count)
+    items, weights = (torch.from_numpy(part) for part in padded_histories([query.who for query, _ in both]))
+    taken = torch.bincount(_together(lessons)[1], minlength=count)
 
     def epoch(generator: torch.Generator) -> float:
         losses = []
-        for batch in torch.randperm(len(training), generator=generator).split(config.batch_orders):
-            drawn, log_q = _draw_items([training[row] for row in batch.tolist()], sales, config.negatives, generator)
+        for batch in torch.randperm(len(lessons), generator=generator).split(config.batch_orders):
+            drawn, log_q = _draw_items([lessons[row] for row in batch.tolist()], taken, config.negatives, generator)
             rows = share(batch)
             real = weights[rows] > 0
             entries = torch.cat((items[rows][real], drawn)), torch.cat((weights[rows][real], torch.ones(len(drawn))))
             asked = bags.jagged(*entries, torch.cat((real.sum(dim=1), torch.ones_like(drawn))))
-            order, place, part = (one.to(device) for one in _bought([training[row] for row in rows.tolist()], drawn))
+            row, item, part = _together([lessons[row] for row in rows.tolist()])
+            row, place, part = (one.to(device) for one in (row, torch.searchsorted(drawn, item), part))
             # Whole steps in bf16 where the GPU has it; on the CPU fp32 is as fast at this width.
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 logits = (model(asked, len(rows))[2] - log_q.to(device)).float()
-                missed = logits.logsumexp(dim=1).sum() - (logits[order, place] * part).sum()
-                loss = missed * loss_scale(len(batch))
+                missed = (logits.logsumexp(dim=1)[row] - logits[row, place]) * part
+                loss = missed.sum() * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -158,15 +185,15 @@ def fit_retrieval(
 
 
 def _draw_items(
-    orders: list[Query], sales: Tensor, negatives: int, generator: torch.Generator
+    lessons: list[_Lesson], taken: Tensor, negatives: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The items a batch is told from, and log of each one's chance to be drawn (0 when all are)."""
-    count = len(sales)
+    count = len(taken)
     if count <= negatives:
         return torch.arange(count), torch.zeros(count)
-    share = (sales + 1).float() / (sales + 1).sum()
+    share = (taken + 1).float() / (taken + 1).sum()
     random = torch.multinomial(share, negatives, replacement=False, generator=generator)
-    drawn = torch.unique(torch.cat((random, torch.from_numpy(np.concatenate([query.targets for query in orders])))))
+    drawn = torch.unique(torch.cat((random, _together(lessons)[1])))
     return drawn, torch.log(share[drawn] * negatives).clamp(max=0)
 
 
@@ -181,7 +208,7 @@ def _fitted(model: DistributedModelParallel, bags: _Bags, curve: Curve) -> Retri
 
 
 def recalls(fitted: Retrieval, queries: list[Query]) -> list[float]:
-    """Share of each order's items among its user's VALIDATION_TOP nearest."""
+    """Share of what each visit bought among its user's VALIDATION_TOP nearest."""
     if not queries:
         return []
     scores = fitted.user_vectors([query.who for query in queries]) @ fitted.vectors.T

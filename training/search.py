@@ -1,7 +1,7 @@
 """`headrace train --search SECONDS`: settings of the two-tower and of the ranker, tried by their validation value.
 
 The ranges stand here, typed, beside no model: what a fit is worth comes in as a function, and never looks at the gate's
-orders. Each try is written down as it ends, so a search that was killed goes on; under torchrun all processes try the
+visits. Each try is written down as it ends, so a search that was killed goes on; under torchrun all processes try the
 same settings, since the same seed and the same values suggest the same.
 """
 
@@ -41,6 +41,9 @@ def suggest_retrieval(trial: optuna.Trial, start: RetrievalConfig) -> RetrievalC
         learning_rate=trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
         embedding_rate=trial.suggest_float("embedding_rate", 0.01, 0.5, log=True),
         weight_decay=trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
+        # What a shop without looks and carts cannot learn from: there these change nothing.
+        cart_weight=trial.suggest_categorical("cart_weight", [0.0, 0.3, 1.0]),
+        view_weight=trial.suggest_categorical("view_weight", [0.0, 0.3, 1.0, 3.0]),
     )
 
 

@@ -163,13 +163,13 @@ def fit_recommenders(
     say: Say,
     search: Search | None = None,
 ) -> Recommenders:
-    """Retrieval on the early orders, the ranker on later visits, retrieval again on both."""
+    """Retrieval on the early visits, the ranker on later ones, retrieval again on both."""
     device, seed = choose_device(), config.seed
     events, later = data.read_events(settings, split=timeline.split)
     visits = visits_of(events)
-    early = visits.rows((visits.times < timeline.ranker_start) & visits.buying)
+    early = visits.rows(visits.times < timeline.ranker_start).thinned(config.retrieval.max_looking)
     late = visits.rows(visits.times >= timeline.ranker_start).latest(config.ranker.max_orders)
-    if not len(early) or not len(late):
+    if not early.buying.any() or not len(late):
         raise NoDataError(
             "too little history: orders are needed both before and within the ranker's last 60 days; what was imported "
             "counts once `headrace features` has run"
@@ -178,7 +178,7 @@ def fit_recommenders(
     catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.ranker_start)
     early_queries = data.queries_of(early, data.states_from_feast(store, early), catalogue)
     late_queries = data.queries_of(late, data.states_from_feast(store, late), catalogue)
-    learn, check = by_time(early_queries, config.validation_share)
+    learn, check = before_purchases(early_queries, config.validation_share)
 
     def fit_first(tried: RetrievalConfig, *, watch: Watch | None = None) -> Retrieval:
         return fit_retrieval(
@@ -220,7 +220,7 @@ def fit_recommenders(
         f"validation ndcg@20 {-curve.best:.3f}"
     )
 
-    # The released tower has seen everything before the split: it goes on from the first one, over all orders.
+    # The released tower has seen everything before the split: it goes on from the first one, over all visits.
     longer = replace(config.retrieval, epochs=config.retrieval.refit_epochs)
     fitted = fit_retrieval(
         catalogue, early_queries + late_queries, [], longer, device=device, seed=seed, label="two-tower 2/2",
@@ -232,7 +232,7 @@ def fit_recommenders(
 
 
 def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: Say) -> RecommendCard:
-    """Index and files into the folder `out`, and the gate over what those files answer on the held-out orders."""
+    """Index and files into the folder `out`, and the gate over what those files answer on the held-out visits."""
     catalogue, days, fitted, timeline = models.catalogue, models.days, models.retrieval, models.timeline
     index, kind = build_index(catalogue.vectors)
     days.prepare(np.array([timeline.split]))
@@ -262,6 +262,14 @@ def by_time(rows: list[T], validation_share: float) -> tuple[list[T], list[T]]:
     """The earlier and the latest part of `rows`, which are in order of time."""
     cut = len(rows) - max(1, int(len(rows) * validation_share))
     return rows[:cut], rows[cut:]
+
+
+def before_purchases(queries: list[data.Query], validation_share: float) -> tuple[list[data.Query], list[data.Query]]:
+    """The latest part of the queries that bought, which retrieval is checked by, and after what it learns: all queries,
+    whatever they did, before the first of that part. `queries` are in order of time."""
+    bought = [place for place, query in enumerate(queries) if len(query.targets)]
+    begins = by_time(bought, validation_share)[1][0]
+    return queries[:begins], [queries[place] for place in bought if place >= begins]
 
 
 def _write_model(

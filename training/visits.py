@@ -49,8 +49,13 @@ class Visits:
     def latest(self, orders: int) -> "Visits":
         """The latest `orders` visits that bought, and at most as many of the others since the first of these."""
         buying = np.flatnonzero(self.buying)[-orders:] if orders else np.empty(0, dtype=np.int64)
-        others = np.setdiff1d(np.arange(buying[0], len(self)), np.flatnonzero(self.buying)) if len(buying) else buying
-        return self.rows(np.sort(np.concatenate((buying, _evenly(others, len(buying))))))
+        return self.rows(np.arange(buying[0], len(self))).thinned(len(buying)) if len(buying) else self.rows(buying)
+
+    def thinned(self, others: int) -> "Visits":
+        """All visits that bought, and at most `others` of the rest, spread evenly over time."""
+        buying = self.buying
+        rest = _evenly(np.flatnonzero(~buying), others)
+        return self.rows(np.sort(np.concatenate((np.flatnonzero(buying), rest))))
 
     def evenly(self, count: int) -> "Visits":
         """At most `count` visits, spread evenly over time."""

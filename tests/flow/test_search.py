@@ -1,4 +1,5 @@
-"""`headrace train --search` on a small shop, and its record taken by `--settings`: the same models again."""
+"""`headrace train --search` on a small shop: its record taken by `--settings` makes the same models again, and two
+processes try the same settings."""
 
 import json
 import os
@@ -20,8 +21,12 @@ pytestmark = [
 
 def headrace(data: Path, *words: str) -> str:
     """What the command says, in the data directory `data`."""
+    return said_by(data, "infra.cli", *words)
+
+
+def said_by(data: Path, module: str, *words: str) -> str:
     environment = {**os.environ, "HEADRACE_DATA_DIR": str(data), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "infra.cli", *words]
+    command = [sys.executable, "-W", "ignore", "-m", module, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
@@ -32,9 +37,17 @@ def record(data: Path) -> Any:
     return json.loads(max((data / "runs").glob("*.json")).read_text())
 
 
-def test_a_search_chooses_by_validation_and_its_record_repeats_the_run(tmp_path: Path) -> None:
-    headrace(tmp_path, "import", "simulated", "--customers", "150", "--hold-out-days", "20")
-    headrace(tmp_path, "features")
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with features to learn from."""
+    data = tmp_path_factory.mktemp("shop")
+    headrace(data, "import", "simulated", "--customers", "150", "--hold-out-days", "20")
+    headrace(data, "features")
+    return data
+
+
+def test_a_search_chooses_by_validation_and_its_record_repeats_the_run(shop: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop, tmp_path, dirs_exist_ok=True)
     said = headrace(tmp_path, "train", "small", "--search", "6")
     found = record(tmp_path)
     for label, part, metric in (("two-tower", "retrieval", "recall@100"), ("ranker", "ranker", "ndcg@20")):
@@ -56,3 +69,20 @@ def test_a_search_chooses_by_validation_and_its_record_repeats_the_run(tmp_path:
     for name, curve in found["curves"].items():
         assert repeated["curves"][name]["losses"] == pytest.approx(curve["losses"], rel=1e-4)
     assert re.findall(r"ndcg@20: .*", again) == re.findall(r"ndcg@20: .*", said.split("ranker:", 1)[1])
+
+
+@pytest.mark.cluster
+def test_two_processes_try_the_same_settings(shop: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop, tmp_path, dirs_exist_ok=True)
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1")
+    worker = ("-m", "tests.flow.search_worker", str(tmp_path), "20")
+    said_by(tmp_path, "torch.distributed.run", "--nproc-per-node", "2", *meeting, *worker)
+    one, other = (json.loads((tmp_path / f"tried-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other, "settings, values and seconds"
+    for label in ("two-tower", "ranker"):
+        values = [made["value"] for made in one if made["label"] == label]
+        assert len(values) > 1
+        assert len(set(values)) > 1, "the settings made no difference"
+    found = record(tmp_path)
+    assert found["search"] == one
+    assert len(list((tmp_path / "releases").glob("2*"))) == 1, "one process publishes"

@@ -1,6 +1,7 @@
 """`headrace train --settings FILE`: what it takes, and what it says of a file that it cannot take."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 
 from infra.cli import cli
 from training.config_file import SettingsFileError, read_config
-from training.configs import small, standard
+from training.configs import CONFIGS, Config, small, standard
 
 
 def written(folder: Path, content: Any) -> Path:
@@ -44,17 +45,47 @@ def test_a_runs_record_gives_the_runs_configuration(tmp_path: Path) -> None:
         ({"retrival": {}}, "there is no retrival; there are name, seed,"),
         ({"ranker": {"widht": 3}}, "there is no ranker.widht; there are embedding, hidden,"),
         ({"ranker": 3}, "ranker must be an object"),
-        ({"retrieval": {"width": "64"}}, "retrieval.width: Input should be a valid integer, not '64'"),
+        ({"retrieval": {"width": "64"}}, 'retrieval.width: Input should be a valid integer, not "64"'),
         ({"retrieval": {"epochs": 2.5}}, "retrieval.epochs: Input should be a valid integer, not 2.5"),
         ({"ranker": {"hidden": [64, "a"]}}, "ranker.hidden.1: Input should be a valid integer"),
-        ({"retrieval": {"dropout": -0.1}}, "retrieval.dropout must be a number from 0 on, not -0.1"),
-        ({"retrieval": {"dropout": True}}, "retrieval.dropout: Input should be a valid number, not True"),
+        ({"retrieval": {"dropout": -0.1}}, "retrieval.dropout must be a number from 0 on and below 1, not -0.1"),
+        ({"retrieval": {"dropout": 5}}, "retrieval.dropout must be a number from 0 on and below 1, not 5"),
+        ({"ranker": {"dropout": 1}}, "ranker.dropout must be a number from 0 on and below 1, not 1"),
+        ('{"retrieval": {"dropout": NaN}}', "retrieval.dropout must be a number from 0 on and below 1, not NaN"),
+        ('{"ranker": {"return_loss": Infinity}}', "ranker.return_loss must be a number from 0 on, not Infinity"),
+        ({"retrieval": {"epochs": -1}}, "retrieval.epochs must be a whole number from 1 on, not -1"),
+        ({"retrieval": {"width": 0}}, "retrieval.width must be a whole number from 1 on, not 0"),
+        ({"retrieval": {"learning_rate": 0}}, "retrieval.learning_rate must be a number above 0, not 0"),
+        ({"ranker": {"hidden": []}}, "ranker.hidden must be a list of one or more whole numbers from 1 on, not []"),
+        ({"ranker": {"hidden": [64, 0]}}, "ranker.hidden.1 must be a whole number from 1 on, not 0"),
+        ({"fraud": {"alert_share": 1}}, "fraud.alert_share must be a number above 0 and below 1, not 1"),
+        ({"validation_share": 0}, "validation_share must be a number above 0 and below 1, not 0"),
+        ({"seed": -7}, "seed must be a whole number from 0 on, not -7"),
+        ({"retrieval": {"dropout": True}}, "retrieval.dropout: Input should be a valid number, not true"),
     ],
 )
 def test_a_file_that_is_wrong_says_what_is_wrong(tmp_path: Path, content: Any, said: str) -> None:
     with pytest.raises(SettingsFileError) as error:
         read_config(written(tmp_path, content), base=standard())
     assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("base", [config() for config in CONFIGS.values()], ids=list(CONFIGS))
+def test_every_number_has_a_range_and_our_own_are_in_it(tmp_path: Path, base: Config) -> None:
+    assert read_config(written(tmp_path, asdict(base)), base=standard()) == base
+
+    def refused(place: tuple[str, ...], value: Any) -> None:
+        content = value
+        for name in reversed(place):
+            content = {name: content}
+        with pytest.raises(SettingsFileError, match=rf"{re.escape('.'.join(place))} must be a"):
+            read_config(written(tmp_path, content), base=base)
+
+    for part, value in asdict(base).items():
+        for name, inner in value.items() if isinstance(value, dict) else [(None, value)]:
+            if not isinstance(inner, str):
+                refused((part, name) if name else (part,), [] if isinstance(inner, tuple) else type(inner)(-1))
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:

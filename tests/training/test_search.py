@@ -1,5 +1,6 @@
 """The search for settings: it finds better ones, keeps what was there where none is, and goes on after a kill."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ import optuna
 import pytest
 import torch
 
+from training.config_file import read_config
 from training.configs import RankerConfig, RetrievalConfig, standard
 from training.search import Search, suggest_ranker, suggest_retrieval
 from training.shard import process_group
@@ -93,3 +95,13 @@ def test_the_ranges_hold_the_standard_settings() -> None:
         for name, kind in trial.distributions.items():
             value = named[name][0] if isinstance(named[name], tuple) else named[name]
             assert kind._contains(kind.to_internal_repr(value)), name
+
+
+def test_every_setting_of_the_ranges_may_be_written_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    towers, rankers = (optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)) for seed in (1, 2))
+    for _ in range(30):
+        retrieval = suggest_retrieval(towers.ask(), standard().retrieval)
+        ranker = suggest_ranker(rankers.ask(), standard().ranker)
+        path.write_text(json.dumps({"retrieval": asdict(retrieval), "ranker": asdict(ranker)}))
+        assert read_config(path, base=standard()) == replace(standard(), retrieval=retrieval, ranker=ranker)

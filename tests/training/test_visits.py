@@ -114,3 +114,14 @@ def test_the_latest_are_orders_and_as_many_visits_without_one_since() -> None:
     assert visits_of(log).latest(10**6).buying.sum() == 3
     assert len(visits_of(log).evenly(4)) == 4
     assert visits_of(log).evenly(4).times[[0, -1]].tolist() == [0, 39 * DAY]
+
+
+@given(ROWS, st.integers(0, 20))
+def test_thinned_keeps_every_purchase_and_at_most_so_many_of_the_others(
+    rows: list[tuple[str, str | None, str, int]], others: int
+) -> None:
+    whole = visits_of(events(*rows))
+    found = whole.thinned(others)
+    assert found.buying.sum() == whole.buying.sum()
+    assert (~found.buying).sum() == min(others, (~whole.buying).sum())
+    assert [one for one in as_lists(whole) if one in as_lists(found)] == as_lists(found), "in the order they were"

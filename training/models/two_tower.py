@@ -1,7 +1,7 @@
 """The two-tower retrieval model: a user is what they lately took, an item is itself and its content.
 
 Both towers end in unit vectors of D numbers; their dot product, over a learned temperature, is the logit of "this
-item is in the next order" (Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016; Yi et
+item is taken in the next visit" (Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016; Yi et
 al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019). Plain single-device code: sharding is training/shard.py's.
 """
 
