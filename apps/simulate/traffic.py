@@ -1,9 +1,9 @@
 """`headrace traffic`: what was held back, sent as live traffic through the public API.
 
-Before each held-out order the site asks for recommendations, as of the order's own time; then it sends what was
-bought, naming the request for every item that had been shown. Half of the kept-back payments ask for a score, half
-arrive as events. Open loop: every call has its intended moment and latency counts from there, so that a slow server
-cannot slow the load down (Tene, How NOT to Measure Latency).
+At the first moment of each held-out visit that bought something the site asks for recommendations, as of that moment;
+then it sends what the visit did, naming the request for every bought item that had been shown. Half of the kept-back
+payments ask for a score, half arrive as events. Open loop: every call has its intended moment and latency counts from
+there, so that a slow server cannot slow the load down (Tene, How NOT to Measure Latency).
 """
 
 import http.client
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from features.events import rfc3339
+from features.recency import VISIT_GAP
 from infra.settings import Settings
 
 WORKERS = 8
@@ -134,14 +135,18 @@ def _held_out_visits(settings: Settings, orders: int | None) -> list[tuple[int, 
     path = settings.data_dir / "holdout" / "shop_events.parquet"
     if not path.exists():
         return []
-    visits: dict[tuple[int, str], Visit] = {}
-    for row in pq.read_table(path).to_pylist():
-        if row["user_id"]:
-            visits.setdefault((row["event_time"], row["user_id"]), []).append(row)
-    keys = sorted(visits)
-    if orders is not None and orders < len(keys):
-        keys = [keys[place] for place in np.unique(np.linspace(0, len(keys) - 1, orders).astype(int))]
-    return [(moment, user, visits[moment, user]) for moment, user in keys]
+    visits: list[tuple[int, str, Visit]] = []
+    latest: dict[str, Visit] = {}
+    known = (row for row in pq.read_table(path).to_pylist() if row["user_id"])
+    for row in sorted(known, key=lambda row: row["event_time"]):
+        user, moment = row["user_id"], row["event_time"]
+        if user not in latest or moment - latest[user][-1]["event_time"] > VISIT_GAP:
+            latest[user] = []
+            visits.append((moment, user, latest[user]))
+        latest[user].append(row)
+    if orders is not None and orders < len(visits):
+        visits = [visits[place] for place in np.unique(np.linspace(0, len(visits) - 1, orders).astype(int))]
+    return visits
 
 
 def _plan_orders(
