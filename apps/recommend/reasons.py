@@ -31,23 +31,25 @@ class Reasons:
         self._candidates, self._catalogue, self._rows = candidates, catalogue, rows.tolist()
         ranks = candidates.ranks[rows]
         self._ranks, self._best = ranks.tolist(), ranks.argsort(axis=1, kind="stable").tolist()
-        highest = zip(self._ranks, self._best, strict=True)
-        self.sources = [SOURCES[best[0]] if ranks[best[0]] < ABSENT else NEW for ranks, best in highest]
+        self.sources = first_sources(ranks)
         """The source that ranked each highest."""
 
     def places(self, row: int) -> list[tuple[str, int]]:
         """(source, place in it from 0 on), the source that ranked it highest first."""
-        ranks, best = self._ranks[row], self._best[row]
-        return [(SOURCES[one], ranks[one]) for one in best if ranks[one] < ABSENT] or [(NEW, 0)]
+        return [(SOURCES[one], self._ranks[row][one]) for one in self._drew(row)] or [(NEW, 0)]
 
     def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
         """At most MOST_REASONS."""
         if pinned:
             return [PINNED]
-        most = MOST_REASONS - explored
-        ranks, best = self._ranks[row], self._best[row][:most]
-        reasons = [self._of_source(SOURCES[one], row) for one in best if ranks[one] < ABSENT] or [NEW_ITEM]
+        drew = self._drew(row)[: MOST_REASONS - explored]
+        reasons = [self._of_source(SOURCES[one], row) for one in drew] or [NEW_ITEM]
         return [EXPLORED, *reasons] if explored else reasons
+
+    def _drew(self, row: int) -> list[int]:
+        """The sources that drew it, by their place among SOURCES, the one that ranked it highest first."""
+        ranks = self._ranks[row]
+        return [one for one in self._best[row] if ranks[one] < ABSENT]
 
     def _of_source(self, source: str, row: int) -> dict[str, Any]:
         if source == "co_purchase":
