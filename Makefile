@@ -26,7 +26,7 @@ help:
 	@echo 'make clean   remove the environments and caches, and keep the data in var/'
 
 setup: .venv/ready .venv/loops $(if $(shell command -v java),.venv/spark-classes.jsa)
-	@$(BIN)/python -m infra.doctor || true
+	@$(BIN)/python -m infra.cli.doctor || true
 
 setup-dags: .venv-dags/ready
 
@@ -47,14 +47,14 @@ setup-peers: .venv-peers/ready
 	@touch $@
 
 # Numba keeps the machine code; whoever comes first would compile for twenty seconds.
-.venv/loops: .venv/ready features/compiled.py features/drawing.py features/recency.py
-	@$(BIN)/python -m features.candidates
+.venv/loops: .venv/ready features/recommender/compiled.py features/recommender/candidate_kernels.py features/recommender/recency.py
+	@$(BIN)/python -m features.recommender.candidates
 	@touch $@
 
 # Spark starts in half the time with its classes in an archive; it does without where this fails.
 .venv/spark-classes.jsa: .venv/ready streaming/session.py
 	@echo 'preparing Spark (half a minute, once)'
-	@$(BIN)/python -m streaming.archive >.venv/spark-classes.log 2>&1 || cat .venv/spark-classes.log
+	@$(BIN)/python -m streaming.jvm_cds >.venv/spark-classes.log 2>&1 || cat .venv/spark-classes.log
 
 .venv-dags/ready: $(LOCKS)/dags.txt | $(filter .tools/%,$(UV))
 	$(if $(PYTHON),,$(error Headrace needs Python 3.11 or 3.12 on PATH and found neither))

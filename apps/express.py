@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Express:
-    """ASGI middleware inside the limits of apps/overload.py. The endpoint takes the request and nothing else; what it
-    raises becomes what the app's handlers make of it."""
+    """ASGI middleware inside the limits of apps/http/admission.py. The endpoint takes the request and nothing else;
+    what it raises becomes what the app's handlers make of it."""
 
     def __init__(self, app: ASGIApp, *, site: FastAPI, route: APIRoute) -> None:
         self._app = app

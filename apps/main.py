@@ -15,20 +15,20 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from apps import metrics
 from apps.console import routes as console
-from apps.console_feed import ConsoleFeed
-from apps.edge import Edge
-from apps.errors import install_errors
+from apps.console.data import ConsoleFeed
 from apps.experiments import routes as experiments
 from apps.express import Express
 from apps.fraud import routes as fraud
+from apps.http.admission import Overload, Places
+from apps.http.errors import install_errors
+from apps.http.request_context import Edge
 from apps.ingest import routes as ingest
-from apps.overload import Overload, Places
 from apps.recommend import routes as recommend
-from apps.recommend.desk import Desk
+from apps.recommend.batcher import Desk
 from apps.wiring import Services
 from infra import topics
 from infra.observability import logs, traces
-from infra.orphans import end_with_parent
+from infra.parent_watch import end_with_parent
 from infra.settings import Settings
 
 TITLE = "Headrace"

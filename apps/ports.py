@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from features.catalogue import Catalogue, Subset
-from features.history import History
-from features.manifest import Manifest
+from features.contract.release import Manifest
+from features.history.arrays import History
+from features.recommender.catalogue import Catalogue, Subset
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""

@@ -13,21 +13,21 @@ from prometheus_client import start_http_server
 
 from apps import metrics
 from apps.adapters.feast_reader import FeastReader
-from apps.adapters.new_items import NewItems
+from apps.adapters.listed_items import NewItems
 from apps.adapters.release_files import Releases
-from apps.drift import DriftWatch
 from apps.experiments.definitions import Experiments
 from apps.experiments.report import load_units, report
 from apps.fraud import scorer
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.service import FraudService
 from apps.ingest.service import IngestService
+from apps.input_drift import DriftWatch
 from apps.ports import Clock
-from apps.recommend.board import ItemBoard
-from apps.recommend.rule_book import RuleBook
+from apps.recommend.item_stats import ItemBoard
+from apps.recommend.rules.store import RuleBook
 from apps.recommend.service import RecommendService, Serving
-from features.candidates import CANDIDATE_FEATURES
-from features.velocity import FEATURES
+from features.fraud.velocity import FEATURES
+from features.recommender.candidates import CANDIDATE_FEATURES
 from infra import topics
 from infra.log.client import Share
 from infra.log.open import open_log

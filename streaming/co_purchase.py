@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from features import columns, views
+from features.contract import columns
+from features.store import views
 from infra.settings import Settings
 from streaming.items import read_shop_events
 from streaming.tables import write_table

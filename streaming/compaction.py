@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from infra.durable import replacing
+from infra.atomic_files import replacing
 from streaming.tables import ROW_GROUP
 
 FILES = 64

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from features.columns import IMPRESSIONS, SHOP_EVENTS
-from features.events import ExperimentDefined
+from features.contract.columns import IMPRESSIONS, SHOP_EVENTS
+from features.contract.events import ExperimentDefined
 from infra import topics
 from infra.log.client import read_all
 from infra.log.open import open_log

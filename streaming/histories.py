@@ -13,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features import columns, history, velocity, views
-from features.arrival import KnownThen
-from features.entries import card_entries, coded, fraud_entries, user_entries
-from features.fold import Folded, fold
-from features.history import History, feature_rows, history_rows
-from features.online_codec import Lists
-from features.store import Store, as_history, online_lists, write_online
+from features.contract import columns
+from features.fraud import velocity
+from features.history import arrays
+from features.history.arrays import History, feature_rows, history_rows
+from features.history.entries import card_entries, coded, fraud_entries, user_entries
+from features.history.fold import Folded, fold
+from features.history.point_in_time import KnownThen
+from features.store import views
+from features.store.codec import Lists
+from features.store.feature_store import Store, as_history, online_lists, write_online
 from infra.settings import Settings
 from streaming.tables import write_table
 
@@ -43,10 +46,10 @@ class Histories:
             return
         lists = self._known(views.USER_HISTORY, ids)
         items, (known_items, new_items) = coded(lists[columns.ITEMS].values, new.words[columns.ITEMS])
-        known = as_history(lists, history.USER_COLUMNS, codes={columns.ITEMS: known_items})
+        known = as_history(lists, arrays.USER_COLUMNS, codes={columns.ITEMS: known_items})
         folded = fold(known, key, {**new.numbers, columns.ITEMS: new_items})
         changed = folded.changed
-        rows = folded.merged.latest(changed, cap=history.USER_CAP, horizon=history.USER_HORIZON)
+        rows = folded.merged.latest(changed, cap=arrays.USER_CAP, horizon=arrays.USER_HORIZON)
         users, words = ids.take(pa.array(changed)), {columns.ITEMS: items}
         newest = history_rows(columns.USER, users, rows.last_times, rows, created=created, vocabularies=words)
         write_online(self._store, views.USER_HISTORY, newest)
@@ -70,7 +73,7 @@ class Histories:
             return
         places, (known_places, paid_at) = coded(card_lists[columns.PARTNERS].values, payments[columns.TERMINAL])
         card = fold(
-            as_history(card_lists, history.CARD_COLUMNS, codes={columns.PARTNERS: known_places}),
+            as_history(card_lists, arrays.CARD_COLUMNS, codes={columns.PARTNERS: known_places}),
             card_key,
             {**of_cards.numbers, columns.PARTNERS: paid_at},
         )
@@ -79,12 +82,12 @@ class Histories:
         self._before_writing()
         payers, (known_payers, paid_by) = coded(terminal_lists[columns.PARTNERS].values, payments[columns.CARD])
         terminal = fold(
-            as_history(terminal_lists, history.TERMINAL_COLUMNS, codes={columns.PARTNERS: known_payers}),
+            as_history(terminal_lists, arrays.TERMINAL_COLUMNS, codes={columns.PARTNERS: known_payers}),
             terminal_key,
             {**of_cards.numbers, columns.PARTNERS: paid_by},
         )
         frauds = fold(
-            as_history(terminal_lists, history.FRAUD_COLUMNS, names=history.FRAUD_NAMES),
+            as_history(terminal_lists, arrays.FRAUD_COLUMNS, names=arrays.FRAUD_NAMES),
             fraud_key,
             of_frauds.numbers,
             hash_column=columns.FRAUD_HASHES,
@@ -110,7 +113,7 @@ class Histories:
         newest = _terminal_rows(terminals, changed, terminal, frauds, payers=payers, created=created)
         write_online(self._store, views.TERMINAL_HISTORY, newest)
         changed = card.changed
-        latest = card.merged.latest(changed, cap=history.CARD_CAP, horizon=history.CARD_HORIZON)
+        latest = card.merged.latest(changed, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
         names, words = cards.take(pa.array(changed)), {columns.PARTNERS: places}
         newest = history_rows(columns.CARD, names, latest.last_times, latest, created=created, vocabularies=words)
         write_online(self._store, views.CARD_HISTORY, newest)
@@ -141,9 +144,9 @@ def _fresh(
     first[np.unique(hashes, return_index=True)[1]] = True
     filled = np.flatnonzero(known.lengths)
     reach = np.full(len(known), np.iinfo(np.int64).min)
-    reach[filled] = known.last_times[filled] - history.CARD_HORIZON
+    reach[filled] = known.last_times[filled] - arrays.CARD_HORIZON
     forgotten = times <= reach[key]
-    full = np.flatnonzero(known.lengths >= history.CARD_CAP)
+    full = np.flatnonzero(known.lengths >= arrays.CARD_CAP)
     oldest, oldest_hash = reach.copy(), reach.copy()
     oldest[full] = known.times[known.offsets[full]]
     oldest_hash[full] = known.entries[columns.EVENT_HASHES][known.offsets[full]]
@@ -162,14 +165,14 @@ def _features(
 ) -> NDArray[np.float32]:
     """What could be known of the `wanted` ones (places) of the payments that were folded, in the order they came in."""
     times = arrived.times
-    card_then = KnownThen(card, card_key, times, cap=history.CARD_CAP, horizon=history.CARD_HORIZON)
+    card_then = KnownThen(card, card_key, times, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
     terminal_then = KnownThen(
-        terminal, terminal_key, times, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON, partners=False
+        terminal, terminal_key, times, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON, partners=False
     )
     found = []
     for start in range(0, len(wanted), velocity.ROWS_AT_ONCE):
         part = wanted[start : start + velocity.ROWS_AT_ONCE]
-        known = frauds.merged.latest(terminal_key[part], cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
+        known = frauds.merged.latest(terminal_key[part], cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON)
         found.append(velocity.encode(card_then.rows(part), terminal_then.rows(part), known, arrived.take(part)))
     return np.concatenate(found)
 
@@ -192,11 +195,11 @@ def _terminal_rows(
     created: datetime,
 ) -> pa.Table:
     """The newest row of each changed terminal: its payments and its known frauds, side by side."""
-    latest = payments.merged.latest(changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
-    known = frauds.merged.latest(changed, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON)
+    latest = payments.merged.latest(changed, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON)
+    known = frauds.merged.latest(changed, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON)
     lists = {
-        **history.to_arrow(known, names=history.FRAUD_NAMES),
-        **history.to_arrow(latest, vocabularies={columns.PARTNERS: payers}),
+        **arrays.to_arrow(known, names=arrays.FRAUD_NAMES),
+        **arrays.to_arrow(latest, vocabularies={columns.PARTNERS: payers}),
     }
     times = np.maximum(latest.last_times, known.last_times)
     return feature_rows(columns.TERMINAL, terminals.take(pa.array(changed)), times, lists, created=created)

@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from features import columns, history, views
-from features.columns import SHOP_EVENTS
-from features.feast_import import FeatureStore
-from features.history import DAY, History, history_rows
-from features.store import write_online
+from features.contract import columns
+from features.contract.columns import SHOP_EVENTS
+from features.history import arrays
+from features.history.arrays import DAY, History, history_rows
+from features.store import views
+from features.store.feast_import import FeatureStore
+from features.store.feature_store import write_online
 from infra.settings import Settings
 from streaming.tables import write_table
 
@@ -55,13 +57,13 @@ def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Tab
     days = totals["day"].to_numpy()
     entries = {
         columns.TIMES: days,
-        **{name: totals[name].to_numpy() for name in history.ITEM_COLUMNS if name != columns.TIMES},
+        **{name: totals[name].to_numpy() for name in arrays.ITEM_COLUMNS if name != columns.TIMES},
     }
     ends = np.arange(1, len(days) + 1)
     if not every_day:
         ends = ends[np.diff(key, append=-1) != 0]
     of_items = History(np.searchsorted(key, np.arange(len(items) + 1)), entries)
-    rows = of_items.at(key[ends - 1], days[ends - 1], cap=history.ITEM_CAP, horizon=history.ITEM_HORIZON)
+    rows = of_items.at(key[ends - 1], days[ends - 1], cap=arrays.ITEM_CAP, horizon=arrays.ITEM_HORIZON)
     names = pa.array(items[key[ends - 1]], pa.string())
     return history_rows(columns.ITEM, names, days[ends - 1] + DAY, rows, created=created)
 
@@ -81,7 +83,7 @@ def refresh(
     """Renew the online row of the `touched` items from the events of the days before `latest` (ms)."""
     # The time is filtered first, so that old row groups are never read.
     recent = spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*COUNTED)
-    recent = recent.where(F.col("event_time") > latest - history.ITEM_HORIZON).dropDuplicates(["event_id"])
+    recent = recent.where(F.col("event_time") > latest - arrays.ITEM_HORIZON).dropDuplicates(["event_id"])
     totals = daily_totals(recent).toArrow()
     totals = totals.filter(pc.is_in(totals[columns.ITEM], pa.array(list(touched), pa.string())))
     if totals.num_rows:

@@ -26,17 +26,17 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 from tqdm import tqdm
 
-from features.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
-from features.online import OnlineStoreError
-from features.online_recovery import OnlineGuard, refill
-from features.store import open_store
+from features.contract.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
+from features.store.feature_store import open_store
+from features.store.online import OnlineStoreError
+from features.store.recovery import OnlineGuard, refill
 from infra.log.client import START, EventLog, Position
 from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import exposures, metrics
 from streaming.histories import Histories
+from streaming.maintenance import Renewal, rebuild_tables
 from streaming.parsing import in_order_of_arrival, parse
-from streaming.renewal import Renewal, rebuild_tables
 from streaming.session import JobError, open_session
 from streaming.source import READ_TOPICS, reached, read_stream
 from streaming.tables import as_schema, dead_letter, write_status, write_table

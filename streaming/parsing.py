@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from features.arrival import order_of_arrival
+from features.history.point_in_time import order_of_arrival
 
 LINES_AT_ONCE = 1_000
 """So many lines are mended for one that needs it."""
@@ -42,7 +42,7 @@ EVENT_SCHEMA = pa.schema(
         ("bucket", pa.int32()), ("degraded", pa.bool_()), ("items", pa.list_(SHOWN_ITEM)),
     ]
 )  # fmt: skip
-"""Union of the fields of the events that the jobs read (features/events.py; a test compares the two)."""
+"""Union of the fields of the events that the jobs read (features/contract/events.py; a test compares the two)."""
 
 NEEDED = (
     (("item", "view", "cart", "purchase", "return"), ("item_id",)),

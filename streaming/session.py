@@ -1,7 +1,7 @@
 """The Spark session of every job: where it runs, in UTC, quiet, with this interpreter for its Python workers.
 
 A young JVM spends most of its first half minute on reading and compiling classes. Two things shorten that: the options
-of settings.spark_java_options, and the archive of classes that `make setup` writes (streaming/archive.py).
+of settings.spark_java_options, and the archive of classes that `make setup` writes (streaming/jvm_cds.py).
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 import pyspark
 from pyspark.sql import SparkSession
 
-from infra.kafka.jars import SPARK, jars
+from infra.maven.jars import SPARK, jars
 from infra.settings import Settings
 
 CLASS_ARCHIVE = Path(sys.prefix) / "spark-classes.jsa"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import columns, events
-from features.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
+from features.contract import columns, events
+from features.contract.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
 from infra import topics
-from infra.durable import replacing
+from infra.atomic_files import replacing
 from infra.log.client import EventLog
 from streaming.parsing import SHOWN_ITEM
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from infra import processes
+from infra.local import processes
 from infra.settings import Settings
 
 # A machine that is busy with other things is slow now and then: that is no failure of an example.
@@ -34,7 +34,7 @@ def kafka_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def kafka_tools() -> None:
     """Skips where a broker cannot be had."""
-    from infra.kafka.jars import BROKER, JarsError, jars
+    from infra.maven.jars import BROKER, JarsError, jars
 
     if shutil.which("java") is None:
         pytest.skip("a real Kafka needs Java")
@@ -49,13 +49,13 @@ def kafka_broker(
     kafka_tools: None, kafka_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """One real broker for all tests; gives what HEADRACE_KAFKA_BOOTSTRAP is for it."""
-    from infra.kafka import broker
+    from infra.local import kafka_broker
 
     own = Settings(data_dir=tmp_path_factory.mktemp("kafka"))
-    nodes = broker.plan(kafka_port())
+    nodes = kafka_broker.plan(kafka_port())
     try:
-        broker.start(own, nodes)
-        yield broker.bootstrap(nodes)
+        kafka_broker.start(own, nodes)
+        yield kafka_broker.bootstrap(nodes)
     finally:
         processes.stop_all(own)
 

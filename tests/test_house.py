@@ -57,10 +57,10 @@ def table_rows(page: str) -> dict[str, list[str]]:
     return rows
 
 
-def readme_tree() -> Iterator[str]:
-    """Paths of the README's annotated tree; a path is relative to the folder it is indented below."""
-    block = re.search(r"^## The tree\n.*?^```\w*\n(.*?)^```", read(Path("README.md")), re.M | re.S)
-    assert block, "README.md has no fenced block below a heading `## The tree`"
+def architecture_tree() -> Iterator[str]:
+    """Paths of the annotated tree of docs/architecture.md; a path is relative to the folder it is indented below."""
+    block = re.search(r"^## The tree\n.*?^```\w*\n(.*?)^```", read(Path("docs/architecture.md")), re.M | re.S)
+    assert block, "docs/architecture.md has no fenced block below a heading `## The tree`"
     folders: dict[int, str] = {}
     for line in block[1].splitlines():
         if not line.strip():
@@ -101,13 +101,13 @@ def unsafe(tree: ast.Module) -> Iterator[str]:
                     yield f"line {node.lineno}: shell={ast.unparse(word.value)}"
 
 
-def test_the_readme_tree_equals_the_disk() -> None:
-    listed = list(readme_tree())
-    assert len(listed) == len(set(listed)), "the README's tree names a path twice"
+def test_the_tree_of_the_architecture_page_equals_the_disk() -> None:
+    listed = list(architecture_tree())
+    assert len(listed) == len(set(listed)), "the tree names a path twice"
     gone = [path for path in listed if not (ROOT / path).exists() or path.endswith("/") != (ROOT / path).is_dir()]
-    assert not gone, f"in the README's tree but not on the disk: {gone}"
+    assert not gone, f"in docs/architecture.md but not on the disk: {gone}"
     modules = {str(path) for path in PYTHON if path.parts[0] != "tests" and path.name != "__init__.py"}
-    assert not modules - set(listed), f"not in the README's tree: {sorted(modules - set(listed))}"
+    assert not modules - set(listed), f"not in docs/architecture.md: {sorted(modules - set(listed))}"
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=str)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from training.configs import Config
-from training.ranges import OUT_OF_RANGE
+from training.core.ranges import OUT_OF_RANGE
 
 
 class SettingsFileError(Exception):

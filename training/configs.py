@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from training.fraud import FraudConfig
-from training.ranges import Count, Dropout, Natural, Part, Positive, Weight, Widths
+from training.core.ranges import Count, Dropout, Natural, Part, Positive, Weight, Widths
+from training.fraud.detector import FraudConfig
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from training.configs import RankerConfig, RetrievalConfig
-from training.fitting import Facts
-from training.shard import is_leader, total
+from training.core.sharding import is_leader, total
+from training.core.trainer import Facts
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

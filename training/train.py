@@ -19,13 +19,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from features import views
-from features.candidates import CANDIDATE_FEATURES, RECENT_ITEMS, Candidates
-from features.catalogue import Catalogue
-from features.drift import references
-from features.events import from_milliseconds
-from features.feast_import import FeatureStore
-from features.manifest import (
+from features.contract.drift import references
+from features.contract.events import from_milliseconds
+from features.contract.release import (
     ARRAYS,
     CATALOGUE,
     INDEX,
@@ -36,22 +32,27 @@ from features.manifest import (
     Manifest,
     RecommendCard,
 )
-from features.store import open_store
-from features.timeline import NoDataError, Timeline, read_timeline
+from features.history.timeline import NoDataError, Timeline, read_timeline
+from features.recommender.candidates import CANDIDATE_FEATURES, RECENT_ITEMS, Candidates
+from features.recommender.catalogue import Catalogue
+from features.store import views
+from features.store.feast_import import FeatureStore
+from features.store.feature_store import open_store
 from infra.settings import Settings
-from training import data, publish
 from training.configs import Config, RankerConfig, RetrievalConfig
-from training.evaluate import candidate_recall, judge
-from training.export import export, open_onnx
-from training.fitting import Curve, Watch
-from training.fraud import load_examples, train_fraud
-from training.index import build_index, measure_recall
+from training.core.export import export, open_onnx
+from training.core.sharding import choose_device, is_leader, process_group
+from training.core.trainer import Curve, Watch
+from training.fraud.detector import load_examples, train_fraud
 from training.models.ranker import PlainRanker
-from training.ranking import Ranking, draw_all, fit_ranker
-from training.retrieval import Retrieval, fit_retrieval
+from training.recommender import examples
+from training.recommender.ranker import Ranking, draw_all, fit_ranker
+from training.recommender.two_tower import Retrieval, fit_retrieval
+from training.recommender.visits import visits_of
+from training.release import publish
+from training.release.gate import candidate_recall, judge
+from training.release.index import build_index, measure_recall
 from training.search import Search, Try, suggest_ranker, suggest_retrieval
-from training.shard import choose_device, is_leader, process_group
-from training.visits import visits_of
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -145,10 +146,10 @@ class Recommenders:
     catalogue: Catalogue
     later: pd.DataFrame
     """Shop events after the split."""
-    days: data.ItemDays
+    days: examples.ItemDays
     retrieval: Retrieval
     ranking: Ranking
-    learned: list[data.Drawn]
+    learned: list[examples.Drawn]
     """What the ranker learned from."""
     curves: dict[str, Curve]
 
@@ -165,7 +166,7 @@ def fit_recommenders(
 ) -> Recommenders:
     """Retrieval on the early visits, the ranker on later ones, retrieval again on both."""
     device, seed = choose_device(), config.seed
-    events, later = data.read_events(settings, split=timeline.split)
+    events, later = examples.read_events(settings, split=timeline.split)
     visits = visits_of(events)
     early = visits.rows(visits.times < timeline.ranker_start).thinned(config.retrieval.max_looking)
     late = visits.rows(visits.times >= timeline.ranker_start).latest(config.ranker.max_orders)
@@ -175,9 +176,9 @@ def fit_recommenders(
             "counts once `headrace features` has run"
         )
 
-    catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.ranker_start)
-    early_queries = data.queries_of(early, data.states_from_feast(store, early), catalogue)
-    late_queries = data.queries_of(late, data.states_from_feast(store, late), catalogue)
+    catalogue = examples.build_catalogue(store, events, neighbours_as_of=timeline.ranker_start)
+    early_queries = examples.queries_of(early, examples.states_from_feast(store, early), catalogue)
+    late_queries = examples.queries_of(late, examples.states_from_feast(store, late), catalogue)
     learn, check = before_purchases(early_queries, config.validation_share)
 
     def fit_first(tried: RetrievalConfig, *, watch: Watch | None = None) -> Retrieval:
@@ -197,7 +198,7 @@ def fit_recommenders(
     say(f"two-tower: {len(learn):,} visits, {epochs} epochs, validation recall@100 {first.recall:.3f}")
 
     catalogue = replace(catalogue, vectors=first.vectors)
-    days = data.ItemDays(store, catalogue, later, timeline)
+    days = examples.ItemDays(store, catalogue, later, timeline)
     drawn = draw_all(late_queries, catalogue, days, first, per_source=config.per_source, label="candidates")
     learn_drawn, check_drawn = by_time(drawn, config.validation_share)
 
@@ -226,7 +227,7 @@ def fit_recommenders(
         catalogue, early_queries + late_queries, [], longer, device=device, seed=seed, label="two-tower 2/2",
         watch=watch, begin=first,
     )  # fmt: skip
-    catalogue = data.build_catalogue(store, events, neighbours_as_of=timeline.split, vectors=fitted.vectors)
+    catalogue = examples.build_catalogue(store, events, neighbours_as_of=timeline.split, vectors=fitted.vectors)
     curves = {"two-tower 1/2": first.curve, "ranker": ranking.curve, "two-tower 2/2": fitted.curve}
     return Recommenders(config, store, timeline, catalogue, later, days, fitted, ranking, learn_drawn, curves)
 
@@ -240,8 +241,8 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
 
     held_out = visits_of(models.later)
     held_out = held_out.rows(held_out.buying).evenly(config.gate_orders)
-    states = data.states_held_back(models.store, held_out, models.later, split=timeline.split)
-    queries = data.queries_of(held_out, states, catalogue)
+    states = examples.states_held_back(models.store, held_out, models.later, split=timeline.split)
+    queries = examples.queries_of(held_out, states, catalogue)
     drawn = draw_all(queries, catalogue, days, fitted, per_source=config.per_source, label="gate")
     gate = judge(queries, drawn, _scorer(out / RANKER), model="ranker", k=config.list_length, items=len(catalogue.ids))
     say(f"candidates hold {candidate_recall(queries, drawn):.1%} of what the {len(queries):,} held-out visits bought")
@@ -264,7 +265,9 @@ def by_time(rows: list[T], validation_share: float) -> tuple[list[T], list[T]]:
     return rows[:cut], rows[cut:]
 
 
-def before_purchases(queries: list[data.Query], validation_share: float) -> tuple[list[data.Query], list[data.Query]]:
+def before_purchases(
+    queries: list[examples.Query], validation_share: float
+) -> tuple[list[examples.Query], list[examples.Query]]:
     """The latest part of the queries that bought, which retrieval is checked by, and after what it learns: all queries,
     whatever they did, before the first of that part. `queries` are in order of time."""
     bought = [place for place, query in enumerate(queries) if len(query.targets)]

@@ -4,10 +4,19 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from features import history, views
-from features.history import History
-from features.online import OnlineStoreError
-from features.store import ONLINE_FILE, Store, as_history, online_history, online_row, online_rows, open_store
+from features.history import arrays
+from features.history.arrays import History
+from features.store import views
+from features.store.feature_store import (
+    ONLINE_FILE,
+    Store,
+    as_history,
+    online_history,
+    online_row,
+    online_rows,
+    open_store,
+)
+from features.store.online import OnlineStoreError
 from infra.settings import Settings
 
 
@@ -33,15 +42,15 @@ class FeastReader:
         return online_rows(self._store(), views.USER_HISTORY, ids)
 
     def user_history(self, user: str) -> History:
-        return online_row(self._store(), views.USER_HISTORY, user, history.USER_COLUMNS)
+        return online_row(self._store(), views.USER_HISTORY, user, arrays.USER_COLUMNS)
 
     def item_histories(self, ids: Sequence[str]) -> History:
-        return online_history(self._store(), views.ITEM_HISTORY, ids, history.ITEM_COLUMNS)
+        return online_history(self._store(), views.ITEM_HISTORY, ids, arrays.ITEM_COLUMNS)
 
     def card_histories(self, ids: Sequence[str]) -> History:
-        return online_history(self._store(), views.CARD_HISTORY, ids, history.CARD_COLUMNS)
+        return online_history(self._store(), views.CARD_HISTORY, ids, arrays.CARD_COLUMNS)
 
     def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
         lists = self._store().online.read(views.TERMINAL_HISTORY, ids)
-        frauds = as_history(lists, history.FRAUD_COLUMNS, names=history.FRAUD_NAMES)
-        return as_history(lists, history.TERMINAL_COLUMNS), frauds
+        frauds = as_history(lists, arrays.FRAUD_COLUMNS, names=arrays.FRAUD_NAMES)
+        return as_history(lists, arrays.TERMINAL_COLUMNS), frauds

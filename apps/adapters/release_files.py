@@ -17,9 +17,8 @@ import onnxruntime
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from apps.fraud.model import OnnxFraudModel
-from features.catalogue import Catalogue, Subset
-from features.manifest import (
+from apps.fraud.detector import OnnxFraudModel
+from features.contract.release import (
     ARRAYS,
     CATALOGUE,
     FRAUD,
@@ -31,6 +30,7 @@ from features.manifest import (
     current_version,
     read_release,
 )
+from features.recommender.catalogue import Catalogue, Subset
 
 logger = logging.getLogger(__name__)
 

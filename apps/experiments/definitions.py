@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from apps.experiments.schemas import ExperimentDefinition
-from features.events import ExperimentDefined, key_of, to_json
+from features.contract.events import ExperimentDefined, key_of, to_json
 from infra import topics
 from infra.log.client import START, EventLog
 

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
-from apps.errors import Problem
 from apps.experiments.definitions import DefinitionRefusedError, Experiments
 from apps.experiments.report import load_units, report
 from apps.experiments.schemas import ExperimentDefinition, Report
+from apps.http.errors import Problem
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from features.events import Code
+from features.contract.events import Code
 
 
 def _key_of(validated: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
 
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.schemas import LabelRequest
-from features.events import Label, key_of, to_json
+from features.contract.events import Label, key_of, to_json
 from infra import topics
 from infra.log.client import EventLog
 

@@ -14,8 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime
 
-from apps.errors import Problem
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.schemas import (
     EXAMPLE_ALERT,
     EXAMPLE_DECISION,
@@ -29,7 +28,8 @@ from apps.fraud.schemas import (
     alert_out,
 )
 from apps.fraud.service import FraudService
-from features.events import Transaction
+from apps.http.errors import Problem
+from features.contract.events import Transaction
 from infra.log.client import Position
 from infra.observability.logs import REQUEST_ID
 

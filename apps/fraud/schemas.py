@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from features.events import Decision, Id, Reason
+from features.contract.events import Decision, Id, Reason
 from infra.log.client import Position
 
 MOST_LABELS = 1_000

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from apps import metrics
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.service import FraudService
-from features.arrival import order_of_arrival
-from features.events import Decision, Transaction, dead_letter, key_of, milliseconds, to_json
+from features.contract.events import Decision, Transaction, dead_letter, key_of, milliseconds, to_json
+from features.history.point_in_time import order_of_arrival
 from infra import topics
 from infra.log.client import (
     WHOLE,

@@ -16,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps import metrics
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
+from apps.fraud.detector import FraudModel, explain
 from apps.fraud.labels import Labels
-from apps.fraud.model import FraudModel, explain
-from apps.fraud.recent import Lately, RecentPayments
-from features import columns, history, velocity
-from features.arrival import KnownThen
-from features.events import Decision, Reason, Transaction, key_of, milliseconds, to_json
-from features.fold import fold
-from features.history import History, from_lists, hash_ids
+from apps.fraud.recent_payments import Lately, RecentPayments
+from features.contract import columns
+from features.contract.events import Decision, Reason, Transaction, key_of, milliseconds, to_json
+from features.fraud import velocity
+from features.history import arrays
+from features.history.arrays import History, from_lists, hash_ids
+from features.history.fold import fold
+from features.history.point_in_time import KnownThen
 from infra import topics
 from infra.log.client import EventLog
 from infra.observability.logs import pseudonym
@@ -190,14 +192,14 @@ class FraudService:
             terminal_rows, frauds = self._reader.terminal_histories(terminals)
         except Exception:
             logger.warning("the feature store did not answer; scoring with recent payments alone", exc_info=True)
-            card_rows = from_lists([{} for _ in cards], history.CARD_COLUMNS)
-            terminal_rows = from_lists([{} for _ in terminals], history.TERMINAL_COLUMNS)
-            frauds = from_lists([{} for _ in terminals], history.FRAUD_COLUMNS)
+            card_rows = from_lists([{} for _ in cards], arrays.CARD_COLUMNS)
+            terminal_rows = from_lists([{} for _ in terminals], arrays.TERMINAL_COLUMNS)
+            frauds = from_lists([{} for _ in terminals], arrays.FRAUD_COLUMNS)
             degraded = True
         own = hashes[wanted]
-        card = _known_then(card_rows, of_cards, own, cap=history.CARD_CAP, horizon=history.CARD_HORIZON)
+        card = _known_then(card_rows, of_cards, own, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
         terminal = _known_then(
-            terminal_rows, of_terminals, own, cap=history.TERMINAL_CAP, horizon=history.TERMINAL_HORIZON
+            terminal_rows, of_terminals, own, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON
         )
         payments = [arrived[row] for row in wanted]
         place = {name: row for row, name in enumerate(terminals)}

@@ -1,4 +1,4 @@
-"""HTTP for events: parses the body, whose size apps/overload.py has bounded, and hands it to the service."""
+"""HTTP for events: parses the body, whose size apps/http/admission.py has bounded, and hands it to the service."""
 
 from typing import Any, cast
 
@@ -6,9 +6,9 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from apps.errors import Problem
+from apps.http.errors import Problem
 from apps.ingest.service import IngestResponse, IngestService
-from features.events import ACCEPTED
+from features.contract.events import ACCEPTED
 from infra.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["events"])

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from apps import metrics
 from apps.ports import Clock
-from features import events
+from features.contract import events
 from infra.log.client import EventLog
 from infra.observability.logs import REQUEST_ID
 from infra.observability.traces import span

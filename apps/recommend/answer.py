@@ -6,12 +6,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from apps.recommend.candidate_generation import Retrieved
 from apps.recommend.reasons import Reasons
-from apps.recommend.retrieval import Retrieved
-from apps.recommend.rules import SurfaceRules
+from apps.recommend.reranking import Slate
+from apps.recommend.rules.schemas import SurfaceRules
 from apps.recommend.schemas import RecommendRequest
-from apps.recommend.slate import Slate
-from features import events
+from features.contract import events
 from infra.observability.logs import REQUEST_ID
 
 

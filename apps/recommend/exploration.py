@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.recommend.rules import Exploration
+from apps.recommend.rules.schemas import Exploration
 
 Places = NDArray[np.int64]
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.candidates import ABSENT, COLUMN, SOURCES, Candidates
-from features.catalogue import Catalogue
+from features.recommender.candidates import ABSENT, COLUMN, SOURCES, Candidates
+from features.recommender.catalogue import Catalogue
 
 MOST_REASONS = 2
 NEW = "new"

@@ -9,9 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
-from apps.recommend.desk import Desk
-from apps.recommend.rule_book import RuleBook
-from apps.recommend.rules import SurfaceRules
+from apps.recommend.batcher import Desk
+from apps.recommend.rules.schemas import SurfaceRules
+from apps.recommend.rules.store import RuleBook
 from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
 from apps.recommend.service import Call, RecommendService
 

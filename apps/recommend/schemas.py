@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from apps.recommend.filter_language import MOST_CHARACTERS
-from features.events import Code, Id
+from apps.recommend.filters.language import MOST_CHARACTERS
+from features.contract.events import Code, Id
 
 
 class _Schema(BaseModel):

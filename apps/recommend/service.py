@@ -18,24 +18,25 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from apps import metrics
-from apps.errors import Problem
 from apps.experiments.assignment import assign
 from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
+from apps.http.errors import Problem
 from apps.ports import Clock, FeatureReader, Impressions, Recommender
-from apps.recommend import lists
+from apps.recommend import item_lists
 from apps.recommend.answer import describe, impression, trace
-from apps.recommend.board import ItemBoard
-from apps.recommend.retrieval import Retrieved, retrieve, user_vectors
-from apps.recommend.rules import NO_RULES, Exploration, SurfaceRules
+from apps.recommend.candidate_generation import Retrieved, retrieve, user_vectors
+from apps.recommend.item_stats import ItemBoard
+from apps.recommend.recent_impressions import ShownLately
+from apps.recommend.reranking import MS_PER_HOUR, Ground, Slate, arrange
+from apps.recommend.rules.schemas import NO_RULES, Exploration, SurfaceRules
 from apps.recommend.schemas import RecommendRequest, RecommendResponse, SimilarRequest
-from apps.recommend.shown_lately import ShownLately
-from apps.recommend.slate import MS_PER_HOUR, Ground, Slate, arrange
-from features import columns, events, history
-from features.candidates import FLOORS, Visitor, visitor
-from features.drawing import visited
-from features.history import History, from_lists
-from features.windows import DAY
+from features.contract import columns, events
+from features.history import arrays
+from features.history.arrays import History, from_lists
+from features.history.windows import DAY
+from features.recommender.candidate_kernels import visited
+from features.recommender.candidates import FLOORS, Visitor, visitor
 from infra import topics
 from infra.observability.traces import span
 
@@ -152,11 +153,11 @@ class RecommendService:
 
     def similar(self, item_id: str, request: SimilarRequest) -> dict[str, Any]:
         serving = self._current()
-        return lists.similar(serving.recommender, serving.board, item_id, request)
+        return item_lists.similar(serving.recommender, serving.board, item_id, request)
 
     def trending(self, *, n: int) -> dict[str, Any]:
         serving = self._current()
-        return lists.trending(serving.recommender, serving.board, at=int(self._clock() * 1000), n=n)
+        return item_lists.trending(serving.recommender, serving.board, at=int(self._clock() * 1000), n=n)
 
     def known_of(self, request: RecommendRequest) -> Known:
         """What the online store says of the visitor now: the one step that may wait for another machine."""
@@ -314,7 +315,7 @@ class RecommendService:
             return self._impressions.append(key, value)
 
 
-NOBODY = from_lists([{}], history.USER_COLUMNS)
+NOBODY = from_lists([{}], arrays.USER_COLUMNS)
 
 
 def _key(request: RecommendRequest) -> str | None:

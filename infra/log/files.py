@@ -21,9 +21,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from infra.durable import replacing, sync
+from infra.atomic_files import replacing, sync
 from infra.log.client import START, WHOLE, Held, LogError, LogFullError, Position, Record, Share, refuse_unusable
-from infra.log.line_count import LineCounter
+from infra.log.record_count import LineCounter
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 Topics are made when they are first written to, as infra.topics and the settings say. Appends of all threads share one
 idempotent producer, so that its own retries neither double nor reorder; a group's positions are Kafka's own. Every wait
-has an end. What reads (consumers that go on where they were) is in infra.log.kafka_reading.
+has an end. What reads (consumers that go on where they were) is in infra.log.kafka_consumers.
 """
 
 import logging
@@ -37,8 +37,8 @@ from infra.log.client import (
     Share,
     refuse_unusable,
 )
+from infra.log.kafka_consumers import Readers
 from infra.log.kafka_groups import Committer
-from infra.log.kafka_reading import Readers
 from infra.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,29 +16,13 @@ from typing import Any
 
 import psutil
 
-from features.store import open_store
+from features.store.feature_store import open_store
+from infra.bench.sample_release import publish_release
+from infra.local.ports import free_port
 from infra.settings import Settings
-from tests.apps.releases import publish_release
 
 ROOT = Path(__file__).parents[2]
 ASK = {"session": {"session_id": "s-1", "items": ["item-3", "item-5"]}, "n": 10}
-
-
-def free_ports(count: int) -> int:
-    """First of `count` ports in a row that nobody uses; a broker takes two."""
-    while True:
-        first = free_port()
-        with contextlib.ExitStack() as taken, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                taken.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""What one request costs the API, in CPU: the inputs of tests/bench/capacity.py that a running server has to tell.
+"""What one request costs the API, in CPU: the inputs of infra/bench/capacity.py that a running server has to tell.
 
-    python tests/bench/request_cost.py DATA_DIR [--redis URL] [--requests 1000]
+    python infra/bench/request_cost.py DATA_DIR [--redis URL] [--requests 1000]
 
 DATA_DIR is a data directory with a release and events, such as the demo's; it is copied, and the copy written to. One
 process of `headrace serve` answers one caller that waits for each answer: CPU is that of the server alone, so that a
@@ -29,10 +29,11 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from infra import topics
+from infra.local.ports import free_port
 from infra.log.client import START
 from infra.log.open import open_log
 from infra.settings import Settings
-from tests.apps.servers import ROOT, Server, free_port, ready, wait_until
+from tests.apps.servers import ROOT, Server, ready, wait_until
 
 WARM = 100
 BATCH = 100

@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from apps.console import routes as console
-from apps.errors import install_errors
 from apps.fraud import routes as fraud
+from apps.http.errors import install_errors
 from infra import topics
 from infra.log.client import START
 from tests.apps.console.fakes import decide, decision, feed, run_experiment, services

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import processes
-from infra.kafka import broker
+from infra.local import kafka_broker, processes
 from infra.log.client import START, EventLog, LogUnreachableError, Record
 from infra.log.open import open_log
 from infra.settings import Settings
@@ -23,13 +22,13 @@ WRITERS = 4
 
 @pytest.fixture
 def cluster(kafka_tools: None, kafka_port: Callable[[], int], tmp_path: Path) -> Iterator[Settings]:
-    nodes = broker.plan(kafka_port(), brokers=3)
+    nodes = kafka_broker.plan(kafka_port(), brokers=3)
     settings = Settings(
-        data_dir=tmp_path, kafka_bootstrap=broker.bootstrap(nodes), kafka_replication=3, kafka_partitions=6,
+        data_dir=tmp_path, kafka_bootstrap=kafka_broker.bootstrap(nodes), kafka_replication=3, kafka_partitions=6,
         kafka_timeout_seconds=30.0,
     )  # fmt: skip
     try:
-        broker.start(settings, nodes)
+        kafka_broker.start(settings, nodes)
         yield settings
     finally:
         processes.stop_all(settings)
@@ -100,7 +99,9 @@ def test_a_majority_that_is_gone_is_told_and_nothing_is_acknowledged(cluster: Se
     with pytest.raises(LogUnreachableError, match="cannot reach Kafka"):
         log.append("t", [("a", b'{"n": 1}')])
     assert time.monotonic() - started < 6
-    broker.start(cluster, broker.plan(int(str(cluster.kafka_bootstrap).split(",")[0].split(":")[1]), brokers=3))
+    kafka_broker.start(
+        cluster, kafka_broker.plan(int(str(cluster.kafka_bootstrap).split(",")[0].split(":")[1]), brokers=3)
+    )
 
     def stored() -> bool:
         try:

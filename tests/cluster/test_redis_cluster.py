@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from features import columns, history, store, views
-from features.online import OnlineStoreError
+from features.contract import columns
+from features.history import arrays
+from features.store import feature_store, views
+from features.store.online import OnlineStoreError
+from infra.local.redis_server import RedisServer
 from infra.settings import Settings
 from tests.contracts.test_online_store import row, table, through_feast
-from tests.redis_server import RedisServer
 
 pytestmark = [
     pytest.mark.cluster,
@@ -63,26 +65,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def feast(cluster: Cluster) -> store.Store:
-    return store.open_store(cluster.settings)
+def feast(cluster: Cluster) -> feature_store.Store:
+    return feature_store.open_store(cluster.settings)
 
 
-def test_rows_are_spread_and_read_as_feast_reads_them(cluster: Cluster, feast: store.Store) -> None:
+def test_rows_are_spread_and_read_as_feast_reads_them(cluster: Cluster, feast: feature_store.Store) -> None:
     lists = {columns.TIMES: [1, 2], columns.ITEMS: ["a", "käse"], columns.PRICES: [0.5, 2.5]}
-    store.write_online(feast, VIEW, table(*(row(user, **lists) for user in USERS)))
-    assert store.online_rows(feast, VIEW, USERS) == through_feast(feast, *USERS)
-    assert through_feast(feast, USERS[7]) == [{**dict.fromkeys(history.USER_COLUMNS), **lists}]
+    feature_store.write_online(feast, VIEW, table(*(row(user, **lists) for user in USERS)))
+    assert feature_store.online_rows(feast, VIEW, USERS) == through_feast(feast, *USERS)
+    assert through_feast(feast, USERS[7]) == [{**dict.fromkeys(arrays.USER_COLUMNS), **lists}]
     client = feast.online.rows._address.connect(timeout_seconds=5)  # type: ignore[attr-defined]
     assert all(client.dbsize(target_nodes=node) > 50 for node in client.get_primaries())
 
 
-def test_an_older_row_never_wins(feast: store.Store) -> None:
+def test_an_older_row_never_wins(feast: feature_store.Store) -> None:
     for seconds, number in ((5, 5), (1, 1), (9, 9), (3, 3)):
-        store.write_online(feast, VIEW, table(*(row(user, seconds, times=[number]) for user in USERS[:40])))
-    assert {tuple(found[columns.TIMES]) for found in store.online_rows(feast, VIEW, USERS[:40])} == {(9,)}
+        feature_store.write_online(feast, VIEW, table(*(row(user, seconds, times=[number]) for user in USERS[:40])))
+    assert {tuple(found[columns.TIMES]) for found in feature_store.online_rows(feast, VIEW, USERS[:40])} == {(9,)}
 
 
-def test_every_node_has_its_own_mark(feast: store.Store) -> None:
+def test_every_node_has_its_own_mark(feast: feature_store.Store) -> None:
     rows = feast.online.rows
     assert rows.marks() == {""}
     assert rows.mark("one", after="")
@@ -97,9 +99,11 @@ def test_every_node_has_its_own_mark(feast: store.Store) -> None:
     assert rows.marks() == {"three"}
 
 
-def test_a_dead_node_costs_its_own_keys_alone_and_no_more_than_the_bound(cluster: Cluster, feast: store.Store) -> None:
+def test_a_dead_node_costs_its_own_keys_alone_and_no_more_than_the_bound(
+    cluster: Cluster, feast: feature_store.Store
+) -> None:
     recent = datetime(2026, 11, 22, 12, 1, tzinfo=UTC).timestamp() - datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
-    store.write_online(feast, VIEW, table(*(row(user, recent, times=[4]) for user in USERS)))
+    feature_store.write_online(feast, VIEW, table(*(row(user, recent, times=[4]) for user in USERS)))
     before = feast.online.rows.epoch()
     cluster.nodes[1].kill()
     feast.online._clock = lambda: float("inf")  # each read is really sent, whatever failed before it
@@ -107,7 +111,7 @@ def test_a_dead_node_costs_its_own_keys_alone_and_no_more_than_the_bound(cluster
     for user in USERS[:90]:
         started = time.perf_counter()
         try:
-            assert store.online_rows(feast, VIEW, [user])[0][columns.TIMES] == [4]
+            assert feature_store.online_rows(feast, VIEW, [user])[0][columns.TIMES] == [4]
             alive += 1
         except OnlineStoreError:
             failed += 1
@@ -116,21 +120,21 @@ def test_a_dead_node_costs_its_own_keys_alone_and_no_more_than_the_bound(cluster
     assert 10 <= failed <= 60
     assert slowest < 5 * BOUND_MILLISECONDS / 1000
     with pytest.raises(OnlineStoreError, match="cannot reach Redis"):
-        store.write_online(feast, VIEW, table(*(row(user, 2 * recent, times=[5]) for user in USERS)))
+        feature_store.write_online(feast, VIEW, table(*(row(user, 2 * recent, times=[5]) for user in USERS)))
     cluster.nodes[1].start()
     deadline = time.monotonic() + 20
     while True:
         try:
-            store.write_online(feast, VIEW, table(*(row(user, 2 * recent, times=[5]) for user in USERS)))
+            feature_store.write_online(feast, VIEW, table(*(row(user, 2 * recent, times=[5]) for user in USERS)))
             break
         except OnlineStoreError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    assert all(found[columns.TIMES] == [5] for found in store.online_rows(feast, VIEW, USERS))
+    assert all(found[columns.TIMES] == [5] for found in feature_store.online_rows(feast, VIEW, USERS))
     assert feast.online.rows.epoch() != before
 
 
 def test_a_cluster_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, redis_url="redis+cluster://127.0.0.1:19239", redis_timeout_milliseconds=200)
     with pytest.raises(OnlineStoreError, match=r"cannot reach Redis at 127\.0\.0\.1:19239"):
-        store.online_rows(store.open_store(settings), VIEW, ["ann"])
+        feature_store.online_rows(feature_store.open_store(settings), VIEW, ["ann"])

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from features.store import open_store
-from infra import processes, topics
+from features.store.feature_store import open_store
+from infra import topics
+from infra.local import processes
+from infra.local.ports import free_port
 from infra.log.client import START, EventLog
 from infra.log.open import open_log
 from infra.settings import Settings
-from tests.apps.servers import ROOT, free_port
+from tests.apps.servers import ROOT
 
 pytestmark = [
     pytest.mark.cluster,

@@ -10,11 +10,13 @@ import pyarrow.dataset as ds
 import pyspark
 import pytest
 
-from features import columns, views
-from infra import processes
+from features.contract import columns
+from features.store import views
+from infra.local import processes
+from infra.local.ports import free_port
 from infra.log.open import open_log
 from infra.settings import Settings
-from tests.apps.servers import ROOT, free_port
+from tests.apps.servers import ROOT
 from tests.streaming.test_job import OTHERS, SHOP, bought, paid, send, state
 
 pytestmark = [

@@ -40,7 +40,7 @@ def test_two_processes_learn_the_sequence_model_that_one_does(tmp_path: Path, us
     for processes in (1, 2):
         out = tmp_path / f"{processes}.json"
         words = ("--dropout", "0", "--users", str(users))
-        torchrun(processes, "tests.training.sequence_worker", str(out), *words)
+        torchrun(processes, "tests.training.benchmark.sequence_worker", str(out), *words)
         found.append(json.loads(out.read_text()))
     alone, together = found
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)

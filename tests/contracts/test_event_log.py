@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import processes
+from infra.local import processes
 from infra.log.client import START, EventLog, LogError, Position, Record, Share, follow
 from infra.log.open import open_log
 from infra.settings import Settings

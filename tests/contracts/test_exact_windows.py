@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from apps.adapters.feast_reader import FeastReader
 from apps.fraud import scorer
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.service import FraudService
-from features import history
-from features.events import Transaction, from_milliseconds, key_of, to_json
-from features.velocity import DAY, FEATURES, HOUR
+from features.contract.events import Transaction, from_milliseconds, key_of, to_json
+from features.fraud.velocity import DAY, FEATURES, HOUR
+from features.history import arrays
 from infra import topics
 from infra.log.client import START as LOG_START
 from infra.log.files import FileLog
@@ -167,7 +167,7 @@ class Run:
                 break
             before += [other["event_time"]] if other["card_id"] == payment["card_id"] else []
         later = [moment for moment in before if moment >= payment["event_time"]]
-        return len(later) >= history.CARD_CAP or max(later, default=0) - payment["event_time"] >= history.CARD_HORIZON
+        return len(later) >= arrays.CARD_CAP or max(later, default=0) - payment["event_time"] >= arrays.CARD_HORIZON
 
 
 def _event(payment: dict[str, Any]) -> Transaction:
@@ -216,6 +216,6 @@ def test_what_was_decided_on_is_what_training_sees(job: Job, tmp_path: Path, arr
 @given(arrivals=st.lists(ARRIVALS, min_size=8, max_size=25))
 def test_also_where_cards_and_terminals_have_forgotten(job: Job, tmp_path: Path, arrivals: list[Arrival]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(history, "CARD_CAP", 3)
-        patch.setattr(history, "TERMINAL_CAP", 4)
+        patch.setattr(arrays, "CARD_CAP", 3)
+        patch.setattr(arrays, "TERMINAL_CAP", 4)
         play(job, tmp_path, arrivals)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import processes, topics
-from infra.kafka import broker
+from infra import topics
+from infra.local import kafka_broker, processes
 from infra.log.client import read_all
 from infra.log.open import open_log
 from infra.settings import Settings
@@ -30,9 +30,9 @@ def own(kafka_tools: None, tmp_path: Path) -> Iterator[Settings]:
 def test_users_are_answered_without_kafka_and_it_gets_their_impressions_later(
     own: Settings, kafka_port: Callable[[], int], tmp_path: Path
 ) -> None:
-    nodes = broker.plan(kafka_port())
-    broker.start(own, nodes)
-    with serving(tmp_path / "api", kafka_bootstrap=broker.bootstrap(nodes)) as server:
+    nodes = kafka_broker.plan(kafka_port())
+    kafka_broker.start(own, nodes)
+    with serving(tmp_path / "api", kafka_bootstrap=kafka_broker.bootstrap(nodes)) as server:
         asked: list[str] = []
 
         def ask() -> bool:
@@ -50,7 +50,7 @@ def test_users_are_answered_without_kafka_and_it_gets_their_impressions_later(
             assert ask(), "and go on saying so"
             time.sleep(0.05)
 
-        broker.start(own, nodes)
+        kafka_broker.start(own, nodes)
         assert processes.wait_until(lambda: not ask(), seconds=60), "it recovers by itself"
         log = open_log(server.settings)
 

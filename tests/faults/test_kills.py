@@ -24,15 +24,16 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from features import views
-from features.store import online_rows, open_store
-from infra import processes, stack, topics
+from features.store import views
+from features.store.feature_store import online_rows, open_store
+from infra import topics
+from infra.bench.sample_release import publish_release
+from infra.local import processes, stack
+from infra.local.ports import free_port, free_ports
 from infra.log.client import EventLog, read_all
 from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import job
-from tests.apps.releases import publish_release
-from tests.apps.servers import free_port, free_ports
 
 pytestmark = [
     pytest.mark.slow,

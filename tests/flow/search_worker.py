@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch.distributed as dist
 
-from infra.cli import cli
+from infra.cli.commands import cli
 from training.search import Search, Try
 
 

@@ -8,7 +8,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from apps.serve import DRAIN_SECONDS
+from apps.http.server import DRAIN_SECONDS
 from infra.settings import Settings
 from tests.infra.code_facts import (
     ALL_TOPICS,

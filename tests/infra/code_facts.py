@@ -13,9 +13,9 @@ from unittest.mock import patch
 from xml.etree import ElementTree
 
 from apps.main import create_app
-from infra import redis, stack, topics
-from infra.cli import cli
-from infra.kafka import broker
+from infra import topics
+from infra.cli.commands import cli
+from infra.local import kafka_broker, redis_server, stack
 from infra.log.kafka import KafkaLog
 from infra.settings import Settings
 
@@ -52,7 +52,7 @@ def pin(package: str, role: str) -> str:
 @functools.cache
 def broker_version() -> str:
     """Of the Kafka that the tests run against."""
-    for one in ElementTree.parse(INFRA / "kafka" / "broker.xml").iter(f"{POM}dependency"):  # noqa: S314
+    for one in ElementTree.parse(INFRA / "maven" / "broker.xml").iter(f"{POM}dependency"):  # noqa: S314
         if one.findtext(f"{POM}artifactId", "").startswith("kafka_"):
             return one.findtext(f"{POM}version", "")
     raise AssertionError("broker.xml names no Kafka")
@@ -104,8 +104,8 @@ def topic_as_made(topic: str, settings: Settings) -> dict[str, Any]:
 
 
 def broker_properties(*, brokers: int) -> dict[str, str]:
-    nodes = broker.plan(1, brokers=brokers)
-    lines = broker._properties(Path("data"), nodes[0], nodes).splitlines()
+    nodes = kafka_broker.plan(1, brokers=brokers)
+    lines = kafka_broker._properties(Path("data"), nodes[0], nodes).splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
@@ -113,7 +113,7 @@ def broker_properties(*, brokers: int) -> dict[str, str]:
 def redis_options() -> dict[str, str]:
     """Options of the Redis that `make up` starts, without those of one machine."""
     with tempfile.TemporaryDirectory() as folder, patch("shutil.which", return_value="redis-server"):
-        words = redis.command(Settings(data_dir=Path(folder)))[1:]
+        words = redis_server.command(Settings(data_dir=Path(folder)))[1:]
     options = dict(zip(words[::2], words[1::2], strict=True))
     return {name: value for name, value in options.items() if name not in ("--bind", "--dir", "--daemonize")}
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from infra.doctor import JAVA_MINIMUM
+from infra.cli.doctor import JAVA_MINIMUM
 from tests.infra.code_facts import INFRA, PORTS, PROJECT, ROOT, VERBS, pin, routes, unknown_settings
 
 DOCKERFILE = (INFRA / "images" / "Dockerfile").read_text()

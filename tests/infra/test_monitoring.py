@@ -15,8 +15,9 @@ import yaml
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from apps import metrics as serving_metrics
+from infra.local.ports import free_port
 from streaming import metrics as stream_metrics
-from tests.apps.servers import ASK, ROOT, Server, free_port, serving, wait_until
+from tests.apps.servers import ASK, ROOT, Server, serving, wait_until
 
 INFRA = ROOT / "infra"
 RULES = yaml.safe_load((INFRA / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]

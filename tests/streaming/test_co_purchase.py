@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
-from features import columns, store, views
-from features.columns import SHOP_EVENTS
-from features.history import DAY
+from features.contract import columns
+from features.contract.columns import SHOP_EVENTS
+from features.history.arrays import DAY
+from features.store import feature_store, views
 from infra.settings import Settings
 from streaming import co_purchase
 from streaming.co_purchase import neighbours, run
@@ -111,7 +112,9 @@ def test_neighbours_are_stored_as_of_each_moment(spark: SparkSession, tmp_path: 
         assert run(spark, settings, moments=[DAY_0 + DAY, DAY_0 + 2]) == 4
     moments = pd.to_datetime([DAY_0 + 1, DAY_0 + 2, DAY_0 + DAY], unit="ms", utc=True)
     examples = pd.DataFrame({columns.ITEM: ["a", "a", "a"], columns.EVENT_TIMESTAMP: moments})
-    rows = store.historical(store.open_store(settings), views.ITEM_NEIGHBOURHOOD, examples, before=False)
+    rows = feature_store.historical(
+        feature_store.open_store(settings), views.ITEM_NEIGHBOURHOOD, examples, before=False
+    )
     assert rows[f"{views.ITEM_NEIGHBOURS}__{columns.NEIGHBOURS}"].to_pylist() == [None, ["b", "c"], ["c", "b"]]
     assert rows[f"{views.ITEM_NEIGHBOURS}__{columns.SIMILARITIES}"].to_pylist()[2] == pytest.approx(
         [NEAR["a", "c"], NEAR["a", "b"]]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra import durable
+from infra import atomic_files
 from streaming import compaction
 from streaming.compaction import compact
 from streaming.tables import write_table
@@ -21,7 +21,7 @@ LATER = compaction.GRACE_SECONDS + 60
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "FILES", 4)
     monkeypatch.setattr(compaction, "ROW_GROUP", 5)
-    monkeypatch.setattr(durable, "sync", lambda path: None)  # hundreds of files
+    monkeypatch.setattr(atomic_files, "sync", lambda path: None)  # hundreds of files
 
 
 def write(folder: Path, number: int, *, name: str = "") -> None:

@@ -15,11 +15,12 @@ import pyarrow.dataset as ds
 import pytest
 
 from apps.adapters.feast_reader import FeastReader
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.service import FraudService
-from features import columns, views
-from features.events import Transaction, rfc3339
-from features.velocity import FEATURES, HOUR
+from features.contract import columns
+from features.contract.events import Transaction, rfc3339
+from features.fraud.velocity import FEATURES, HOUR
+from features.store import views
 from infra import topics
 from infra.log.open import open_log
 from infra.settings import Settings

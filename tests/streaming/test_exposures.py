@@ -8,7 +8,7 @@ import pytest
 
 from apps.experiments.report import UNITS_FILE as READ_FILE
 from apps.experiments.report import UNITS_SCHEMA, load_units
-from features.events import ExperimentDefined, key_of, to_json
+from features.contract.events import ExperimentDefined, key_of, to_json
 from infra import topics
 from infra.log.open import open_log
 from infra.settings import Settings

@@ -12,8 +12,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from features import columns, history, store, velocity, views
-from features.velocity import DAY, HOUR
+from features.contract import columns
+from features.fraud import velocity
+from features.fraud.velocity import DAY, HOUR
+from features.history import arrays
+from features.store import feature_store, views
 from infra.settings import Settings
 from streaming import tables
 from streaming.histories import Histories
@@ -60,7 +63,7 @@ class Job:
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(data_dir=folder)
-        self.feast = store.open_store(self.settings)
+        self.feast = feature_store.open_store(self.settings)
         self.histories = Histories(self.feast, self.settings)
         self.batches = 0
 
@@ -82,7 +85,7 @@ class Job:
         self.histories.fold_payments(table(PAYMENT, *payments), known, **named)
 
     def now(self, view: str, key: str) -> dict[str, Any]:
-        return store.online_rows(self.feast, view, [key])[0]
+        return feature_store.online_rows(self.feast, view, [key])[0]
 
     def items(self, user: str = "ann") -> list[str] | None:
         found: list[str] | None = self.now(views.USER_HISTORY, user)[columns.ITEMS]
@@ -91,7 +94,7 @@ class Job:
     def items_at(self, *hours: float, user: str = "ann", before: bool = False) -> list[list[str] | None]:
         moments = pd.to_datetime([START + int(hour * HOUR) for hour in hours], unit="ms", utc=True)
         frame = pd.DataFrame({columns.USER: [user] * len(hours), columns.EVENT_TIMESTAMP: moments})
-        rows = store.historical(self.feast, views.USERS, frame, before=before)
+        rows = feature_store.historical(self.feast, views.USERS, frame, before=before)
         found: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
         return found
 
@@ -105,7 +108,7 @@ class Job:
 
 def shorten(monkeypatch: pytest.MonkeyPatch, cap: int) -> None:
     """Have user histories hold no more than `cap` entries."""
-    monkeypatch.setattr(history, "USER_CAP", cap)
+    monkeypatch.setattr(arrays, "USER_CAP", cap)
     (source,) = views.HISTORIES[views.USER_HISTORY]
     monkeypatch.setitem(views.HISTORIES, views.USER_HISTORY, (dataclasses.replace(source, cap=cap),))
 
@@ -161,7 +164,7 @@ def test_a_batch_that_runs_again_changes_nothing(job: Job) -> None:
 
 @pytest.mark.parametrize("crash", ["before online", "after online"])
 def test_a_batch_that_was_cut_off_is_made_whole(job: Job, monkeypatch: pytest.MonkeyPatch, crash: str) -> None:
-    write: Callable[..., None] = store.write_online
+    write: Callable[..., None] = feature_store.write_online
 
     def cut_off(*arguments: Any) -> None:
         if crash == "after online":
@@ -204,7 +207,7 @@ def test_more_events_at_one_moment_than_a_history_holds_do_not_block_it(
     job.shop(*(bought(f"a{number}", 0) for number in range(6)))
     job.shop(*(bought(f"b{number}", 0) for number in range(6)))
     order = {f"{letter}{number}" for letter in "ab" for number in range(6)}
-    kept = sorted(order, key=lambda name: history.hash_ids([name])[0])[-4:]
+    kept = sorted(order, key=lambda name: arrays.hash_ids([name])[0])[-4:]
     assert sorted(job.items() or ()) == sorted(kept)
 
 
@@ -250,7 +253,7 @@ def test_payments_that_were_cut_off_are_made_whole(
 
     def cut_off(feast: Any, name: str, rows: pa.Table) -> None:
         if name != view or moment == "after":
-            store.write_online(feast, name, rows)
+            feature_store.write_online(feast, name, rows)
         if name == view:
             raise KeyboardInterrupt
 
@@ -267,7 +270,7 @@ def test_payments_that_were_cut_off_are_made_whole(
 def test_payments_that_a_card_has_forgotten_may_come_again_without_harm(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "CARD_CAP", 3)
+    monkeypatch.setattr(arrays, "CARD_CAP", 3)
     days = (0, 1, 2, 3, 4, 60)
     payments = [paid(f"p{day}", 24 * day) for day in days]
     job.pay(*payments)

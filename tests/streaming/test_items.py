@@ -11,10 +11,11 @@ import pyarrow.dataset as ds
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from features import columns, store, views
-from features.catalogue import ITEM_WINDOWS, item_windows
-from features.columns import SHOP_EVENTS
-from features.history import DAY, ITEM_COLUMNS, from_arrow, from_lists
+from features.contract import columns
+from features.contract.columns import SHOP_EVENTS
+from features.history.arrays import DAY, ITEM_COLUMNS, from_arrow, from_lists
+from features.recommender.catalogue import ITEM_WINDOWS, item_windows
+from features.store import feature_store, views
 from infra.settings import Settings
 from streaming import items
 from streaming.items import daily_totals, item_rows
@@ -91,7 +92,7 @@ def test_nobody_learns_from_a_day_that_is_not_over(tmp_path: Path) -> None:
     write_table(settings.offline_dir / views.ITEM_HISTORY, "all", item_rows(counted(), every_day=True, created=CREATED))
     moments = [DAY_0 + int(day * DAY) for day in (0.5, 1.5, 2.0, 39.9)]
     examples = pd.DataFrame({columns.ITEM: "a", columns.EVENT_TIMESTAMP: pd.to_datetime(moments, unit="ms", utc=True)})
-    found = store.historical(store.open_store(settings), views.ITEM_WINDOWS, examples, before=False)
+    found = feature_store.historical(feature_store.open_store(settings), views.ITEM_WINDOWS, examples, before=False)
     known = from_arrow(found, ITEM_COLUMNS, names={name: f"{views.ITEM_HISTORY}__{name}" for name in ITEM_COLUMNS})
     orders = ITEM_WINDOWS.index("item_orders_30d")
     assert [item_windows(known.row(row), moment)[0, orders] for row, moment in enumerate(moments)] == [0, 2, 4, 0]
@@ -100,14 +101,14 @@ def test_nobody_learns_from_a_day_that_is_not_over(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_rebuild_writes_every_day_and_the_refresh_what_sold(spark: SparkSession, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    feast = store.open_store(settings)
+    feast = feature_store.open_store(settings)
     write_table(settings.offline_dir / SHOP_EVENTS, "batch-0", table(EVENTS))
     for _ in range(2):
         assert items.rebuild(spark, feast, settings) == len(TOTALS)
     assert ds.dataset(settings.offline_dir / views.ITEM_HISTORY).count_rows() == len(TOTALS)
 
     def online(item: str) -> np.ndarray[Any, Any]:
-        rows = from_lists(store.online_rows(feast, views.ITEM_HISTORY, [item]), ITEM_COLUMNS)
+        rows = from_lists(feature_store.online_rows(feast, views.ITEM_HISTORY, [item]), ITEM_COLUMNS)
         return np.column_stack(((rows.times - DAY_0) // DAY, rows.entries[columns.ORDERS]))
 
     assert online("a").tolist() == [[40, 1]]

@@ -13,15 +13,17 @@ import pyarrow.dataset as ds
 import pytest
 from pyspark.sql import SparkSession
 
-from features import columns, store, velocity, views
-from features.events import TOPIC_OF, rfc3339
-from features.history import DAY
+from features.contract import columns
+from features.contract.events import TOPIC_OF, rfc3339
+from features.fraud import velocity
+from features.history.arrays import DAY
+from features.store import feature_store, views
 from infra import topics
 from infra.log import client
 from infra.log.client import EventLog, Position
 from infra.log.open import open_log
 from infra.settings import Settings
-from streaming import job, renewal
+from streaming import job, maintenance
 from streaming.job import FeatureJob, JobRunningError, catch_up
 from streaming.session import JobError
 from streaming.source import RECORD_SCHEMA
@@ -72,7 +74,7 @@ def run(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[Setti
         yield spark
 
     monkeypatch.setattr(job, "_session", session)
-    monkeypatch.setattr(renewal.co_purchase, "run", lambda *_, **__: 0)  # has its own tests, and takes long
+    monkeypatch.setattr(maintenance.co_purchase, "run", lambda *_, **__: 0)  # has its own tests, and takes long
 
     def run(settings: Settings) -> list[str]:
         said: list[str] = []
@@ -85,13 +87,13 @@ def run(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[Setti
 def items_at(settings: Settings, *hours: float, user: str = "ann") -> list[list[str] | None]:
     moments = pd.to_datetime([START + int(hour * HOUR) for hour in hours], unit="ms", utc=True)
     frame = pd.DataFrame({columns.USER: [user] * len(hours), columns.EVENT_TIMESTAMP: moments})
-    rows = store.historical(store.open_store(settings), views.USERS, frame, before=True)
+    rows = feature_store.historical(feature_store.open_store(settings), views.USERS, frame, before=True)
     found: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
     return [None if items is None else sorted(items) for items in found]
 
 
 def online(settings: Settings, view: str, key: str, column: str) -> Any:
-    return store.online_rows(store.open_store(settings), view, [key])[0][column]
+    return feature_store.online_rows(feature_store.open_store(settings), view, [key])[0][column]
 
 
 def count(settings: Settings, table: str, key: str = "event_id") -> int:
@@ -102,7 +104,7 @@ def features(settings: Settings) -> dict[str, list[float]]:
     ids = ["p1", "p2"]
     moments = pd.to_datetime([START + 100 * HOUR] * 2, unit="ms", utc=True)
     frame = pd.DataFrame({columns.TRANSACTION: ids, columns.EVENT_TIMESTAMP: moments})
-    rows = store.historical(store.open_store(settings), views.FRAUD, frame, before=False).to_pylist()
+    rows = feature_store.historical(feature_store.open_store(settings), views.FRAUD, frame, before=False).to_pylist()
     names = [f"{views.TRANSACTION_FEATURES}__{name}" for name in velocity.FEATURES]
     return {row[columns.TRANSACTION]: [row[name] for name in names] for row in rows}
 

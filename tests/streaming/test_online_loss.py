@@ -15,16 +15,18 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from features import columns, online_recovery, store, velocity, views
-from features.online import OnlineStoreError
-from features.online_recovery import MARK_FILE, ForeignStoreError, OnlineGuard, refill
-from features.velocity import HOUR
-from infra import redis
+from features.contract import columns
+from features.fraud import velocity
+from features.fraud.velocity import HOUR
+from features.store import feature_store, recovery, views
+from features.store.online import OnlineStoreError
+from features.store.recovery import MARK_FILE, ForeignStoreError, OnlineGuard, refill
+from infra.local import redis_server
+from infra.local.ports import free_port
+from infra.local.redis_server import RedisServer
 from infra.settings import Settings
 from streaming import job, tables
 from streaming.job import FeatureJob
-from tests.apps.servers import free_port
-from tests.redis_server import RedisServer
 from tests.streaming.test_histories import LABEL, PAYMENT, SHOP, START, bought, paid, table, whole
 
 pytestmark = [
@@ -71,7 +73,7 @@ def run(features: FeatureJob, work: list[Batch], *, first: int = 0) -> None:
 
 def state(settings: Settings, *, hours: int) -> dict[str, Any]:
     """Everything that readers see: online rows now, histories and features as of then."""
-    feast = store.open_store(settings)
+    feast = feature_store.open_store(settings)
     moments = pd.to_datetime([START + hour * HOUR for hour in (hours // 3, hours // 2, hours)], unit="ms", utc=True)
     frame = pd.DataFrame(
         {columns.USER: np.repeat(USERS, len(moments)), columns.EVENT_TIMESTAMP: np.tile(moments, len(USERS))}
@@ -79,10 +81,10 @@ def state(settings: Settings, *, hours: int) -> dict[str, Any]:
     rows = ds.dataset(settings.offline_dir / views.TRANSACTION_FEATURES).to_table().to_pandas()
     rows = rows.sort_values(columns.CREATED_TIMESTAMP).drop_duplicates(columns.TRANSACTION, keep="last")
     return {
-        "users": store.online_rows(feast, views.USER_HISTORY, USERS),
-        "cards": store.online_rows(feast, views.CARD_HISTORY, CARDS),
-        "terminals": store.online_rows(feast, views.TERMINAL_HISTORY, TERMINALS),
-        "then": store.historical(feast, views.USERS, frame, before=True).to_pylist(),
+        "users": feature_store.online_rows(feast, views.USER_HISTORY, USERS),
+        "cards": feature_store.online_rows(feast, views.CARD_HISTORY, CARDS),
+        "terminals": feature_store.online_rows(feast, views.TERMINAL_HISTORY, TERMINALS),
+        "then": feature_store.historical(feast, views.USERS, frame, before=True).to_pylist(),
         "features": rows.set_index(columns.TRANSACTION)[list(velocity.FEATURES)].sort_index().to_dict(),
     }
 
@@ -95,7 +97,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def settings(server: RedisServer, tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "job", redis_url=redis.url(server.settings))
+    return Settings(data_dir=tmp_path / "job", redis_url=redis_server.url(server.settings))
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def undisturbed(tmp_path: Path) -> Callable[[list[Batch]], dict[str, Any]]:
 def refills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each refill wrote."""
     counts: list[int] = []
-    monkeypatch.setattr(online_recovery, "refill", lambda feast: counts.append(refill(feast)))
+    monkeypatch.setattr(recovery, "refill", lambda feast: counts.append(refill(feast)))
     monkeypatch.setattr(job, "ONLINE_RETRY_SECONDS", 0.02)
     return counts
 
@@ -228,7 +230,7 @@ def test_a_clean_restart_refills_nothing_but_renews_the_items(
     run(features, work[:2])
     server.kill()
     server.start()
-    guard = OnlineGuard(store.open_store(settings), settings)
+    guard = OnlineGuard(feature_store.open_store(settings), settings)
     assert guard.check()  # items, which are written beside the micro-batches, may be behind
     run(features, work[2:], first=2)
     assert not refills
@@ -258,7 +260,10 @@ def test_the_verb_fills_an_emptied_store(server: RedisServer, settings: Settings
     run(FeatureJob(settings), work)
     before = state(settings, hours=3)
     lose(server, 1.0)
-    assert store.online_rows(store.open_store(settings), views.USER_HISTORY, ["u1"])[0][columns.TIMES] is None
+    assert (
+        feature_store.online_rows(feature_store.open_store(settings), views.USER_HISTORY, ["u1"])[0][columns.TIMES]
+        is None
+    )
     said: list[str] = []
     job.refill_online(settings, say=said.append)
     assert state(settings, hours=3) == before

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AwareDatetime, BaseModel
 
-from features import events
+from features.contract import events
 from streaming import parsing
 from streaming.parsing import EVENT_SCHEMA, NEEDED, in_order_of_arrival, parse
 from streaming.source import READ_TOPICS

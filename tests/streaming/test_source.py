@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from infra import processes, topics
+from infra import topics
+from infra.local import processes
 from infra.log.client import START
 from infra.log.files import FileLog
 from infra.log.open import open_log

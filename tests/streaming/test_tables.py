@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.columns import SHOP_EVENTS
+from features.contract.columns import SHOP_EVENTS
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog

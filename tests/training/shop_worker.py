@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from features import columns
-from features.candidates import CANDIDATE_FEATURES, Candidates, Visitor
-from features.catalogue import Catalogue
-from features.history import DAY
+from features.contract import columns
+from features.history.arrays import DAY
+from features.recommender.candidates import CANDIDATE_FEATURES, Candidates, Visitor
+from features.recommender.catalogue import Catalogue
 from training.configs import RankerConfig, RetrievalConfig
-from training.data import Drawn, Query
-from training.fitting import Curve, Watch
-from training.ranking import fit_ranker
-from training.retrieval import fit_retrieval
-from training.shard import is_leader, process_group
+from training.core.sharding import is_leader, process_group
+from training.core.trainer import Curve, Watch
+from training.recommender.examples import Drawn, Query
+from training.recommender.ranker import fit_ranker
+from training.recommender.two_tower import fit_retrieval
 
 ITEMS, ORDERS = 120, 203
 RETRIEVAL = RetrievalConfig(width=16, content_buckets=64, batch_orders=20)

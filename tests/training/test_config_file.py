@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from infra.cli import cli
+from infra.cli.commands import cli
 from training.config_file import SettingsFileError, read_config
 from training.configs import CONFIGS, Config, small, standard
 

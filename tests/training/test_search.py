@@ -12,8 +12,8 @@ import torch
 
 from training.config_file import read_config
 from training.configs import RankerConfig, RetrievalConfig, standard
+from training.core.sharding import process_group
 from training.search import Search, suggest_ranker, suggest_retrieval
-from training.shard import process_group
 
 START = RetrievalConfig(dropout=0.2)
 

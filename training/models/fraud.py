@@ -1,6 +1,6 @@
 """The fraud detector (DCN-v2 cross beside an MLP) and its floor, as modules that take raw features.
 
-Scaling lives inside, so that what is exported needs nothing but features/velocity.py in front of it.
+Scaling lives inside, so that what is exported needs nothing but features/fraud/velocity.py in front of it.
 Knows nothing of data, training or thresholds.
 """
 

@@ -4,7 +4,7 @@ One body, and a head for each thing that a visit may do with an item: a linear m
 (Caruana, Multitask Learning, 1997: a shared bottom). What orders the list is one score made of all heads.
 Wang et al., DCN V2: Improved Deep & Cross Network, WWW 2021; low-rank crosses and MLP in parallel, as TorchRec has
 them. Raw features go in: skewed ones are squashed by a signed log and all are standardised inside the model, so that
-what is exported takes exactly what features/candidates.py gives.
+what is exported takes exactly what features/recommender/candidates.py gives.
 """
 
 from collections.abc import Mapping

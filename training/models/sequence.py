@@ -4,7 +4,7 @@ A causal transformer over item embeddings (Kang and McAuley, Self-Attentive Sequ
 normalised before each part. What it knows of order is how far back an entry lies from the one that looks at it (a
 learnt bias a head, as in Raffel et al., JMLR 2020, that begins as the slopes of ALiBi, Press et al., ICLR 2022), so
 every entry of a history learns what the last one is asked. The same table holds the items as input and as output.
-Plain single-device code over TorchRec's EmbeddingCollection: sharding is training/shard.py's.
+Plain single-device code over TorchRec's EmbeddingCollection: sharding is training/core/sharding.py's.
 """
 
 from typing import Any

@@ -2,7 +2,8 @@
 
 Both towers end in unit vectors of D numbers; their dot product, over a learned temperature, is the logit of "this
 item is taken in the next visit" (Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016; Yi et
-al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019). Plain single-device code: sharding is training/shard.py's.
+al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019). Plain single-device code:
+training/core/sharding.py shards it.
 """
 
 import torch
@@ -47,8 +48,9 @@ class TwoTower(nn.Module):
     def forward(self, bags: KeyedJaggedTensor, users: int) -> tuple[Tensor, Tensor, Tensor]:
         """User vectors [B, D], item vectors [C, D] and logits [B, C].
 
-        bags: ITEM and CONTENT (hashed tokens, features/content.py) with weights. The first `users` rows are histories,
-        whose items' weights sum to 1; each row after them is one item of weight 1. An item's tokens share its weight.
+        bags: ITEM and CONTENT (hashed tokens, features/recommender/content_tokens.py) with weights. The first `users`
+        rows are histories, whose items' weights sum to 1; each row after them is one item of weight 1.
+        An item's tokens share its weight.
         """
         found = self.bags(bags)
         pooled = found[ITEM] + found[CONTENT]

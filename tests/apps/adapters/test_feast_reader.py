@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from apps.adapters.feast_reader import FeastReader
-from features import columns, history, store, views
-from features.online import OnlineStoreError
-from infra import redis
+from features.contract import columns
+from features.history import arrays
+from features.store import feature_store, views
+from features.store.online import OnlineStoreError
+from infra.local import redis_server
+from infra.local.redis_server import RedisServer
 from infra.settings import Settings
 from tests.contracts.test_online_store import row, table
-from tests.redis_server import RedisServer
 
 
 def test_without_a_store_it_says_what_fills_it_and_finds_it_once_it_is_there(tmp_path: Path) -> None:
@@ -22,27 +24,27 @@ def test_without_a_store_it_says_what_fills_it_and_finds_it_once_it_is_there(tmp
     with pytest.raises(OnlineStoreError, match="`headrace features` fills it"):
         reader.user_histories(["ann"])
     assert not settings.feast_dir.exists()
-    store.write_online(store.open_store(settings), views.USER_HISTORY, table(row("ann", times=[1])))
+    feature_store.write_online(feature_store.open_store(settings), views.USER_HISTORY, table(row("ann", times=[1])))
     assert reader.user_histories(["ann"])[0][columns.TIMES] == [1]
 
 
 def test_what_is_not_stored_is_empty(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    store.open_store(settings)
+    feature_store.open_store(settings)
     reader = FeastReader(settings)
     items = reader.item_histories(["a", "b"])
-    assert (items.lengths.tolist(), set(items.entries)) == ([0, 0], set(history.ITEM_COLUMNS))
+    assert (items.lengths.tolist(), set(items.entries)) == ([0, 0], set(arrays.ITEM_COLUMNS))
     payments, (taken, frauds) = reader.card_histories(["c"]), reader.terminal_histories(["t", "u"])
-    assert (payments.lengths.tolist(), set(payments.entries)) == ([0], set(history.CARD_COLUMNS))
-    assert (taken.lengths.tolist(), set(taken.entries)) == ([0, 0], set(history.TERMINAL_COLUMNS))
-    assert (frauds.lengths.tolist(), set(frauds.entries)) == ([0, 0], set(history.FRAUD_COLUMNS))
+    assert (payments.lengths.tolist(), set(payments.entries)) == ([0], set(arrays.CARD_COLUMNS))
+    assert (taken.lengths.tolist(), set(taken.entries)) == ([0, 0], set(arrays.TERMINAL_COLUMNS))
+    assert (frauds.lengths.tolist(), set(frauds.entries)) == ([0, 0], set(arrays.FRAUD_COLUMNS))
 
 
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server")
 def test_a_redis_that_comes_later_hangs_and_returns(tmp_path: Path) -> None:
     server = RedisServer(Settings(data_dir=tmp_path / "redis", redis_port=19240))
     reader = FeastReader(
-        Settings(data_dir=tmp_path, redis_url=redis.url(server.settings), redis_timeout_milliseconds=150)
+        Settings(data_dir=tmp_path, redis_url=redis_server.url(server.settings), redis_timeout_milliseconds=150)
     )
     with pytest.raises(OnlineStoreError, match="cannot reach Redis"):
         reader.user_histories(["ann"])

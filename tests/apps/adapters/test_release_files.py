@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from apps.adapters.release_files import RecommenderFiles, Releases
-from features.catalogue import MEMBERS_KEPT, Subset
-from features.manifest import Manifest
-from tests.apps.releases import publish_release
-from training import publish
+from features.contract.release import Manifest
+from features.recommender.catalogue import MEMBERS_KEPT, Subset
+from infra.bench.sample_release import publish_release
+from training.release import publish
 
 
 def release(folder: Path, version: str) -> Path:

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apps.console import views
-from apps.console_feed import ConsoleFeed
-from apps.errors import Problem
+from apps.console.data import ConsoleFeed
 from apps.experiments.definitions import Experiments
 from apps.experiments.report import UNITS_FILE, UNITS_SCHEMA
 from apps.experiments.schemas import ExperimentDefinition
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
+from apps.http.errors import Problem
 from apps.recommend.schemas import InExperiment, ItemReason, RecommendedItem, RecommendRequest, RecommendResponse
 from apps.wiring import Services
-from features import columns
-from features.events import Decision, Reason, key_of, to_json
+from features.contract import columns
+from features.contract.events import Decision, Reason, key_of, to_json
 from infra import topics
 from infra.log.files import FileLog
 from infra.settings import Settings

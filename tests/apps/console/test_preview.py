@@ -12,15 +12,15 @@ from apps import metrics
 from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
 from apps.ports import FeatureReader, Recommender
-from apps.recommend.board import ItemBoard
+from apps.recommend.item_stats import ItemBoard
 from apps.recommend.schemas import RecommendRequest, RecommendResponse
 from apps.recommend.service import RecommendService, Serving
-from features import columns
-from features.candidates import CANDIDATE_FEATURES
-from features.catalogue import ITEM_WINDOWS, Catalogue
-from features.history import ITEM_COLUMNS, USER_COLUMNS, History, from_lists
-from features.manifest import GateResult, Manifest, RecommendCard
-from features.windows import DAY
+from features.contract import columns
+from features.contract.release import GateResult, Manifest, RecommendCard
+from features.history.arrays import ITEM_COLUMNS, USER_COLUMNS, History, from_lists
+from features.history.windows import DAY
+from features.recommender.candidates import CANDIDATE_FEATURES
+from features.recommender.catalogue import ITEM_WINDOWS, Catalogue
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi import FastAPI
 
-from apps.errors import install_errors
 from apps.experiments.definitions import Experiments
 from apps.experiments.report import UNITS_FILE
 from apps.experiments.routes import router
 from apps.experiments.schemas import ExperimentDefinition
+from apps.http.errors import install_errors
 from infra.log.files import FileLog
 from infra.settings import Settings
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.service import FraudService
-from features.events import Transaction
-from features.history import CARD_COLUMNS, FRAUD_COLUMNS, FRAUD_NAMES, TERMINAL_COLUMNS, History, from_lists
-from features.manifest import FraudCard, GateResult
-from features.velocity import FEATURES
+from features.contract.events import Transaction
+from features.contract.release import FraudCard, GateResult
+from features.fraud.velocity import FEATURES
+from features.history.arrays import CARD_COLUMNS, FRAUD_COLUMNS, FRAUD_NAMES, TERMINAL_COLUMNS, History, from_lists
 from infra.log.files import FileLog
 
 START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)

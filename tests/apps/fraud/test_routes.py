@@ -8,11 +8,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from apps.errors import install_errors
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.routes import alert_events, router
 from apps.fraud.service import FraudService
-from features.events import LOGGED, Label
+from apps.http.errors import install_errors
+from features.contract.events import LOGGED, Label
 from infra import topics
 from infra.log.client import START, LogFullError
 from infra.log.files import FileLog

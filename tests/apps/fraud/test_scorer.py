@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from apps.fraud import scorer
-from apps.fraud.alerts import DecisionBook
+from apps.fraud.decisions import DecisionBook
 from apps.fraud.service import FraudService
-from features.events import Decision, Transaction, key_of, to_json
+from features.contract.events import Decision, Transaction, key_of, to_json
 from infra import topics
 from infra.log.client import START, LogError, LogFullError, LogUnreachableError
 from infra.log.files import FileLog

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from apps.fraud.alerts import DecisionBook
-from apps.fraud.recent import RecentPayments
+from apps.fraud.decisions import DecisionBook
+from apps.fraud.recent_payments import RecentPayments
 from apps.fraud.service import RULES, FraudService
-from features import columns
-from features.events import LOGGED, Transaction, milliseconds
-from features.history import hash_ids
+from features.contract import columns
+from features.contract.events import LOGGED, Transaction, milliseconds
+from features.history.arrays import hash_ids
 from infra import topics
 from infra.log.client import START, LogFullError
 from infra.log.files import FileLog

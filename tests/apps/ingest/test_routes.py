@@ -14,10 +14,10 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from apps.errors import install_errors
+from apps.http.admission import Overload, Places
+from apps.http.errors import install_errors
 from apps.ingest.routes import router
 from apps.ingest.service import IngestService
-from apps.overload import Overload, Places
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from apps.ingest.service import IngestResponse, IngestService
-from features.events import LOGGED
+from features.contract.events import LOGGED
 from infra import topics
 from infra.log.client import START, LogFullError
 from infra.log.files import FileLog

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features import columns
-from features.catalogue import ITEM_WINDOWS, Catalogue, Subset
-from features.history import CARD_COLUMNS, FRAUD_COLUMNS, ITEM_COLUMNS, USER_COLUMNS, History, from_lists
-from features.manifest import GateResult, Manifest, RecommendCard
-from features.windows import DAY
+from features.contract import columns
+from features.contract.release import GateResult, Manifest, RecommendCard
+from features.history.arrays import CARD_COLUMNS, FRAUD_COLUMNS, ITEM_COLUMNS, USER_COLUMNS, History, from_lists
+from features.history.windows import DAY
+from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, Subset
 from infra import topics
 from infra.log.client import EventLog
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2
 
 from apps.recommend.exploration import explore
-from apps.recommend.rules import Exploration
+from apps.recommend.rules.schemas import Exploration
 
 DRAWS = 40_000
 UNSURPRISING = 1e-4

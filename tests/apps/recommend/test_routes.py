@@ -10,8 +10,8 @@ from fastapi import FastAPI
 
 from apps.main import create_app
 from apps.recommend.schemas import RecommendResponse
+from infra.bench.sample_release import publish_release
 from infra.settings import Settings
-from tests.apps.releases import publish_release
 
 KNOWN = {"session": {"session_id": "s", "items": ["item-3"]}, "n": 5}
 

@@ -9,12 +9,12 @@ import numpy as np
 import orjson
 import pytest
 
-from apps.errors import Problem
 from apps.experiments import definitions
 from apps.experiments.definitions import Experiments
 from apps.experiments.schemas import ExperimentDefinition
-from apps.recommend.board import ItemBoard
-from apps.recommend.rules import NO_RULES
+from apps.http.errors import Problem
+from apps.recommend.item_stats import ItemBoard
+from apps.recommend.rules.schemas import NO_RULES
 from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
 from apps.recommend.service import Call, RecommendService, Serving
 from infra import topics
@@ -143,7 +143,7 @@ def test_histories_of_many_items_are_read_in_slices(shop: Shop, monkeypatch: pyt
     board = shop.serving.board
     pauses: list[float] = []
     whole = board.sales(NOW).windows
-    monkeypatch.setattr("apps.recommend.board.SLICE", 4)
+    monkeypatch.setattr("apps.recommend.item_stats.SLICE", 4)
     board.refresh(shop.reader, now=NOW, pause=pauses.append)
     assert np.array_equal(board.sales(NOW).windows, whole)
     assert len(pauses) == 2

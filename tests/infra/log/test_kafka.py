@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from infra import processes, topics
-from infra.kafka import broker
+from infra import topics
+from infra.local import kafka_broker, processes
 from infra.log.client import START, EventLog, LogUnreachableError, Position, Record, follow
 from infra.log.open import open_log
 from infra.settings import Settings
@@ -40,20 +40,20 @@ def answers(call: Callable[[], object]) -> bool:
 @pytest.fixture
 def own(
     kafka_tools: None, kafka_port: Callable[[], int], tmp_path: Path
-) -> Iterator[tuple[Settings, list[broker.Node]]]:
+) -> Iterator[tuple[Settings, list[kafka_broker.Node]]]:
     """A broker of the test's own, to stop and start; settings whose log is on it."""
-    nodes = broker.plan(kafka_port())
+    nodes = kafka_broker.plan(kafka_port())
     settings = Settings(
-        data_dir=tmp_path, kafka_bootstrap=broker.bootstrap(nodes), kafka_partitions=2, kafka_timeout_seconds=1.5
+        data_dir=tmp_path, kafka_bootstrap=kafka_broker.bootstrap(nodes), kafka_partitions=2, kafka_timeout_seconds=1.5
     )
     try:
-        broker.start(settings, nodes)
+        kafka_broker.start(settings, nodes)
         yield settings, nodes
     finally:
         processes.stop_all(settings)
 
 
-def test_a_broker_that_went_away_is_told_in_time_and_found_again(own: tuple[Settings, list[broker.Node]]) -> None:
+def test_a_broker_that_went_away_is_told_in_time_and_found_again(own: tuple[Settings, list[kafka_broker.Node]]) -> None:
     settings, nodes = own
     open_log(settings.model_copy(update={"kafka_timeout_seconds": 20.0})).append("t", [("a", b'{"n": 0}')])
     log = open_log(settings)
@@ -87,7 +87,7 @@ def test_a_broker_that_went_away_is_told_in_time_and_found_again(own: tuple[Sett
             call()
         assert time.monotonic() - started < settings.kafka_timeout_seconds + 2
 
-    broker.start(settings, nodes)
+    kafka_broker.start(settings, nodes)
     assert processes.wait_until(lambda: answers(lambda: log.append("t", [("a", b'{"n": 2}')])), seconds=10)
     assert processes.wait_until(lambda: answers(lambda: log.committed("readers", "t")), seconds=10)
     assert log.committed("readers", "t") == START.after(before)  # over the restart, by the same object
@@ -100,7 +100,7 @@ def test_a_broker_that_went_away_is_told_in_time_and_found_again(own: tuple[Sett
     assert [record.value for record in followed] == values
 
 
-def test_the_producer_sends_again_without_doubles(own: tuple[Settings, list[broker.Node]]) -> None:
+def test_the_producer_sends_again_without_doubles(own: tuple[Settings, list[kafka_broker.Node]]) -> None:
     """The broker stands still, acknowledges too late, and the producer has to ask again: each record is there once."""
     settings, _ = own
     patient = settings.model_copy(update={"kafka_timeout_seconds": 20.0})

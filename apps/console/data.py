@@ -1,0 +1,298 @@
+"""What the console's pages show, gathered from the running services: the one that knows both sides.
+
+Looking changes nothing: no impression is logged, no exposure counted, no history loaded that a request would not load.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from apps.console import views
+from apps.console.health import Stations
+from apps.console.log_size import LogMeter
+from apps.experiments.plot import final_lift, lift_over_time
+from apps.experiments.report import UNITS_FILE, load_units, report
+from apps.experiments.schemas import Comparison, ExperimentDefinition, MetricReport, Report
+from apps.fraud.decisions import Alert
+from apps.http.errors import Problem
+from apps.ports import Clock
+from apps.recommend.schemas import RecommendRequest, RecommendResponse
+from apps.wiring import Services
+from features.contract import columns
+from features.contract.events import from_milliseconds
+from features.contract.release import MANIFEST, FraudCard, GateResult, Manifest, RecommendCard
+from infra import topics
+
+RECENT_ALERTS = 5
+HISTORY_SHOWN = 40
+KINDS = {code: kind for kind, code in columns.KIND_CODES.items()}
+RATIO_STATES: Mapping[str, views.State] = {"ok": "ok", "unusual": "warn", "alarm": "down", "unknown": "idle"}
+
+
+class ConsoleFeed:
+    """See apps.console.views.ConsoleData. `feature_age_seconds`: since the feature job's last batch, None before it."""
+
+    def __init__(
+        self, services: Services, *, feature_age_seconds: Callable[[], float | None], clock: Clock = time.time
+    ) -> None:
+        self._services = services
+        self._meter = LogMeter(services.log)
+        self._stations = Stations(services, self._meter, feature_age_seconds=feature_age_seconds, clock=clock)
+        self._clock = clock
+        self._reports: dict[str, tuple[object, Report]] = {}
+
+    def overview(self) -> views.Overview:
+        services = self._services
+        manifest = self._manifest()
+        readings = {topic: self._meter.read(topic) for topic in topics.ALL}
+        found = services.decisions.alerts(limit=services.settings.alerts_kept)
+        return views.Overview(
+            now=self._now(),
+            stations=tuple(self._stations.read(readings)),
+            release=_release(manifest) if manifest else None,
+            topics=tuple(readings.values()),
+            alerts_known=len(found),
+            alerts=tuple(_alert(one) for one in found[:RECENT_ALERTS]),
+            thresholds=_thresholds(manifest),
+            experiments=tuple(
+                _summary(self._report(one)) for one in services.experiments.all() if one.status == "running"
+            ),
+        )
+
+    def example_users(self, count: int) -> tuple[str, ...]:
+        return self._meter.recent_keys(topics.SHOP, count)
+
+    def user_view(self, user_id: str, *, surface: str, n: int) -> views.UserView:
+        try:
+            request = RecommendRequest(user_id=user_id, surface=surface, n=n)
+            answer = self._services.recommend.preview(request)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            return views.UserView(now=self._now(), user_id=user_id, problem=f"{field}: {first['msg']}")
+        except Problem as error:
+            return views.UserView(now=self._now(), user_id=user_id, problem=f"{error.title}: {error.detail}")
+        try:
+            (row,) = self._services.reader.user_histories([user_id])
+        except Exception:  # the answer says that it is degraded
+            row = {}
+        return self._user_view(user_id, answer, row)
+
+    def alerts(self, wanted: views.AlertFilter, *, limit: int) -> views.AlertList:
+        position = self._services.decisions.end()
+        found = self._services.decisions.alerts(
+            outcome=wanted.outcome, card_id=wanted.card_id, min_score=wanted.min_score, limit=limit
+        )
+        return views.AlertList(
+            alerts=tuple(_alert(one) for one in found),
+            position=str(position),
+            thresholds=_thresholds(self._manifest()),
+        )
+
+    def experiments(self) -> tuple[views.ExperimentSummary, ...]:
+        known = sorted(self._services.experiments.all(), key=lambda one: one.status != "running")
+        return tuple(_summary(self._report(definition)) for definition in known)
+
+    def experiment(self, key: str) -> views.ExperimentView | None:
+        definition = self._services.experiments.get(key)
+        return _experiment(self._report(definition)) if definition else None
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), tz=UTC)
+
+    def _report(self, definition: ExperimentDefinition) -> Report:
+        """The report, made anew only when its definition or the table of units changed."""
+        folder = self._services.settings.offline_dir
+        try:
+            state = (folder / UNITS_FILE).stat()
+            version: object = (definition, state.st_mtime_ns, state.st_ino)
+        except FileNotFoundError:
+            version = definition
+        known = self._reports.get(definition.key)
+        if known is None or known[0] != version:
+            made = report(load_units(folder, definition.key), definition, now=self._services.experiments.now())
+            known = self._reports[definition.key] = (version, made)
+        return known[1]
+
+    def _manifest(self) -> Manifest | None:
+        """The manifest of the release that is served."""
+        releases = self._services.releases
+        if releases.version is None:
+            return None
+        try:
+            path = self._services.settings.releases_dir / releases.version / MANIFEST
+            return Manifest.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):  # removed behind our back: what is loaded serves on
+            return releases.recommender.manifest if releases.recommender else None
+
+    def _user_view(self, user_id: str, answer: RecommendResponse, row: Mapping[str, Any]) -> views.UserView:
+        recommender = self._services.releases.recommender
+        catalogue = recommender.catalogue if recommender else None
+
+        def title(item: str) -> str:
+            place = catalogue.index.get(item) if catalogue else None
+            return catalogue.titles[place] if catalogue and place is not None else ""
+
+        names = (columns.TIMES, columns.KINDS, columns.ITEMS, columns.QUANTITIES, columns.PRICES)
+        entries = list(zip(*(row.get(name) or () for name in names), strict=False))
+        owned = {item for _, _, item, _, _ in entries}
+        return views.UserView(
+            now=self._now(),
+            user_id=user_id,
+            history=tuple(
+                views.Happening(from_milliseconds(at), KINDS.get(kind, "?"), item, title(item), quantity, price)
+                for at, kind, item, quantity, price in entries[: -HISTORY_SHOWN - 1 : -1]
+            ),
+            history_length=len(entries),
+            items=tuple(
+                views.ItemView(
+                    item_id=item.item_id,
+                    title=item.title,
+                    price=item.price,
+                    score=item.score,
+                    source=item.source,
+                    reasons=tuple(views.ReasonView(reason.code, reason.text) for reason in item.reasons),
+                    owned=item.item_id in owned,
+                )
+                for item in answer.items
+            ),
+            model=answer.model,
+            release=answer.release,
+            experiment=(
+                (answer.experiment.key, answer.experiment.variation, answer.experiment.bucket)
+                if answer.experiment
+                else None
+            ),
+            degraded=answer.degraded,
+            took_ms=answer.took_ms,
+        )
+
+
+def _release(manifest: Manifest) -> views.ReleaseView:
+    gates = []
+    if manifest.recommend:
+        gates.append(_recommend_gate(manifest.recommend))
+    if manifest.fraud:
+        gates.append(_fraud_gate(manifest.fraud))
+    return views.ReleaseView(
+        version=manifest.version,
+        created=manifest.created_time,
+        data_start=manifest.data_start,
+        data_end=manifest.data_end,
+        gates=tuple(gates),
+        packages=manifest.packages,
+    )
+
+
+def _recommend_gate(card: RecommendCard) -> views.Gate:
+    facts = (
+        ("Index", card.index_kind),
+        ("Index recall against exact search", f"{card.index_recall * 100:.1f} %"),
+        ("Items it knows", f"{card.catalogue_items:,}"),
+        ("Features of a candidate", str(len(card.candidate_features))),
+        ("Feature service", card.feature_service),
+    )
+    return _gate("Recommendations", card.gate, facts)
+
+
+def _fraud_gate(card: FraudCard) -> views.Gate:
+    facts = (
+        ("Review from score", f"{card.review_threshold:.3g}"),
+        ("Decline from score", f"{card.decline_threshold:.3g}"),
+        ("Alert budget", f"{card.alert_budget_per_day:g} a day"),
+        ("Features", str(len(card.features))),
+        ("Feature service", card.feature_service),
+    )
+    return _gate("Fraud", card.gate, facts)
+
+
+def _gate(title: str, gate: GateResult, facts: tuple[tuple[str, str], ...]) -> views.Gate:
+    bars = sorted(gate.scores.items(), key=lambda one: -one[1])
+    return views.Gate(
+        title=title,
+        metric=gate.metric,
+        bars=tuple(
+            views.Bar(name, value, "model" if name == gate.model else "floor", name == gate.served)
+            for name, value in bars
+        ),
+        served=gate.served,
+        model=gate.model,
+        measured=gate.metrics,
+        facts=facts,
+    )
+
+
+def _thresholds(manifest: Manifest | None) -> tuple[float, float] | None:
+    card = manifest.fraud if manifest else None
+    return (card.review_threshold, card.decline_threshold) if card else None
+
+
+def _alert(alert: Alert) -> views.AlertView:
+    decision = alert.decision
+    return views.AlertView(
+        transaction_id=decision.event_id,
+        event_time=decision.event_time,
+        decided_time=decision.decided_time,
+        card_id=decision.card_id,
+        terminal_id=decision.terminal_id,
+        amount=decision.amount,
+        score=decision.score,
+        outcome=decision.outcome,
+        reasons=tuple(views.ReasonView(one.code, one.text, one.weight) for one in decision.reasons),
+        model=decision.model,
+        degraded=decision.degraded,
+    )
+
+
+def _summary(made: Report) -> views.ExperimentSummary:
+    definition = made.experiment
+    return views.ExperimentSummary(
+        key=definition.key,
+        surface=definition.surface,
+        unit=definition.unit,
+        metric=definition.metric.value,
+        status=definition.status,
+        coverage=definition.coverage,
+        description=definition.description,
+        variations=tuple((one.key, one.weight) for one in definition.variations),
+        verdict=made.verdict,
+    )
+
+
+def _experiment(made: Report) -> views.ExperimentView:
+    fields = views.VariationRow.__dataclass_fields__
+    return views.ExperimentView(
+        summary=_summary(made),
+        generated=made.generated_at,
+        days=(made.series[0].day, made.series[-1].day) if made.series else None,
+        ratio_state=RATIO_STATES[made.sample_ratio.verdict],
+        ratio_message=made.sample_ratio.message,
+        variations=tuple(
+            views.VariationRow(**{name: getattr(one, name) for name in fields}) for one in made.variations
+        ),
+        metrics=tuple(row for metric in made.metrics for row in _metric_rows(metric)),
+        plots=(lift_over_time(made), final_lift(made)),
+        notes=made.notes,
+    )
+
+
+def _metric_rows(metric: MetricReport) -> Iterator[views.MetricRow]:
+    for one in metric.results:
+        head = (metric.metric.value, metric.title, metric.decides, one.variation)
+        result = one.result
+        if not isinstance(result, Comparison):
+            yield views.MetricRow(*head, no_answer=result.message)
+            continue
+        interval = result.lift_interval
+        yield views.MetricRow(
+            *head,
+            control_mean=result.control_mean,
+            mean=result.mean,
+            lift=result.lift,
+            low=interval.low if interval else None,
+            high=interval.high if interval else None,
+            p_value=result.p_value,
+        )

@@ -1,0 +1,202 @@
+"""Refusing early what cannot be answered in time, so that what is answered stays fast.
+
+A process works on a bounded number of requests at once; the rest wait in a short queue, in order, `queue_seconds` at
+most: that takes in a burst. Once nobody has got a place without waiting for that long, the queue is a standing one, and
+every further millisecond of it only makes answers late: then a request waits a quarter as long, and whoever has waited
+longer gets a 503 at once. That is controlled delay (K. Nichols, V. Jacobson: Controlling Queue Delay, ACM Queue 10(5),
+2012) as simplified for request servers (B. Maurer: Fail at Scale, ACM Queue 13(8), 2015). Decision 0012 says why.
+"""
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apps import metrics
+from apps.http.errors import problem_body
+
+Priority = Literal["interactive", "bulk"]
+BULK = ("/v1/events", "/v1/labels", "/v1/experiments", "/v1/rules")
+ALWAYS = ("/v1/alerts/stream",)
+"""Below /v1, but open for hours and mostly idle: no place is held for it."""
+QUICK_SHARE, STANDING_SHARE = 1 / 20, 1 / 4
+"""Of the longest wait: what counts as none, and what is the longest in a standing queue."""
+RETRY_AFTER_SECONDS = 1
+
+
+def priority_of(path: str) -> Priority | None:
+    """None for what is never refused: health, metrics, the console and its streams, the documentation."""
+    if not path.startswith("/v1/") or path in ALWAYS:
+        return None
+    return "bulk" if path.startswith(BULK) else "interactive"
+
+
+@dataclass
+class _Queue:
+    most: int
+    """Places that requests of this priority may take together."""
+    working: int = 0
+    waiting: deque[tuple[float, asyncio.Future[bool]]] = field(default_factory=deque)
+    """Since when, and what is told when it is over; oldest first."""
+    quick_at: float = 0.0
+    """When somebody got a place last with next to no wait."""
+
+
+class Places:
+    """The places of one process and who waits for them; lives in the event loop, so it needs no lock."""
+
+    def __init__(self, places: int, *, queue_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: seconds, monotonic."""
+        self._most = places
+        self._queue_seconds = queue_seconds
+        self._clock = clock
+        now = clock()
+        # Interactive first: the order in which a free place is offered.
+        self._queues: dict[Priority, _Queue] = {
+            "interactive": _Queue(places, quick_at=now),
+            "bulk": _Queue(max(1, places // 2), quick_at=now),
+        }
+
+    @property
+    def working(self) -> int:
+        return sum(queue.working for queue in self._queues.values())
+
+    def standing(self, priority: Priority) -> bool:
+        """Has nobody got a place without waiting for as long as a request may wait."""
+        queue = self._queues[priority]
+        return bool(queue.waiting) and self._clock() - queue.quick_at > self._queue_seconds
+
+    def hopeless(self, priority: Priority) -> bool:
+        """So many wait already that one more is not worth reading."""
+        return len(self._queues[priority].waiting) >= 4 * self._most
+
+    async def take(self, priority: Priority) -> bool:
+        """Wait for a place; False when none came free in time. Give it back with `leave`."""
+        queue = self._queues[priority]
+        if not queue.waiting and self._free(queue):
+            queue.quick_at = self._clock()
+            queue.working += 1
+            return True
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
+        patience = self._queue_seconds
+        if self.standing(priority):
+            patience *= STANDING_SHARE
+            while queue.waiting and queue.waiting[0][0] < self._clock() - patience:
+                self._refuse(queue, queue.waiting[0][1])
+        queue.waiting.append((self._clock(), turn))
+        timer = loop.call_later(patience, self._refuse, queue, turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                self.leave(priority)
+            else:
+                self._forget(queue, turn)
+            raise
+        finally:
+            timer.cancel()
+
+    def leave(self, priority: Priority) -> None:
+        """Give a place back, to whoever waits for one."""
+        self._queues[priority].working -= 1
+        for queue in self._queues.values():
+            while queue.waiting and self._free(queue):
+                since, turn = queue.waiting.popleft()
+                if not turn.done():
+                    if self._clock() - since < self._queue_seconds * QUICK_SHARE:
+                        queue.quick_at = self._clock()
+                    queue.working += 1
+                    turn.set_result(True)
+
+    def _free(self, queue: _Queue) -> bool:
+        return queue.working < queue.most and self.working < self._most
+
+    def _refuse(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
+        self._forget(queue, turn)
+        if not turn.done():
+            turn.set_result(False)
+
+    def _forget(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
+        for place, (_, waiting) in enumerate(queue.waiting):
+            if waiting is turn:
+                del queue.waiting[place]
+                return
+
+
+class Overload:
+    """ASGI middleware in front of routing and parsing. A body is read before its request takes a place, so that a slow
+    sender holds none, and up to `most_bytes` (413 beyond)."""
+
+    def __init__(self, app: ASGIApp, *, places: Places, most_bytes: int) -> None:
+        self._app = app
+        self._places = places
+        self._most_bytes = most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        priority = priority_of(scope["path"]) if scope["type"] == "http" else None
+        if priority is None:
+            await self._app(scope, receive, send)
+            return
+        if self._places.hopeless(priority):
+            await self._refuse(priority, send)
+            return
+        body = await self._body(scope, receive)
+        if body is None:
+            detail = f"the body is larger than {self._most_bytes} bytes; send smaller batches"
+            await _answer(send, 413, "Too large", detail)
+            return
+        started = time.perf_counter()
+        if not await self._places.take(priority):
+            await self._refuse(priority, send)
+            return
+        metrics.QUEUE_SECONDS.labels(priority).observe(time.perf_counter() - started)
+        try:
+            await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._places.leave(priority)
+
+    async def _refuse(self, priority: Priority, send: Send) -> None:
+        metrics.SHED.labels(priority).inc()
+        detail = f"more requests than can be answered in time; send it again in {RETRY_AFTER_SECONDS} s"
+        await _answer(send, 503, "Overloaded", detail, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    async def _body(self, scope: Scope, receive: Receive) -> list[Message] | None:
+        """The messages of the request's body; None when it is too large."""
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self._most_bytes:
+                return None
+        messages, size = [], 0
+        while True:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > self._most_bytes:
+                return None
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return messages
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """What `receive` gave already, then what it gives."""
+    left = iter(messages)
+
+    async def next_message() -> Message:
+        return next(left, None) or await receive()
+
+    return next_message
+
+
+async def _answer(send: Send, status: int, title: str, detail: str, *, retry_after_seconds: int | None = None) -> None:
+    headers = [(b"content-type", b"application/problem+json")]
+    if retry_after_seconds is not None:
+        headers.append((b"retry-after", str(retry_after_seconds).encode()))
+    body = json.dumps(problem_body(status, title, detail)).encode()
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

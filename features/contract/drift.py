@@ -1,0 +1,53 @@
+"""How far what a model is given has moved from what it learned: bins of training, and the population stability index.
+
+    PSI = Σ over bins of (now - then) · ln(now / then), with now and then the shares of the bin
+
+(N. Siddiqi: Credit Risk Scorecards, Wiley 2006, chapter 8: below 0.1 no change worth a look, above 0.25 another
+population). Bins are the deciles of training. Knows nothing of models.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.contract.release import Reference
+
+BINS = 10
+ROWS = 100_000
+"""Training rows that are looked at, at most: evenly spread ones."""
+SMALLEST_SHARE = 1e-4
+"""An empty bin is taken to hold this share: its logarithm has to be finite."""
+
+
+def references(features: NDArray[np.float32], names: Sequence[str]) -> dict[str, Reference]:
+    """The spread of each column of training inputs, shape [N, len(names)]; nothing where there are no rows."""
+    if not len(features):
+        return {}
+    rows = features[:: -(-len(features) // ROWS)]
+    return {name: reference(rows[:, column]) for column, name in enumerate(names)}
+
+
+def reference(values: NDArray[np.float32]) -> Reference:
+    """Bins between the deciles of `values`, shape [N > 0]; fewer where deciles coincide.
+
+    >>> reference(np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 2], dtype=np.float32)).edges
+    (0.0, 1.0)
+    """
+    deciles = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="inverted_cdf").astype(np.float32)
+    edges = np.unique(deciles[deciles < values.max()])
+    counts = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
+    return Reference(edges=tuple(edges.tolist()), shares=tuple((counts / len(values)).tolist()))
+
+
+def population_stability(then: Sequence[float], counts: NDArray[np.int64]) -> float:
+    """PSI of the counts of each bin now against the shares of then. The counts' sum must be above 0.
+
+    >>> population_stability([0.5, 0.5], np.array([10, 10]))
+    0.0
+    >>> round(population_stability([0.5, 0.5], np.array([90, 10])), 3)
+    0.879
+    """
+    before = np.maximum(np.asarray(then, dtype=np.float64), SMALLEST_SHARE)
+    now = np.maximum(counts / counts.sum(), SMALLEST_SHARE)
+    return float(np.sum((now - before) * np.log(now / before)))

@@ -1,0 +1,125 @@
+"""The release manifest: what a published directory says of itself, and the check that it is whole.
+
+A release is written whole under a hidden name, renamed, and only then pointed to by `current`; every file in it is
+named here with its SHA-256. Training writes it, serving reads it. Knows nothing of what is inside the files.
+"""
+
+import hashlib
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+MANIFEST = "manifest.json"
+CURRENT = "current"
+USER_TOWER, RANKER, FRAUD = "user_tower.onnx", "ranker.onnx", "fraud.onnx"
+INDEX, CATALOGUE, ARRAYS = "items.faiss", "catalogue.parquet", "catalogue.safetensors"
+
+
+class ReleaseError(Exception):
+    """The release cannot be served: a file is missing or differs from its checksum, or the format is unknown."""
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reference(_Card):
+    """The spread of one model input in training: the bins that features/contract/drift.py measures with."""
+
+    edges: tuple[float, ...]
+    """Upper ends of all bins but the last, ascending; a value equal to an edge belongs below it."""
+    shares: tuple[float, ...]
+    """Share of the training values in each bin, one more than there are edges."""
+
+
+class GateResult(_Card):
+    """One model beside its floors on the held-out time, by one metric."""
+
+    metric: str
+    scores: dict[str, float]
+    """Metric of the model and of every floor, by name."""
+    model: str
+    best_floor: str
+    served: str
+    """Name of what is served: the model, or the best floor where the model does not beat it."""
+    metrics: dict[str, dict[str, float]]
+    """Everything measured, by name and then metric."""
+
+
+class RecommendCard(_Card):
+    feature_service: str
+    gate: GateResult
+    index_kind: str
+    index_recall: float
+    """Share of the exact top 100 that the index returns."""
+    candidate_features: tuple[str, ...]
+    heads: dict[str, float] = {"purchase": 1.0}
+    """What each head of the ranker weighs in its score."""
+    catalogue_items: int
+    content_buckets: int = 0
+    """Above 0 only in older releases, which hold an item tower that nothing reads."""
+    references: dict[str, Reference] = {}
+    """By candidate feature; empty in releases from before drift was watched."""
+
+
+class FraudCard(_Card):
+    feature_service: str
+    gate: GateResult
+    features: tuple[str, ...]
+    baseline: tuple[float, ...]
+    """Typical (median, legitimate) value of each feature: what a reason compares with."""
+    review_threshold: float
+    """Scores from here on are reviewed; chosen from the alert budget."""
+    decline_threshold: float
+    alert_budget_per_day: float
+    references: dict[str, Reference] = {}
+    """By feature; empty in releases from before drift was watched."""
+
+
+class Manifest(_Card):
+    format: Literal[1] = 1
+    version: str
+    created_time: datetime
+    data_start: datetime
+    data_end: datetime
+    """Time of the last event that any model of this release learned from."""
+    packages: dict[str, str]
+    seed: int
+    recommend: RecommendCard | None = None
+    fraud: FraudCard | None = None
+    files: dict[str, str]
+    """File name to SHA-256, for every file but the manifest."""
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def current_version(releases: Path) -> str | None:
+    """The version that `current` points to; None before the first release."""
+    pointer = releases / CURRENT
+    return os.readlink(pointer) if pointer.is_symlink() else None
+
+
+def read_release(releases: Path, version: str) -> tuple[Path, Manifest]:
+    """The folder and manifest of a release whose every file was checked.
+
+    Raises ReleaseError when something is missing, damaged or of an unknown format.
+    """
+    folder = releases / version
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"release {version} has no readable manifest: {error}") from error
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise ReleaseError(f"release {version} lacks its file {name}; publish it again")
+        if checksum(path) != expected:
+            raise ReleaseError(f"release {version}: {name} differs from its checksum; publish it again")
+    return folder, manifest

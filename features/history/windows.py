@@ -1,0 +1,44 @@
+"""Sliding-window arithmetic over histories: the one definition of every windowed feature.
+
+A window of width w at the moment t holds the entries with t - w < time <= t. Pure numpy: the Spark job, training
+and serving all call it, which is what makes their values equal.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.history.arrays import Array, History
+
+HOUR = 3_600_000
+DAY = 24 * HOUR
+
+
+def inside(history: History, at: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
+    """Which entries lie in the window that ends at their row's moment.
+
+    at: int64 milliseconds, shape [rows]; width: milliseconds, above 0. Returns shape [entries].
+
+    >>> import numpy as np
+    >>> history = History(np.array([0, 3]), {"times": np.array([10, 20, 30])})
+    >>> inside(history, np.array([30]), 20)
+    array([False,  True,  True])
+    """
+    moment = np.repeat(at, history.lengths)
+    return (history.times > moment - width) & (history.times <= moment)
+
+
+def row_sums(history: History, values: Array) -> NDArray[np.float64]:
+    """Sum of `values` (shape [entries]) over each row, shape [rows]; 0 for a row without entries.
+
+    >>> import numpy as np
+    >>> row_sums(History(np.array([0, 2, 2, 3]), {"times": np.arange(3)}), np.array([1.0, 2.0, 5.0]))
+    array([3., 0., 5.])
+    """
+    return np.bincount(history.row_of_entry, weights=values, minlength=len(history)).astype(np.float64)
+
+
+def row_maxima(history: History, values: NDArray[np.float64], *, empty: float) -> NDArray[np.float64]:
+    """Largest of `values` (shape [entries]) in each row, shape [rows]; `empty` for a row without entries."""
+    result = np.full(len(history), empty, dtype=np.float64)
+    np.maximum.at(result, history.row_of_entry, values)
+    return result

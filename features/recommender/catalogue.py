@@ -1,0 +1,148 @@
+"""The items that a release knows, as arrays addressed by item index: the form in which ranking reads them."""
+
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.contract import columns
+from features.history import windows
+from features.history.arrays import History
+from features.history.windows import DAY
+from features.recommender.candidate_kernels import held
+
+ITEM_WINDOWS = (
+    "item_orders_1d",
+    "item_orders_7d",
+    "item_orders_30d",
+    "item_units_30d",
+    "item_revenue_30d",
+    "item_returns_30d",
+    "item_trend",
+)
+"""Columns of `item_windows`. Orders etc. are counts; item_trend is this week's share of the month, 1 when steady."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """N items; an item's index is its place in every array."""
+
+    ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    prices: NDArray[np.float32]
+    """Shape [N], the shop's currency; 0 where not known."""
+    neighbours: NDArray[np.int32]
+    """Shape [N, K]: items often bought in the same order, most similar first; -1 fills up."""
+    similarities: NDArray[np.float32]
+    """Shape [N, K], 0 to 1; 0 fills up."""
+    vectors: NDArray[np.float32]
+    """Shape [N, D], unit length: the item tower's answer."""
+    index: dict[str, int]
+    categories: tuple[str, ...] = ()
+    """Empty where no item has one."""
+
+    def indices(self, ids: NDArray[np.object_] | list[str]) -> NDArray[np.int64]:
+        """Index of each id, -1 for one that the release does not know."""
+        return np.fromiter(map(self.index.get, ids, repeat(-1)), np.int64, len(ids))
+
+
+MEMBERS_KEPT, MEMBERS_SHARE = 5_000, 1 / 16
+"""Subsets of so many items, or of this share of all, also keep them as a list: comparing so few one by one takes no
+longer than searching the cells of an index for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """Some of N items, as bits: an eighth of the memory of a mask, and what Faiss takes."""
+
+    bits: NDArray[np.uint8]
+    """Item i is in it where bit i % 8 of byte i // 8 is set."""
+    size: int
+    """N."""
+    count: int
+    members: NDArray[np.int32] | None
+    """Its items, ascending; None where there are more than are kept."""
+
+    @staticmethod
+    def of(mask: NDArray[np.bool_]) -> "Subset":
+        """mask: shape [N].
+
+        >>> few = Subset.of(np.array([True, False, True]))
+        >>> few.count, few.holds(np.array([0, 1, 2])).tolist()
+        (2, [True, False, True])
+        """
+        count = int(np.count_nonzero(mask))
+        few = count <= max(MEMBERS_KEPT, int(len(mask) * MEMBERS_SHARE))
+        members = np.flatnonzero(mask).astype(np.int32) if few else None
+        return Subset(np.packbits(mask, bitorder="little"), len(mask), count, members)
+
+    def holds(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of `items` are in it, shape [len(items)]."""
+        return held(self.bits, items)
+
+    def without(self, items: NDArray[np.int64]) -> "Subset":
+        """The same but for `items`."""
+        gone = set(items[self.holds(items)].tolist())
+        if not gone:
+            return self
+        bits = self.bits.copy()
+        for item in gone:
+            bits[item >> 3] &= ~(1 << (item & 7)) & 255
+        members = None if self.members is None else self.members[~np.isin(self.members, list(gone))]
+        return Subset(bits, self.size, self.count - len(gone), members)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaders:
+    """The items that sell most, worked out once for the requests of a day."""
+
+    hot: NDArray[np.int64]
+    """By the orders of 7 days, highest first; only those with any."""
+    popular: NDArray[np.int64]
+    """By the orders of 30 days."""
+
+
+def leaders(windows: NDArray[np.float32]) -> Leaders:
+    """windows: item_windows of the catalogue."""
+    return Leaders(
+        _descending(windows[:, ITEM_WINDOWS.index("item_orders_7d")]),
+        _descending(windows[:, ITEM_WINDOWS.index("item_orders_30d")]),
+    )
+
+
+def _descending(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Items with a score above 0, the highest first; among equals the lower index."""
+    order = np.argsort(-scores, kind="stable").astype(np.int64)
+    return order[: int(np.count_nonzero(scores > 0))]
+
+
+def item_windows(items: History, at: int) -> NDArray[np.float32]:
+    """What sold in the whole days before the day of `at` (ms), shape [rows, len(ITEM_WINDOWS)].
+
+    items: rows of history.ITEM_COLUMNS. Today does not count, for training cannot know how it ends.
+    """
+    moments = np.full(len(items), at - at % DAY - 1, dtype=np.int64)
+    day = windows.inside(items, moments, DAY)
+    week = windows.inside(items, moments, 7 * DAY)
+    month = windows.inside(items, moments, 30 * DAY)
+    entries = items.entries
+    orders_7d = windows.row_sums(items, entries[columns.ORDERS] * week)
+    orders_30d = windows.row_sums(items, entries[columns.ORDERS] * month)
+    return np.column_stack(
+        [
+            windows.row_sums(items, entries[columns.ORDERS] * day),
+            orders_7d,
+            orders_30d,
+            windows.row_sums(items, entries[columns.UNITS] * month),
+            windows.row_sums(items, entries[columns.REVENUE] * month),
+            windows.row_sums(items, entries[columns.RETURNS] * month),
+            (orders_7d + 1) / (orders_30d * 7 / 30 + 1),
+        ]
+    ).astype(np.float32)
+
+
+def trending_now(items: History, at: int) -> NDArray[np.float64]:
+    """Orders of today and the six days before, younger days weighing more; shape [rows]."""
+    age = (at - at % DAY - np.minimum(items.times, at)) / DAY
+    return windows.row_sums(items, items.entries[columns.ORDERS] * np.where(age < 7, 0.7**age, 0.0))

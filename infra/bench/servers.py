@@ -1,0 +1,58 @@
+"""The servers that a benchmark measures: started for it in a folder of their own, and stopped with it.
+
+Embedded (files and SQLite) or real (Kafka and Redis, as `headrace up` starts them), with a small made-up release: what
+is measured is the way of an event, not a model.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from features.store.feature_store import open_store
+from infra.bench.sample_release import publish_release
+from infra.local import processes, stack
+from infra.local.ports import free_port, free_ports
+from infra.settings import Settings
+
+
+@contextlib.contextmanager
+def serving(*, real: bool) -> Iterator[Settings]:
+    """API, scorer and feature job, ready; yields their settings."""
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        settings = Settings(
+            data_dir=Path(folder),
+            port=free_port(),
+            scorer_metrics_port=free_port(),
+            stream_metrics_port=free_port(),
+            log_level="ERROR",
+            tools_dir=Settings().tools_dir.absolute(),
+        )
+        publish_release(settings.releases_dir, "bench")
+        try:
+            if real:
+                ports = {"redis_port": free_port(), "kafka_port": free_ports(2)}
+                settings = stack.stack_settings(settings.model_copy(update=ports))
+                stack.up(settings, airflow=False, say=lambda line: None)
+            else:
+                open_store(settings)
+                for name, verb in (("stream", "stream"), ("scorer", "score"), ("api", "serve")):
+                    processes.start(settings, name, verb)
+                for name in ("stream", "scorer", "api"):
+                    stack.wait_for(settings, name)
+            yield settings
+        finally:
+            processes.stop_all(settings)
+
+
+@contextlib.contextmanager
+def api(settings: Settings) -> Iterator[psutil.Process]:
+    """The API alone over what `settings` name, ready; yields its process, whose workers are its children."""
+    pid = processes.start(settings, "api", "serve")
+    try:
+        stack.wait_for(settings, "api")
+        yield psutil.Process(pid)
+    finally:
+        processes.stop_all(settings)

@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m infra.cli` is what `headrace` is."""
+
+from infra.cli.commands import main
+
+main()

@@ -1,0 +1,175 @@
+"""The console's data from running services: looking changes nothing, and a part that fails is told, not raised."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.console.views import AlertFilter
+from apps.fraud.scorer import GROUP
+from features.contract.events import Transaction, key_of, to_json
+from features.contract.release import MANIFEST, FraudCard, GateResult, Manifest, RecommendCard
+from infra import topics
+from infra.log.client import START
+from tests.apps.console.fakes import NOON, decide, decision, feed, run_experiment, services
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Any:
+    return services(tmp_path)
+
+
+def states(parts: Any, **more: Any) -> dict[str, str]:
+    return {one.name: one.state for one in feed(parts, **more).overview().stations}
+
+
+def gate(served: str) -> GateResult:
+    return GateResult(
+        metric="m",
+        scores={"floor": 0.2, "model": 0.3, "other": 0.1},
+        model="model",
+        best_floor="floor",
+        served=served,
+        metrics={"model": {"m": 0.3}},
+    )
+
+
+def publish(parts: Any) -> None:
+    fraud = FraudCard(
+        feature_service="fraud_v1",
+        gate=gate("floor"),
+        features=("a",),
+        baseline=(0.0,),
+        review_threshold=0.3,
+        decline_threshold=0.9,
+        alert_budget_per_day=10,
+    )
+    recommend = RecommendCard(
+        feature_service="users_v1",
+        gate=gate("model"),
+        index_kind="Flat",
+        index_recall=0.987,
+        candidate_features=("a",),
+        catalogue_items=3,
+    )
+    manifest = Manifest(
+        version="v1",
+        created_time=NOON,
+        data_start=NOON - timedelta(days=9),
+        data_end=NOON,
+        packages={},
+        seed=1,
+        recommend=recommend,
+        fraud=fraud,
+        files={},
+    )
+    folder = parts.settings.releases_dir / "v1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    parts.releases.version = "v1"
+
+
+def test_a_system_without_anything_in_it_can_be_looked_at(parts: Any) -> None:
+    view = feed(parts).overview()
+    assert view.release is None
+    assert {topic.records for topic in view.topics} == {0}
+    assert states(parts) == {
+        "Event log": "ok",
+        "Feature job": "down",
+        "Online store": "ok",
+        "Release": "down",
+        "API": "ok",
+        "Fraud scorer": "idle",
+    }
+
+
+def test_a_store_that_fails_is_told(parts: Any) -> None:
+    parts.reader.broken = True
+    assert states(parts)["Online store"] == "down"
+    assert feed(parts).user_view("17850", surface="home", n=5).history == ()
+
+
+def test_a_quiet_feature_job_is_well_until_records_wait_for_it(parts: Any) -> None:
+    assert states(parts, feature_age_seconds=5)["Feature job"] == "ok"
+    assert states(parts, feature_age_seconds=3_000)["Feature job"] == "idle"
+    parts.log.append(topics.SHOP, [("u", b"{}")])
+    assert states(parts, feature_age_seconds=3_000)["Feature job"] == "idle"
+    parts.clock.now += 61
+    assert states(parts, feature_age_seconds=3_061)["Feature job"] == "warn"
+    assert states(parts, feature_age_seconds=10)["Feature job"] == "ok"
+
+
+def test_a_scorer_that_lags_is_told(parts: Any) -> None:
+    payment = Transaction(type="transaction", event_id="t", event_time=NOON, card_id="c", terminal_id="t", amount=1.0)
+    parts.log.append(topics.TRANSACTIONS, [(key_of(payment), to_json(payment))])
+    assert states(parts)["Fraud scorer"] == "ok"
+    parts.clock.now += 61
+    assert states(parts)["Fraud scorer"] == "warn"
+    parts.log.commit(GROUP, topics.TRANSACTIONS, parts.log.end(topics.TRANSACTIONS))
+    assert states(parts)["Fraud scorer"] == "ok"
+
+
+def test_the_release_stands_with_its_gates(parts: Any) -> None:
+    publish(parts)
+    release = feed(parts).overview().release
+    assert release is not None
+    recommend, fraud = release.gates
+    assert [(bar.name, bar.role, bar.served) for bar in recommend.bars] == [
+        ("model", "model", True),
+        ("floor", "floor", False),
+        ("other", "floor", False),
+    ]
+    assert (fraud.served, fraud.model) == ("floor", "model")
+    assert ("Index recall against exact search", "98.7 %") in recommend.facts
+    assert feed(parts).alerts(AlertFilter(), limit=5).thresholds == (0.3, 0.9)
+
+
+def test_looking_at_a_user_writes_nothing(parts: Any) -> None:
+    view = feed(parts).user_view("17850", surface="home", n=5)
+    assert [request.user_id for request in parts.recommend.previews] == ["17850"]
+    assert all(parts.log.end(topic) == START for topic in topics.ALL)
+    assert [(entry.kind, entry.item_id) for entry in view.history] == [("view", "kettle"), ("purchase", "teapot")]
+    assert [(item.item_id, item.owned) for item in view.items] == [("teapot", True)]
+    assert view.experiment == ("ranker", "model", 42)
+
+
+@pytest.mark.parametrize("user", ["nobody", "x" * 200, "tab\there"])
+def test_a_user_who_cannot_be_answered_is_told_why(parts: Any, user: str) -> None:
+    assert feed(parts).user_view(user, surface="home", n=5).problem
+
+
+def test_alerts_pass_the_filters_and_the_position_misses_none(parts: Any) -> None:
+    decide(
+        parts.log, decision(1), decision(2, outcome="approve", score=0.1), decision(3, outcome="decline", score=0.95)
+    )
+    shown = feed(parts).alerts(AlertFilter(), limit=10)
+    assert [one.transaction_id for one in shown.alerts] == ["tx_3", "tx_1"]
+    assert shown.alerts[0].reasons[0].weight == 1.72
+    assert shown.position == str(parts.log.end(topics.DECISIONS))
+    wanted = AlertFilter(outcome="review", card_id="card_1", min_score=0.5)
+    assert [one.transaction_id for one in feed(parts).alerts(wanted, limit=10).alerts] == ["tx_1"]
+
+
+def test_an_experiment_is_shown_with_its_plots(parts: Any) -> None:
+    run_experiment(parts)
+    console = feed(parts)
+    assert [one.key for one in console.overview().experiments] == ["ranker"]
+    view = console.experiment("ranker")
+    assert view is not None
+    assert [plot[:4] for plot in view.plots] == ["<svg", "<svg"]
+    assert [row.units for row in view.variations] == [20, 20]
+    assert [row.decides for row in view.metrics] == [True, False, False, False, False]
+    assert console.experiment("unknown") is None
+
+
+def test_a_report_follows_its_table(parts: Any) -> None:
+    run_experiment(parts)
+    console = feed(parts)
+    first = console.experiment("ranker")
+    run_experiment(parts, units=60)
+    second = console.experiment("ranker")
+    assert first is not None
+    assert second is not None
+    assert [row.units for row in first.variations] == [20, 20]
+    assert [row.units for row in second.variations] == [30, 30]

@@ -1,0 +1,165 @@
+"""Fitting the sequence model: it learns, it can be killed, and its curve stays what it was."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.training.benchmark.sequence_worker import CONFIG, CPU, ITEMS, ring
+from training.benchmark.interactions import Sequences
+from training.benchmark.sequence import (
+    FittedSequence,
+    Judge,
+    Rivals,
+    SequenceConfig,
+    batches,
+    fit_sequence,
+    loss_of,
+    windows_of,
+)
+from training.core.checkpoints import load
+from training.core.sharding import process_group
+from training.core.trainer import Watch
+from training.models.sequence import Encoder, SequenceModel
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden" / "sequence_loss.json"
+WORKER = [sys.executable, "-W", "ignore", "-m", "tests.training.benchmark.sequence_worker"]
+
+
+def fit(config: SequenceConfig, *, judge: Judge | None, watch: Watch | None = None) -> FittedSequence:
+    return fit_sequence(ring(), items=ITEMS, config=config, judge=judge, device=CPU, seed=5, watch=watch)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 12))
+def test_every_entry_but_a_rows_first_is_learnt_once(lengths: list[int], length: int) -> None:
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    learn = Sequences(offsets, np.arange(offsets[-1]), np.arange(offsets[-1]))
+    windows = windows_of(learn, length)
+    config = replace(CONFIG, length=length, batch=3)
+    learnt = (
+        [batch.targets for batch in batches(learn, windows, config, np.random.default_rng(1))]
+        if len(windows.start)
+        else []
+    )
+    expected = [entry for entry in range(offsets[-1]) if entry not in offsets]
+    assert sorted(torch.cat(learnt).tolist() if learnt else []) == expected
+    assert ((windows.end - windows.start) <= length).all()
+
+
+def test_the_encoder_sees_no_later_item_and_no_other_row() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(width=8, blocks=2, heads=2, dropout=0.0, length=6).eval()
+    embedded = torch.randn(5, 8)
+    alone = encoder(embedded[:3], torch.tensor([3]))
+    beside = encoder(embedded, torch.tensor([3, 2]))
+    torch.testing.assert_close(alone, beside[:3])
+    # Causal: moving the last item moves only what comes after it.
+    changed = embedded.clone()
+    changed[2] = torch.randn(8)
+    moved = encoder(changed, torch.tensor([3, 2]))
+    torch.testing.assert_close(moved[:2], beside[:2])
+    assert not torch.allclose(moved[2], beside[2])
+
+
+def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
+    """Corrected by their chances; without the correction the estimate would lie far off."""
+    learn = ring(40)
+    torch.manual_seed(1)
+    encoder = Encoder(width=16, blocks=1, heads=1, dropout=0.0, length=8)
+    model = SequenceModel(items=1000, encoder=encoder)
+    batch = next(batches(learn, windows_of(learn, 8), replace(CONFIG, batch=64), np.random.default_rng(0)))
+    rng = np.random.default_rng(0)
+    with torch.no_grad(), process_group(CPU):
+        whole, drawn, fewer = (
+            np.mean([loss_of(model, batch, rivals, temperature=1.0, rng=rng).item() for _ in range(20)])
+            for rivals in (Rivals(learn, 1000, 500), Rivals(learn, 1000, 499), Rivals(learn, 1000, 100))
+        )
+    assert drawn == pytest.approx(whole, abs=0.01)
+    assert fewer == pytest.approx(whole, abs=0.05)
+
+
+def test_a_run_that_goes_on_gives_what_it_would_have_given(tmp_path: Path) -> None:
+    watch = Watch(tmp_path / "unfinished", tmp_path / "curves", {})
+    whole = fit(CONFIG, judge=None)
+    fit(replace(CONFIG, epochs=2), judge=None, watch=watch)
+    gone_on = fit(CONFIG, judge=None, watch=watch)
+    assert gone_on.curve.losses == pytest.approx(whole.curve.losses)
+    torch.testing.assert_close(gone_on.table, whole.table)
+    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=6, watch=watch)
+    alone = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=6)
+    assert other.curve.losses == pytest.approx(alone.curve.losses), "it went on from another seed's checkpoint"
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_a_checkpoint_that_goes_on_with_the_same_curve(tmp_path: Path) -> None:
+    undisturbed, resumed, unfinished = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "unfinished"
+    words = [*WORKER, str(resumed), "--epochs", "40", "--unfinished", str(unfinished)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        checkpoint, end = unfinished / "sequence.0.safetensors", time.monotonic() + 120
+        while not ((found := load(checkpoint)) and len(found[1]["curve"]["losses"]) >= 3):
+            assert time.monotonic() < end, f"{checkpoint} did not reach epoch 3"
+            time.sleep(0.02)
+        running.kill()
+    assert not resumed.exists(), "it was done before it was killed"
+    for out, more in ((undisturbed, []), (resumed, ["--unfinished", str(unfinished)])):
+        subprocess.run([*WORKER, str(out), "--epochs", "40", *more], cwd=ROOT, check=True, capture_output=True)
+    expected, found = json.loads(undisturbed.read_text()), json.loads(resumed.read_text())
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert found["values"] == expected["values"]
+    assert found["best_epoch"] == expected["best_epoch"]
+    np.testing.assert_allclose(found["table"], expected["table"], atol=1e-4)
+
+
+def judged_as(*values: float) -> Judge:
+    """The values, one a judgement, the first before any epoch; the last one again and again."""
+    rest = itertools.chain(values, itertools.repeat(values[-1]))
+    return lambda _: next(rest)
+
+
+def test_early_stopping_keeps_the_best_epoch() -> None:
+    config = replace(CONFIG, epochs=30, patience=2)
+    fitted = fit(config, judge=judged_as(0.0, 0.1, 0.3, 0.2))
+    assert fitted.curve.best_epoch == 2
+    assert fitted.curve.best == -0.3
+    assert len(fitted.curve.losses) == 4
+    torch.testing.assert_close(fitted.table, fit(replace(CONFIG, epochs=2), judge=None).table)
+
+
+def test_a_judgement_every_so_many_epochs_and_after_the_last() -> None:
+    config = replace(CONFIG, epochs=7, judge_every=3, patience=3)
+    curve = fit(config, judge=judged_as(0.0, 0.1, 0.3, 0.2)).curve
+    assert curve.values == [None, None, -0.1, None, None, -0.3, -0.2]
+    assert curve.best_epoch == 6
+    patient = replace(CONFIG, epochs=30, judge_every=3, patience=2)
+    assert len(fit(patient, judge=judged_as(0.0, 0.3, 0.2)).curve.losses) == 9
+
+
+def test_no_epoch_begins_after_its_time() -> None:
+    config = replace(CONFIG, judge_every=3)
+    fitted = fit_sequence(
+        ring(), items=ITEMS, config=config, judge=judged_as(0.1, 0.5), device=CPU, seed=5, seconds=0.0
+    )
+    assert len(fitted.curve.losses) == 1
+    assert fitted.curve.best == -0.5
+
+
+def test_the_loss_curve_is_the_golden_one() -> None:
+    """Who changes the mathematics renews the file (`python -m tests.training.benchmark.test_sequence`) and says why."""
+    losses = fit(CONFIG, judge=None).curve.losses
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-3)
+    assert losses[-1] < losses[0] - 0.5
+
+
+if __name__ == "__main__":
+    curve = fit(CONFIG, judge=None).curve.losses
+    GOLDEN.write_text(json.dumps([round(value, 6) for value in curve]) + "\n")
