@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contract.drift import population_stability
-from features.contract.release import Reference
+from features.contract.drift import population_stability_index
+from features.contract.release import ReferenceDistribution
 
 ROWS_SEEN = 100
 """Rows of one request that are counted, at most: evenly spread ones."""
@@ -20,12 +20,12 @@ that did not change, the index of n independent rows is about 9 / n: over 24 fea
 100 rows 0.2, of 300 rows 0.06 (median of 500 draws)."""
 
 
-class DriftWatch:
+class DriftMonitor:
     """The inputs of one model over the last `window_seconds`, give or take a half of it. Safe to use from threads."""
 
     def __init__(
         self,
-        references: Mapping[str, Reference],
+        references: Mapping[str, ReferenceDistribution],
         names: Sequence[str],
         *,
         one_in: int,
@@ -48,7 +48,7 @@ class DriftWatch:
     def _nothing(self) -> list[NDArray[np.int64]]:
         return [np.zeros(len(edges) + 1, dtype=np.int64) for edges in self._edges]
 
-    def see(self, features: NDArray[np.float32]) -> None:
+    def observe(self, features: NDArray[np.float32]) -> None:
         """Count the inputs of one request, shape [rows, len(names)], if it is its turn."""
         self._skipped += 1  # two threads may count one: it is a sample
         if self._skipped < self._one_in or not len(features):
@@ -67,7 +67,7 @@ class DriftWatch:
             self._requests_before, self._requests_now = self._requests_now, 0
             self._began = max(self._began + self._half_seconds, self._clock() - self._half_seconds)
 
-    def indices(self) -> dict[str, float]:
+    def stability_indices(self) -> dict[str, float]:
         """PSI of each feature; empty while too few requests were looked at."""
         with self._lock:
             self._turn()
@@ -75,6 +75,6 @@ class DriftWatch:
                 return {}
             counted = [now + before for now, before in zip(self._now, self._before, strict=True)]
         return {
-            name: population_stability(self._shares[name], counts)
+            name: population_stability_index(self._shares[name], counts)
             for (_, name), counts in zip(self._columns, counted, strict=True)
         }

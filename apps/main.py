@@ -15,16 +15,16 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from apps import metrics
 from apps.console import routes as console
-from apps.console.data import ConsoleFeed
+from apps.console.data import LiveConsoleData
 from apps.experiments import routes as experiments
 from apps.express import Express
 from apps.fraud import routes as fraud
-from apps.http.admission import Overload, Places
+from apps.http.admission import AdmissionControl, ConcurrencyLimiter
 from apps.http.errors import install_errors
-from apps.http.request_context import Edge
+from apps.http.request_context import RequestContext
 from apps.ingest import routes as ingest
 from apps.recommend import routes as recommend
-from apps.recommend.batcher import Desk
+from apps.recommend.batcher import RequestBatcher
 from apps.wiring import Services
 from infra import topics
 from infra.observability import logs, traces
@@ -61,9 +61,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.fraud = services.fraud
     app.state.decisions = services.decisions
     app.state.experiments = services.experiments
-    app.state.desk = Desk(services.recommend.recommend_all)
+    app.state.desk = RequestBatcher(services.recommend.recommend_all)
     app.state.rules = services.rules
-    app.state.console = ConsoleFeed(services, feature_age_seconds=lambda: stream_age_seconds(settings))
+    app.state.console = LiveConsoleData(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)
     for router in (
         ingest.router,
@@ -78,11 +78,11 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(Express, site=app, route=recommend.ROUTE)
     app.add_middleware(
-        Overload,
-        places=Places(settings.concurrent_requests, queue_seconds=settings.queue_milliseconds / 1000),
+        AdmissionControl,
+        places=ConcurrencyLimiter(settings.concurrent_requests, queue_seconds=settings.queue_milliseconds / 1000),
         most_bytes=settings.max_batch_events * settings.max_event_bytes,
     )
-    app.add_middleware(Edge, log_requests=settings.log_requests)
+    app.add_middleware(RequestContext, log_requests=settings.log_requests)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from features.contract.release import Manifest
 from features.history.arrays import History
-from features.recommender.catalogue import Catalogue, Subset
+from features.recommender.catalogue import Catalogue, ItemSet
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
@@ -40,11 +40,11 @@ class FeatureReader(Protocol):
     def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
 
     def user_history(self, user: str) -> History:
-        """One row of history.USER_COLUMNS, empty for a user that the store does not know."""
+        """One row of arrays.USER_COLUMNS, empty for a user that the store does not know."""
         ...
 
     def item_histories(self, ids: Sequence[str]) -> History:
-        """Of all items of a release at once, hence as arrays: history.ITEM_COLUMNS."""
+        """Of all items of a release at once, hence as arrays: arrays.ITEM_COLUMNS."""
         ...
 
     def card_histories(self, ids: Sequence[str]) -> History: ...
@@ -72,7 +72,7 @@ class Recommender(Protocol):
         """Shape [B, D], of padded recent items (int64 [B, L]) and weights (float32 [B, L])."""
         ...
 
-    def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: ItemSet | None) -> NDArray[np.int64]:
         """At most `count` allowed items nearest to the vector, nearest first."""
         ...
 

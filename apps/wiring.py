@@ -15,21 +15,21 @@ from apps import metrics
 from apps.adapters.feast_reader import FeastReader
 from apps.adapters.listed_items import NewItems
 from apps.adapters.release_files import Releases
-from apps.experiments.definitions import Experiments
+from apps.experiments.definitions import ExperimentStore
 from apps.experiments.report import load_units, report
 from apps.fraud import scorer
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
 from apps.ingest.service import IngestService
-from apps.input_drift import DriftWatch
+from apps.input_drift import DriftMonitor
 from apps.ports import Clock
-from apps.recommend.item_stats import ItemBoard
-from apps.recommend.rules.store import RuleBook
-from apps.recommend.service import RecommendService, Serving
+from apps.recommend.item_stats import ItemStats
+from apps.recommend.rules.store import SurfaceRuleStore
+from apps.recommend.service import ActiveRelease, RecommendService
 from features.fraud.velocity import FEATURES
 from features.recommender.candidates import CANDIDATE_FEATURES
 from infra import topics
-from infra.log.client import Share
+from infra.log.client import PartitionShare
 from infra.log.open import open_log
 from infra.log.spool import Spool, SpooledLog
 from infra.observability import traces
@@ -49,11 +49,11 @@ class Services:
         self.log = open_log(settings)
         self.reader = FeastReader(settings)
         self.releases = Releases(settings.releases_dir)
-        self.experiments = Experiments(self.log, clock)
-        self.rules = RuleBook(self.log, clock)
+        self.experiments = ExperimentStore(self.log, clock)
+        self.rules = SurfaceRuleStore(self.log, clock)
         self.new_items = NewItems(settings)
         self.clock = clock
-        self.decisions = DecisionBook(
+        self.decisions = DecisionStore(
             self.log, decisions_kept=settings.decisions_kept, alerts_kept=settings.alerts_kept
         )
         self.impressions = SpooledLog(
@@ -70,7 +70,7 @@ class Services:
             log=self.log,
             decisions=self.decisions,
             clock=clock,
-            watch=lambda matrix: self._see("fraud", matrix),
+            watch=lambda matrix: self._observe_inputs("fraud", matrix),
         )
         self.ingest = IngestService(
             self.log,
@@ -89,11 +89,11 @@ class Services:
             per_source=settings.candidates_per_source,
             max_future_seconds=settings.max_future_seconds,
             rng=np.random.default_rng(),
-            rules=self.rules.of,
-            watch=lambda features: self._see("ranker", features),
+            rules=self.rules.get,
+            watch=lambda features: self._observe_inputs("ranker", features),
         )
-        self._serving: Serving | None = None
-        self._drift: dict[str, DriftWatch] = {}
+        self._serving: ActiveRelease | None = None
+        self._drift: dict[str, DriftMonitor] = {}
         self._halt = threading.Event()
 
     def poll_release(self) -> None:
@@ -102,7 +102,7 @@ class Services:
         if not self.releases.poll():
             return
         if self.releases.recommender is not None:
-            serving = Serving(self.releases.recommender, ItemBoard(self.releases.recommender))
+            serving = ActiveRelease(self.releases.recommender, ItemStats(self.releases.recommender))
             self._refresh(serving)
             self._serving = serving
             # What a release holds stays: the collector of garbage need not look at it again.
@@ -113,11 +113,11 @@ class Services:
             metrics.RELEASE.labels(before).set(0)
         metrics.RELEASE.labels(str(self.releases.version)).set(1)
 
-    def _refresh(self, serving: Serving, *, pause: Callable[[float], object] = lambda seconds: None) -> None:
+    def _refresh(self, serving: ActiveRelease, *, pause: Callable[[float], object] = lambda seconds: None) -> None:
         now = int(self.clock() * 1000)
-        serving.board.refresh(self.reader, now=now, new_items=self.new_items.since, pause=pause)
+        serving.item_stats.refresh(self.reader, now=now, new_items=self.new_items.since, pause=pause)
 
-    def _watches(self) -> dict[str, DriftWatch]:
+    def _watches(self) -> dict[str, DriftMonitor]:
         """What the models of the release learned from, to hold against what they are given."""
         recommender, fraud = self.releases.recommender, self.releases.fraud
         card = recommender.manifest.recommend if recommender else None
@@ -127,7 +127,7 @@ class Services:
         if fraud is not None:
             learned["fraud"] = (fraud.card.references, FEATURES)
         return {
-            model: DriftWatch(
+            model: DriftMonitor(
                 references,
                 names,
                 one_in=self.settings.drift_sample_requests,
@@ -137,10 +137,10 @@ class Services:
             for model, (references, names) in learned.items()
         }
 
-    def _see(self, model: str, inputs: NDArray[np.float32]) -> None:
+    def _observe_inputs(self, model: str, inputs: NDArray[np.float32]) -> None:
         watch = self._drift.get(model)
         if watch is not None:
-            watch.see(inputs)
+            watch.observe(inputs)
 
     def keep_fresh(self) -> Callable[[], None]:
         """Start looking for releases, renewing the item board, following the log; returns what stops it."""
@@ -167,7 +167,7 @@ class Services:
             try:
                 self.poll_release()
                 for model, watch in self._drift.items():
-                    for feature, index in watch.indices().items():
+                    for feature, index in watch.stability_indices().items():
                         metrics.DRIFT.labels(model, feature).set(index)
                 if self._serving is not None and time.monotonic() >= next_board:
                     self._refresh(self._serving, pause=self._halt.wait)
@@ -208,7 +208,7 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
             service=services.fraud,
             decisions=services.decisions,
             stop=stop,
-            share=Share(settings.scorer_share, settings.scorer_shares),
+            share=PartitionShare(settings.scorer_share, settings.scorer_shares),
             history_after=timedelta(hours=settings.history_after_hours),
         )
     finally:

@@ -17,9 +17,9 @@ from features.contract import columns
 from features.fraud import velocity
 from features.history import arrays
 from features.history.arrays import History, feature_rows, history_rows
-from features.history.entries import card_entries, coded, fraud_entries, user_entries
-from features.history.fold import Folded, fold
-from features.history.point_in_time import KnownThen
+from features.history.entries import card_entries, encode_strings, fraud_entries, user_entries
+from features.history.fold import FoldResult, fold
+from features.history.point_in_time import PointInTimeHistory
 from features.store import views
 from features.store.codec import Lists
 from features.store.feature_store import Store, as_history, online_lists, write_online
@@ -27,7 +27,7 @@ from infra.settings import Settings
 from streaming.tables import write_table
 
 
-class Histories:
+class HistoryWriter:
     """Applies micro-batches, one after the other; `batch` names the file that a payment's features are written to.
 
     before_writing: called when what is known was read and nothing was written yet; raises if it is not to be trusted.
@@ -41,14 +41,14 @@ class Histories:
     def fold_users(self, events: pa.Table, *, created: datetime) -> None:
         """Shop events (type, event_id, event_time, user or session, item...) into user histories."""
         new = user_entries(events)
-        ids, (key,) = coded(new.keys)
+        ids, (key,) = encode_strings(new.keys)
         if not len(ids):
             return
         lists = self._known(views.USER_HISTORY, ids)
-        items, (known_items, new_items) = coded(lists[columns.ITEMS].values, new.words[columns.ITEMS])
+        items, (known_items, new_items) = encode_strings(lists[columns.ITEMS].values, new.strings[columns.ITEMS])
         known = as_history(lists, arrays.USER_COLUMNS, codes={columns.ITEMS: known_items})
-        folded = fold(known, key, {**new.numbers, columns.ITEMS: new_items})
-        changed = folded.changed
+        folded = fold(known, key, {**new.numeric, columns.ITEMS: new_items})
+        changed = folded.changed_rows
         rows = folded.merged.latest(changed, cap=arrays.USER_CAP, horizon=arrays.USER_HORIZON)
         users, words = ids.take(pa.array(changed)), {columns.ITEMS: items}
         newest = history_rows(columns.USER, users, rows.last_times, rows, created=created, vocabularies=words)
@@ -60,46 +60,50 @@ class Histories:
 
         The card's history is written last: a transaction that it holds was dealt with, and is passed over from then on.
         """
-        cards, (card_key,) = coded(payments[columns.CARD])
+        cards, (card_key,) = encode_strings(payments[columns.CARD])
         card_lists = self._known(views.CARD_HISTORY, cards)
         of_cards = card_entries(payments)
-        hashes, times = of_cards.numbers[columns.EVENT_HASHES], of_cards.numbers[columns.TIMES]
-        fresh, told = _fresh(hashes, times, card_key, as_history(card_lists, _SEEN))
+        hashes, times = of_cards.numeric[columns.EVENT_HASHES], of_cards.numeric[columns.TIMES]
+        fresh, told = _new_payments(hashes, times, card_key, as_history(card_lists, _SEEN))
         payments, of_cards, card_key, told = (
-            payments.filter(pa.array(fresh)), of_cards.keep(fresh), card_key[fresh], told[fresh]
+            payments.filter(pa.array(fresh)), of_cards.filter(fresh), card_key[fresh], told[fresh]
         )  # fmt: skip
         of_frauds = fraud_entries(labels)
         if not payments.num_rows and not len(of_frauds.keys):
             return
-        places, (known_places, paid_at) = coded(card_lists[columns.PARTNERS].values, payments[columns.TERMINAL])
-        card = fold(
-            as_history(card_lists, arrays.CARD_COLUMNS, codes={columns.PARTNERS: known_places}),
-            card_key,
-            {**of_cards.numbers, columns.PARTNERS: paid_at},
+        places, (known_places, paid_at) = encode_strings(
+            card_lists[columns.COUNTERPARTIES].values, payments[columns.TERMINAL]
         )
-        terminals, (terminal_key, fraud_key) = coded(payments[columns.TERMINAL], of_frauds.keys)
+        card = fold(
+            as_history(card_lists, arrays.CARD_COLUMNS, codes={columns.COUNTERPARTIES: known_places}),
+            card_key,
+            {**of_cards.numeric, columns.COUNTERPARTIES: paid_at},
+        )
+        terminals, (terminal_key, fraud_key) = encode_strings(payments[columns.TERMINAL], of_frauds.keys)
         terminal_lists = self._known(views.TERMINAL_HISTORY, terminals)
         self._before_writing()
-        payers, (known_payers, paid_by) = coded(terminal_lists[columns.PARTNERS].values, payments[columns.CARD])
+        payers, (known_payers, paid_by) = encode_strings(
+            terminal_lists[columns.COUNTERPARTIES].values, payments[columns.CARD]
+        )
         terminal = fold(
-            as_history(terminal_lists, arrays.TERMINAL_COLUMNS, codes={columns.PARTNERS: known_payers}),
+            as_history(terminal_lists, arrays.TERMINAL_COLUMNS, codes={columns.COUNTERPARTIES: known_payers}),
             terminal_key,
-            {**of_cards.numbers, columns.PARTNERS: paid_by},
+            {**of_cards.numeric, columns.COUNTERPARTIES: paid_by},
         )
         frauds = fold(
             as_history(terminal_lists, arrays.FRAUD_COLUMNS, names=arrays.FRAUD_NAMES),
             fraud_key,
-            of_frauds.numbers,
+            of_frauds.numeric,
             hash_column=columns.FRAUD_HASHES,
         )
         if told.any():
             arrived = velocity.Payments(
-                times=of_cards.numbers[columns.TIMES],
-                amounts=of_cards.numbers[columns.AMOUNTS],
+                times=of_cards.numeric[columns.TIMES],
+                amounts=of_cards.numeric[columns.AMOUNTS],
                 channels=_channels(payments),
                 cards=paid_by,
                 terminals=paid_at,
-                event_hashes=of_cards.numbers[columns.EVENT_HASHES],
+                event_hashes=of_cards.numeric[columns.EVENT_HASHES],
             )
             features = _features(arrived, card, card_key, terminal, terminal_key, frauds, np.flatnonzero(told))
             payments, times = payments.filter(pa.array(told)), arrived.times[told]
@@ -109,12 +113,12 @@ class Histories:
             }
             rows = feature_rows(columns.TRANSACTION, payments["event_id"], times, columns_of, created=created)
             self._keep(views.TRANSACTION_FEATURES, batch, rows)
-        changed = np.union1d(terminal.changed, frauds.changed)
+        changed = np.union1d(terminal.changed_rows, frauds.changed_rows)
         newest = _terminal_rows(terminals, changed, terminal, frauds, payers=payers, created=created)
         write_online(self._store, views.TERMINAL_HISTORY, newest)
-        changed = card.changed
+        changed = card.changed_rows
         latest = card.merged.latest(changed, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
-        names, words = cards.take(pa.array(changed)), {columns.PARTNERS: places}
+        names, words = cards.take(pa.array(changed)), {columns.COUNTERPARTIES: places}
         newest = history_rows(columns.CARD, names, latest.last_times, latest, created=created, vocabularies=words)
         write_online(self._store, views.CARD_HISTORY, newest)
 
@@ -134,7 +138,7 @@ class Histories:
 _SEEN = {columns.TIMES: np.int64, columns.EVENT_HASHES: np.int64}
 
 
-def _fresh(
+def _new_payments(
     hashes: NDArray[np.int64], times: NDArray[np.int64], key: NDArray[np.int64], known: History
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which payments their cards have not met yet; and which of them do not lie where their cards have forgotten: one
@@ -156,17 +160,17 @@ def _fresh(
 
 def _features(
     arrived: velocity.Payments,
-    card: Folded,
+    card: FoldResult,
     card_key: NDArray[np.int64],
-    terminal: Folded,
+    terminal: FoldResult,
     terminal_key: NDArray[np.int64],
-    frauds: Folded,
+    frauds: FoldResult,
     wanted: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """What could be known of the `wanted` ones (places) of the payments that were folded, in the order they came in."""
     times = arrived.times
-    card_then = KnownThen(card, card_key, times, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
-    terminal_then = KnownThen(
+    card_then = PointInTimeHistory(card, card_key, times, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
+    terminal_then = PointInTimeHistory(
         terminal, terminal_key, times, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON, partners=False
     )
     found = []
@@ -188,8 +192,8 @@ def _channels(payments: pa.Table) -> NDArray[np.int64]:
 def _terminal_rows(
     terminals: pa.Array,
     changed: NDArray[np.int64],
-    payments: Folded,
-    frauds: Folded,
+    payments: FoldResult,
+    frauds: FoldResult,
     *,
     payers: pa.Array,
     created: datetime,
@@ -199,7 +203,7 @@ def _terminal_rows(
     known = frauds.merged.latest(changed, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON)
     lists = {
         **arrays.to_arrow(known, names=arrays.FRAUD_NAMES),
-        **arrays.to_arrow(latest, vocabularies={columns.PARTNERS: payers}),
+        **arrays.to_arrow(latest, vocabularies={columns.COUNTERPARTIES: payers}),
     }
     times = np.maximum(latest.last_times, known.last_times)
     return feature_rows(columns.TERMINAL, terminals.take(pa.array(changed)), times, lists, created=created)

@@ -29,13 +29,13 @@ from tqdm import tqdm
 from features.contract.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
 from features.store.feature_store import open_store
 from features.store.online import OnlineStoreError
-from features.store.recovery import OnlineGuard, refill
+from features.store.recovery import OnlineStoreGuard, refill
 from infra.log.client import START, EventLog, Position
 from infra.log.open import open_log
 from infra.settings import Settings
 from streaming import exposures, metrics
-from streaming.histories import Histories
-from streaming.maintenance import Renewal, rebuild_tables
+from streaming.histories import HistoryWriter
+from streaming.maintenance import Maintenance, rebuild_tables
 from streaming.parsing import in_order_of_arrival, parse
 from streaming.session import JobError, open_session
 from streaming.source import READ_TOPICS, reached, read_stream
@@ -63,8 +63,8 @@ class FeatureJob:
         self._settings = settings
         self._log = open_log(settings)
         store = open_store(settings)
-        self._guard = OnlineGuard(store, settings)
-        self._histories = Histories(store, settings, before_writing=self._guard.unchanged)
+        self._guard = OnlineStoreGuard(store, settings)
+        self._histories = HistoryWriter(store, settings, before_writing=self._guard.unchanged)
         self.items_touched: set[str] = set()
         self.impressions_seen = False
         self.latest = 0
@@ -73,7 +73,7 @@ class FeatureJob:
         self.rejected = 0
         self.batch_seconds = 0.0
 
-    def handle(self, records: DataFrame, batch_id: int) -> None:
+    def process_records(self, records: DataFrame, batch_id: int) -> None:
         started = time.monotonic()
         events = parse(records.select(*WANTED).toArrow())
         name = f"batch-{batch_id:012d}"
@@ -86,16 +86,18 @@ class FeatureJob:
         labels = valid.filter(pc.equal(kind, "label"))
         impressions = valid.filter(pc.equal(kind, "impression"))
         shop = valid.filter(pc.is_in(kind, pa.array(["item", "view", "cart", "purchase", "return"])))
-        self.take(shop, in_order_of_arrival(payments), labels, impressions, batch=name)
+        self.process(shop, in_order_of_arrival(payments), labels, impressions, batch=name)
 
         self.items_touched.update(pc.unique(shop["item_id"]).to_pylist())
         self.latest = max(self.latest, pc.max(shop["event_time"]).as_py() or 0)
         self.impressions_seen = self.impressions_seen or impressions.num_rows > 0 or shop.num_rows > 0
         self.records += events.num_rows
         self.batch_seconds = time.monotonic() - started
-        metrics.tell_batch(events, seconds=self.batch_seconds, now=time.time())
+        metrics.record_batch(events, seconds=self.batch_seconds, now=time.time())
 
-    def take(self, shop: pa.Table, payments: pa.Table, labels: pa.Table, impressions: pa.Table, *, batch: str) -> None:
+    def process(
+        self, shop: pa.Table, payments: pa.Table, labels: pa.Table, impressions: pa.Table, *, batch: str
+    ) -> None:
         """Keep the events of a micro-batch in the tables, then fold them, until the online store has it all: an outage
         of the store makes the job late, and nothing worse. payments: in the order in which they arrived."""
         for table, rows in ((SHOP_EVENTS, shop), (IMPRESSIONS, impressions), (LABELS, labels)):
@@ -128,7 +130,7 @@ class FeatureJob:
             self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
             self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
-    def tell(self, reached: Mapping[str, Position]) -> None:
+    def report_progress(self, reached: Mapping[str, Position]) -> None:
         """Keep what was done so far, and how far that is in the log, where `headrace` and its pages see it."""
         status = {
             "records": self.records,
@@ -153,13 +155,13 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
         told = _reached(query, settings)
-        job.tell(told)  # it is up, also where there is nothing to read yet
+        job.report_progress(told)  # it is up, also where there is nothing to read yet
         log = open_log(settings)
-        renewal = Renewal(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
+        renewal = Maintenance(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
         renewal.start()
         while query.isActive and not stop.wait(0.2):
             if (now := _reached(query, settings)) != told:
-                job.tell(told := now)
+                job.report_progress(told := now)
         _finish(query)
         stop.set()
         renewal.join(timeout=10)
@@ -254,7 +256,7 @@ def _start(spark: SparkSession, settings: Settings, job: FeatureJob) -> Streamin
     return (
         read_stream(spark, settings)
         .writeStream.queryName(QUERY)
-        .foreachBatch(job.handle)
+        .foreachBatch(job.process_records)
         .option("checkpointLocation", str((settings.checkpoints_dir / QUERY).absolute()))
         .trigger(processingTime=f"{settings.stream_trigger_milliseconds} milliseconds")
         .start()

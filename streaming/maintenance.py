@@ -29,7 +29,7 @@ GROWING = (SHOP_EVENTS, IMPRESSIONS, LABELS, views.TRANSACTION_FEATURES)
 """The tables to which micro-batches add files."""
 
 
-class Touched(Protocol):
+class PendingChanges(Protocol):
     """What the micro-batches leave to be done."""
 
     items_touched: set[str]
@@ -38,14 +38,14 @@ class Touched(Protocol):
     """Time of the latest shop event, ms."""
 
 
-class Renewal(threading.Thread):
+class Maintenance(threading.Thread):
     """Renews the tables, item windows and experiment outcomes while the stream goes on."""
 
     def __init__(
         self,
         spark: SparkSession,
         settings: Settings,
-        job: Touched,
+        job: PendingChanges,
         *,
         caught_up: Callable[[], bool],
         stop: threading.Event,

@@ -20,7 +20,7 @@ RENEWAL_SECONDS = Histogram("headrace_stream_renewal_seconds", "Time to renew a 
 RENEWALS_FAILED = Counter("headrace_stream_renewals_failed_total", "Renewals that failed and were tried again.")
 
 
-def tell_batch(events: pa.Table, *, seconds: float, now: float) -> None:
+def record_batch(events: pa.Table, *, seconds: float, now: float) -> None:
     """Count a micro-batch as streaming.parsing.parse gave it. now: seconds since the epoch."""
     BATCH_SECONDS.observe(seconds)
     for topic, count in _counts(events["topic"]):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from features.history.point_in_time import order_of_arrival
+from features.history.point_in_time import arrival_order
 
 LINES_AT_ONCE = 1_000
 """So many lines are mended for one that needs it."""
@@ -74,7 +74,7 @@ def parse(records: pa.Table) -> pa.Table:
 def in_order_of_arrival(records: pa.Table) -> pa.Table:
     """Records of one topic (partition, offset, timestamp...) as they came."""
     places = (records[name].to_numpy() for name in ("partition", "offset", "timestamp"))
-    return records.take(pa.array(order_of_arrival(*places)))
+    return records.take(pa.array(arrival_order(*places)))
 
 
 def _reasons(events: pa.Table) -> pa.Array:

@@ -11,6 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 from training.configs import Config
 from training.core.ranges import OUT_OF_RANGE
 
+RENAMED = {
+    ("gate_orders",): "gate_visits",
+    ("retrieval", "batch_orders"): "batch_visits",
+    ("retrieval", "max_looking"): "max_visits_without_purchase",
+    ("ranker", "batch_orders"): "batch_visits",
+    ("ranker", "max_orders"): "max_visits",
+    ("ranker", "rank"): "cross_rank",
+}
+"""Names of settings before 0.2, which files and records of runs may still have, and what they are called now."""
+
 
 class SettingsFileError(Exception):
     """The file does not hold settings of a training run; the message says what to change."""
@@ -48,8 +58,9 @@ def _merged(known: dict[str, Any], found: Any, path: Path, above: tuple[str, ...
             f'--settings {path}: {place or "the file"} must be an object such as {{"retrieval": {{"dropout": 0.3}}}}'
         )
     merged = dict(known)
-    for name, value in found.items():
-        full = ".".join((*above, name))
+    for given, value in found.items():
+        name = RENAMED.get((*above, given), given)
+        full = ".".join((*above, given))
         if name not in known:
             raise SettingsFileError(f"--settings {path}: there is no {full}; there are {', '.join(known)}")
         merged[name] = _merged(known[name], value, path, (*above, name)) if isinstance(known[name], dict) else value

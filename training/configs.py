@@ -18,13 +18,13 @@ class RetrievalConfig:
     """Epochs over all visits before the split that the released model goes on for."""
     patience: Count = 2
     """Epochs without a better validation recall before training stops."""
-    batch_orders: Count = 128
+    batch_visits: Count = 128
     negatives: Count = 8192
     """Items that a visit's items are told from: all of them while the catalogue is not larger."""
     cart_weight: Weight = 0.0
     view_weight: Weight = 1.0
     """What the carts and the looks of a visit weigh beside its purchases; with 0 they are not learnt from."""
-    max_looking: Natural = 20_000
+    max_visits_without_purchase: Natural = 20_000
     """Most visits without a purchase that are learnt from, taken evenly over time: they bound the time of a fit."""
     learning_rate: Positive = 2e-3
     embedding_rate: Positive = 0.1
@@ -36,14 +36,14 @@ class RankerConfig:
     embedding: Count = 8
     hidden: Widths = (96, 48)
     crosses: Count = 2
-    rank: Count = 24
+    cross_rank: Count = 24
     dropout: Dropout = 0.1
     epochs: Count = 4
     patience: Count = 2
-    batch_orders: Count = 32
+    batch_visits: Count = 32
     candidates: Count = 150
     """Candidates of a visit that the ranker learns from: every bought one and a sample of the others."""
-    max_orders: Count = 6000
+    max_visits: Count = 6000
     """Latest visits with a purchase that are used, and at most as many without one."""
     cart_loss: Weight = 0.0
     view_loss: Weight = 0.0
@@ -67,7 +67,7 @@ class Config:
     validation_share: Part = 0.12
     """Latest part of each model's visits, by time, that stops the training."""
     per_source: Count = 100
-    gate_orders: Count = 2500
+    gate_visits: Count = 2500
     """Most held-out visits with a purchase that the gate judges, taken evenly over time."""
     list_length: Count = 20
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -82,11 +82,11 @@ def standard() -> Config:
 
 def small() -> Config:
     """Seconds: for a first look, and for tests."""
-    config = Config("small", gate_orders=400)
+    config = Config("small", gate_visits=400)
     return replace(
         config,
-        retrieval=replace(config.retrieval, epochs=3, patience=1, max_looking=2_000),
-        ranker=replace(config.ranker, epochs=2, batch_orders=16, max_orders=600, candidates=100),
+        retrieval=replace(config.retrieval, epochs=3, patience=1, max_visits_without_purchase=2_000),
+        ranker=replace(config.ranker, epochs=2, batch_visits=16, max_visits=600, candidates=100),
         fraud=replace(config.fraud, epochs=6),
     )
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from features.contract.drift import references
+from features.contract.drift import reference_distributions
 from features.contract.events import from_milliseconds
 from features.contract.release import (
     ARRAYS,
@@ -27,10 +27,10 @@ from features.contract.release import (
     INDEX,
     RANKER,
     USER_TOWER,
-    FraudCard,
+    FraudModelCard,
     GateResult,
     Manifest,
-    RecommendCard,
+    RecommendModelCard,
 )
 from features.history.timeline import NoDataError, Timeline, read_timeline
 from features.recommender.candidates import CANDIDATE_FEATURES, RECENT_ITEMS, Candidates
@@ -42,15 +42,15 @@ from infra.settings import Settings
 from training.configs import Config, RankerConfig, RetrievalConfig
 from training.core.export import export, open_onnx
 from training.core.sharding import choose_device, is_leader, process_group
-from training.core.trainer import Curve, Watch
+from training.core.trainer import RunPaths, TrainingHistory
 from training.fraud.detector import load_examples, train_fraud
 from training.models.ranker import PlainRanker
 from training.recommender import examples
-from training.recommender.ranker import Ranking, draw_all, fit_ranker
-from training.recommender.two_tower import Retrieval, fit_retrieval
+from training.recommender.ranker import FittedRanker, fit_ranker, ranking_examples
+from training.recommender.two_tower import FittedTwoTower, fit_retrieval
 from training.recommender.visits import visits_of
 from training.release import publish
-from training.release.gate import candidate_recall, judge
+from training.release.gate import candidate_recall, evaluate
 from training.release.index import build_index, measure_recall
 from training.search import Search, Try, suggest_ranker, suggest_retrieval
 
@@ -85,9 +85,9 @@ def run(
     started = time.monotonic()
     with process_group(choose_device()):
         timeline = read_timeline(settings)
-        watch = Watch(settings.runs_dir / "unfinished", settings.runs_dir / version, _identity(config, timeline))
+        watch = RunPaths(settings.runs_dir / "unfinished", settings.runs_dir / version, _identity(config, timeline))
         told = say if is_leader() else _silent
-        journal = watch.unfinished / "search.jsonl"
+        journal = watch.checkpoints / "search.jsonl"
         search = Search(search_seconds / 2, config.seed, journal, told) if search_seconds else None
         models = fit_recommenders(store, settings, config, timeline, watch=watch, say=told, search=search)
         if not is_leader():
@@ -113,7 +113,7 @@ def run(
     publish.publish(building, manifest)
     say(f"release {version} published")
     _record_run(settings.runs_dir, manifest, models, search.tries if search else [], seconds=time.monotonic() - started)
-    shutil.rmtree(watch.unfinished, ignore_errors=True)
+    shutil.rmtree(watch.checkpoints, ignore_errors=True)
     return manifest
 
 
@@ -146,12 +146,12 @@ class Recommenders:
     catalogue: Catalogue
     later: pd.DataFrame
     """Shop events after the split."""
-    days: examples.ItemDays
-    retrieval: Retrieval
-    ranking: Ranking
-    learned: list[examples.Drawn]
+    days: examples.ItemWindowsByDay
+    retrieval: FittedTwoTower
+    ranking: FittedRanker
+    learned: list[examples.RankingExample]
     """What the ranker learned from."""
-    curves: dict[str, Curve]
+    curves: dict[str, TrainingHistory]
 
 
 def fit_recommenders(
@@ -160,7 +160,7 @@ def fit_recommenders(
     config: Config,
     timeline: Timeline,
     *,
-    watch: Watch,
+    watch: RunPaths,
     say: Say,
     search: Search | None = None,
 ) -> Recommenders:
@@ -168,8 +168,8 @@ def fit_recommenders(
     device, seed = choose_device(), config.seed
     events, later = examples.read_events(settings, split=timeline.split)
     visits = visits_of(events)
-    early = visits.rows(visits.times < timeline.ranker_start).thinned(config.retrieval.max_looking)
-    late = visits.rows(visits.times >= timeline.ranker_start).latest(config.ranker.max_orders)
+    early = visits.rows(visits.times < timeline.ranker_start).thinned(config.retrieval.max_visits_without_purchase)
+    late = visits.rows(visits.times >= timeline.ranker_start).latest(config.ranker.max_visits)
     if not early.buying.any() or not len(late):
         raise NoDataError(
             "too little history: orders are needed both before and within the ranker's last 60 days; what was imported "
@@ -177,11 +177,11 @@ def fit_recommenders(
         )
 
     catalogue = examples.build_catalogue(store, events, neighbours_as_of=timeline.ranker_start)
-    early_queries = examples.queries_of(early, examples.states_from_feast(store, early), catalogue)
-    late_queries = examples.queries_of(late, examples.states_from_feast(store, late), catalogue)
+    early_queries = examples.retrieval_examples(early, examples.histories_from_feast(store, early), catalogue)
+    late_queries = examples.retrieval_examples(late, examples.histories_from_feast(store, late), catalogue)
     learn, check = before_purchases(early_queries, config.validation_share)
 
-    def fit_first(tried: RetrievalConfig, *, watch: Watch | None = None) -> Retrieval:
+    def fit_first(tried: RetrievalConfig, *, watch: RunPaths | None = None) -> FittedTwoTower:
         return fit_retrieval(
             catalogue, learn, check, tried, device=device, seed=seed, label="two-tower 1/2", watch=watch
         )
@@ -198,11 +198,11 @@ def fit_recommenders(
     say(f"two-tower: {len(learn):,} visits, {epochs} epochs, validation recall@100 {first.recall:.3f}")
 
     catalogue = replace(catalogue, vectors=first.vectors)
-    days = examples.ItemDays(store, catalogue, later, timeline)
-    drawn = draw_all(late_queries, catalogue, days, first, per_source=config.per_source, label="candidates")
+    days = examples.ItemWindowsByDay(store, catalogue, later, timeline)
+    drawn = ranking_examples(late_queries, catalogue, days, first, per_source=config.per_source, label="candidates")
     learn_drawn, check_drawn = by_time(drawn, config.validation_share)
 
-    def fit_on_drawn(tried: RankerConfig, *, watch: Watch | None = None) -> Ranking:
+    def fit_on_drawn(tried: RankerConfig, *, watch: RunPaths | None = None) -> FittedRanker:
         return fit_ranker(
             learn_drawn, check_drawn, items=len(catalogue.ids), config=tried, device=device, seed=seed, watch=watch
         )
@@ -232,7 +232,7 @@ def fit_recommenders(
     return Recommenders(config, store, timeline, catalogue, later, days, fitted, ranking, learn_drawn, curves)
 
 
-def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: Say) -> RecommendCard:
+def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: Say) -> RecommendModelCard:
     """Index and files into the folder `out`, and the gate over what those files answer on the held-out visits."""
     catalogue, days, fitted, timeline = models.catalogue, models.days, models.retrieval, models.timeline
     index, kind = build_index(catalogue.vectors)
@@ -240,22 +240,26 @@ def judge_recommenders(models: Recommenders, config: Config, *, out: Path, say: 
     _write_model(out, catalogue, days.at(timeline.split), index, fitted, models.ranking.model)
 
     held_out = visits_of(models.later)
-    held_out = held_out.rows(held_out.buying).evenly(config.gate_orders)
-    states = examples.states_held_back(models.store, held_out, models.later, split=timeline.split)
-    queries = examples.queries_of(held_out, states, catalogue)
-    drawn = draw_all(queries, catalogue, days, fitted, per_source=config.per_source, label="gate")
-    gate = judge(queries, drawn, _scorer(out / RANKER), model="ranker", k=config.list_length, items=len(catalogue.ids))
+    held_out = held_out.rows(held_out.buying).evenly(config.gate_visits)
+    states = examples.histories_held_back(models.store, held_out, models.later, split=timeline.split)
+    queries = examples.retrieval_examples(held_out, states, catalogue)
+    drawn = ranking_examples(queries, catalogue, days, fitted, per_source=config.per_source, label="gate")
+    gate = evaluate(
+        queries, drawn, _scorer(out / RANKER), model="ranker", k=config.list_length, items=len(catalogue.ids)
+    )
     say(f"candidates hold {candidate_recall(queries, drawn):.1%} of what the {len(queries):,} held-out visits bought")
-    vectors = fitted.user_vectors([query.who for query in queries])
-    return RecommendCard(
-        feature_service=views.USERS,
+    vectors = fitted.user_vectors([query.visitor for query in queries])
+    return RecommendModelCard(
+        feature_service=views.USER_SERVICE,
         gate=gate,
         index_kind=kind,
         index_recall=measure_recall(index, catalogue.vectors, vectors[vectors.any(axis=1)]),
         candidate_features=CANDIDATE_FEATURES,
         heads=models.ranking.heads,
         catalogue_items=len(catalogue.ids),
-        references=references(np.concatenate([one.candidates.features for one in models.learned]), CANDIDATE_FEATURES),
+        references=reference_distributions(
+            np.concatenate([one.candidates.features for one in models.learned]), CANDIDATE_FEATURES
+        ),
     )
 
 
@@ -266,8 +270,8 @@ def by_time(rows: list[T], validation_share: float) -> tuple[list[T], list[T]]:
 
 
 def before_purchases(
-    queries: list[examples.Query], validation_share: float
-) -> tuple[list[examples.Query], list[examples.Query]]:
+    queries: list[examples.RetrievalExample], validation_share: float
+) -> tuple[list[examples.RetrievalExample], list[examples.RetrievalExample]]:
     """The latest part of the queries that bought, which retrieval is checked by, and after what it learns: all queries,
     whatever they did, before the first of that part. `queries` are in order of time."""
     bought = [place for place, query in enumerate(queries) if len(query.targets)]
@@ -280,7 +284,7 @@ def _write_model(
     catalogue: Catalogue,
     windows: NDArray[np.float32],
     index: faiss.Index,
-    fitted: Retrieval,
+    fitted: FittedTwoTower,
     ranker: PlainRanker,
 ) -> None:
     rows = min(3, len(catalogue.ids))
@@ -324,7 +328,7 @@ def _scorer(ranker: Path) -> Callable[[Candidates], NDArray[np.float32]]:
     )
 
 
-def train_fraud_if_any(settings: Settings, config: Config, *, out: Path, say: Say) -> FraudCard | None:
+def train_fraud_if_any(settings: Settings, config: Config, *, out: Path, say: Say) -> FraudModelCard | None:
     """The fraud detector, where there are transactions to learn from."""
     if not any((settings.offline_dir / views.TRANSACTION_FEATURES).glob("*.parquet")):
         say("fraud: no transactions in the offline store, so this release has no fraud model")

@@ -30,7 +30,7 @@ from features.contract.release import (
     current_version,
     read_release,
 )
-from features.recommender.catalogue import Catalogue, Subset
+from features.recommender.catalogue import Catalogue, ItemSet
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class RecommenderFiles:
         vectors: NDArray[np.float32] = self._tower.run(None, {"items": items, "weights": weights})[0]
         return vectors
 
-    def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: ItemSet | None) -> NDArray[np.int64]:
         # OpenMP keeps this for each calling thread. The API's workers are the parallelism, as with ONNX.
         faiss.omp_set_num_threads(1)
         if allowed is not None and allowed.members is not None:

@@ -88,7 +88,7 @@ def _fetch(settings: Settings) -> Path:
 
 def _store(settings: Settings, imported: online_retail.Imported, *, hold_out_days: int, origin: str, say: Say) -> None:
     if not imported.events.num_rows:
-        raise ImportRefusedError(f"{origin} holds nothing that can be an event; the reasons: {_told(imported)}")
+        raise ImportRefusedError(f"{origin} holds nothing that can be an event; the reasons: {_summary(imported)}")
     log = open_log(settings)
     events, later = imported.events, None
     if hold_out_days:
@@ -102,7 +102,7 @@ def _store(settings: Settings, imported: online_retail.Imported, *, hold_out_day
     kinds = Counter(events["type"].to_pylist())
     say(
         f"events: {count:,} accepted ({', '.join(f'{number:,} {name}' for name, number in kinds.most_common())}) "
-        f"of {users:,} users; {len(imported.rejected):,} dead-lettered ({_told(imported)})"
+        f"of {users:,} users; {len(imported.rejected):,} dead-lettered ({_summary(imported)})"
     )
     say("events: quality " + ", ".join(f"{name} {share:.1%}" for name, share in imported.quality.items()))
     folder = settings.data_dir / "quality"
@@ -117,5 +117,5 @@ def _advance(bar: "tqdm[Any]", rows: int) -> None:
     bar.update(rows)
 
 
-def _told(imported: online_retail.Imported) -> str:
+def _summary(imported: online_retail.Imported) -> str:
     return ", ".join(f"{number:,} {why}" for why, number in Counter(why for why, _ in imported.rejected).most_common(5))

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from apps.commands.online_retail import Imported
-from features.contract.columns import KIND_CODES, SHOP_EVENTS_SCHEMA
+from features.contract.columns import EVENT_TYPE_CODES, SHOP_EVENTS_SCHEMA
 from features.contract.events import milliseconds
 
 CATEGORIES, ITEMS_EACH, DAYS = 40, 40, 365
@@ -25,14 +25,14 @@ AGAIN = 0.25
 """Share of looks at what was bought before, where anything was."""
 ONLY_LOOK = 0.12
 """Share of shoppers who never put anything into the cart."""
-VIEW, CART, PURCHASE, RETURN = (KIND_CODES[kind] for kind in ("view", "cart", "purchase", "return"))
+VIEW, CART, PURCHASE, RETURN = (EVENT_TYPE_CODES[kind] for kind in ("view", "cart", "purchase", "return"))
 
 Chances = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Goods:
+class ShopItems:
     """What the shop sells, and what is true of it; every array has shape [items]."""
 
     prices: Chances
@@ -48,9 +48,9 @@ class Goods:
     """From when on it is listed, ms."""
 
     @staticmethod
-    def made(rng: np.random.Generator, *, start: int) -> "Goods":
+    def made(rng: np.random.Generator, *, start: int) -> "ShopItems":
         items = CATEGORIES * ITEMS_EACH
-        return Goods(
+        return ShopItems(
             prices=np.round(rng.lognormal(1.0, 0.8, items) + 0.2, 2),
             appeal=rng.pareto(1.5, items) + 0.1,
             carted=rng.beta(1.2, 3.0, items),
@@ -64,7 +64,7 @@ def simulate(*, customers: int, end: datetime, seed: int) -> Imported:
     """A year of the shop's events up to `end`, in order of time; the same for the same arguments."""
     rng = np.random.default_rng(seed)
     start = milliseconds(end) - DAYS * DAY
-    goods = Goods.made(rng, start=start)
+    goods = ShopItems.made(rng, start=start)
     shoppers = _Shoppers(customers, rng)
     pace = rng.gamma(2.0, 10.0, customers) + 3
     now = start + (rng.random(customers) * 90 * DAY).astype(np.int64)
@@ -87,7 +87,7 @@ class _Shoppers:
         self._owned = np.zeros((count, 1), dtype=np.int64)
         self._owns = np.zeros(count, dtype=np.int64)
 
-    def visit(self, here: Whole, now: Whole, goods: Goods, rng: np.random.Generator) -> tuple[Whole, ...]:
+    def visit(self, here: Whole, now: Whole, goods: ShopItems, rng: np.random.Generator) -> tuple[Whole, ...]:
         """One visit of each of `here`: customers, starts of their visits, items, kinds and times of all events of these
         visits, and of the returns that follow from them."""
         looks = rng.geometric(0.1, len(here))
@@ -134,7 +134,7 @@ class _Shoppers:
         self._owns += counts
 
 
-def _table(columns: list[Whole], goods: Goods, rng: np.random.Generator, *, end: int) -> pa.Table:
+def _table(columns: list[Whole], goods: ShopItems, rng: np.random.Generator, *, end: int) -> pa.Table:
     """The catalogue and everything that happened before `end`."""
     order = np.lexsort((columns[0], columns[4]))
     order = order[columns[4][order] < end]
@@ -145,7 +145,7 @@ def _table(columns: list[Whole], goods: Goods, rng: np.random.Generator, *, end:
     orders[~moved] = None
     happened = {
         "event_id": [f"s{place:08d}" for place in range(len(order))],
-        "type": np.array(list(KIND_CODES), dtype=object)[kinds],
+        "type": np.array(list(EVENT_TYPE_CODES), dtype=object)[kinds],
         "event_time": times,
         "user_id": [f"u{who}" for who in customers.tolist()],
         "item_id": [f"S{item:05d}" for item in items.tolist()],

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from features.contract.events import rfc3339
-from features.recommender.recency import VISIT_GAP
+from features.recommender.recency import VISIT_GAP_MS
 from infra.settings import Settings
 
 WORKERS = 8
@@ -50,7 +50,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-Call = Callable[[http.client.HTTPConnection, float], None]
+SendRequest = Callable[[http.client.HTTPConnection, float], None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Planned:
 
     share: float
     key: str
-    call: Call
+    call: SendRequest
 
 
 def run(settings: Settings, *, seconds: float, orders: int | None, surface: str, say: Callable[[str], None]) -> Outcome:
@@ -140,7 +140,7 @@ def _held_out_visits(settings: Settings, orders: int | None) -> list[tuple[int, 
     known = (row for row in pq.read_table(path).to_pylist() if row["user_id"])
     for row in sorted(known, key=lambda row: row["event_time"]):
         user, moment = row["user_id"], row["event_time"]
-        if user not in latest or moment - latest[user][-1]["event_time"] > VISIT_GAP:
+        if user not in latest or moment - latest[user][-1]["event_time"] > VISIT_GAP_MS:
             latest[user] = []
             visits.append((moment, user, latest[user]))
         latest[user].append(row)
@@ -166,7 +166,7 @@ def _plan_orders(
             outcome.models[answer.get("model", "none")] += 1
         return {item["item_id"] for item in answer.get("items", [])}, answer.get("request_id", "")
 
-    def visit(moment: int, user: str, lines: Visit) -> Call:
+    def visit(moment: int, user: str, lines: Visit) -> SendRequest:
         def call(connection: http.client.HTTPConnection, intended: float) -> None:
             shown, request_id = set[str](), ""
             if any(line["type"] == "purchase" for line in lines):
@@ -205,7 +205,7 @@ def _plan_payments(settings: Settings, outcome: Outcome, lock: threading.Lock) -
     rows = pq.read_table(path).to_pylist()
     names = ("event_time", "card_id", "terminal_id", "amount", "channel")
 
-    def payment(row: dict[str, Any], *, ask: bool) -> Call:
+    def payment(row: dict[str, Any], *, ask: bool) -> SendRequest:
         body = {name: row[name] for name in names} | {"event_time": rfc3339(row["event_time"])}
 
         def call(connection: http.client.HTTPConnection, intended: float) -> None:
@@ -236,7 +236,7 @@ def _plan_labels(settings: Settings, outcome: Outcome, lock: threading.Lock) -> 
     rows = pq.read_table(settings.data_dir / "live" / "live_labels.parquet").to_pylist()
     chunks = [rows[first : first + 100] for first in range(0, len(rows), 100)]
 
-    def send(chunk: list[dict[str, Any]]) -> Call:
+    def send(chunk: list[dict[str, Any]]) -> SendRequest:
         body = [
             {
                 "transaction_id": row["transaction_id"], "fraud": row["fraud"], "card_id": row["card_id"],

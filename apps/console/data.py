@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from apps.console import views
-from apps.console.health import Stations
-from apps.console.log_size import LogMeter
+from apps.console.health import ComponentHealth
+from apps.console.log_size import LogSizeReader
 from apps.experiments.plot import final_lift, lift_over_time
 from apps.experiments.report import UNITS_FILE, load_units, report
 from apps.experiments.schemas import Comparison, ExperimentDefinition, MetricReport, Report
@@ -23,24 +23,24 @@ from apps.recommend.schemas import RecommendRequest, RecommendResponse
 from apps.wiring import Services
 from features.contract import columns
 from features.contract.events import from_milliseconds
-from features.contract.release import MANIFEST, FraudCard, GateResult, Manifest, RecommendCard
+from features.contract.release import MANIFEST, FraudModelCard, GateResult, Manifest, RecommendModelCard
 from infra import topics
 
 RECENT_ALERTS = 5
 HISTORY_SHOWN = 40
-KINDS = {code: kind for kind, code in columns.KIND_CODES.items()}
+EVENT_TYPE_NAMES = {code: kind for kind, code in columns.EVENT_TYPE_CODES.items()}
 RATIO_STATES: Mapping[str, views.State] = {"ok": "ok", "unusual": "warn", "alarm": "down", "unknown": "idle"}
 
 
-class ConsoleFeed:
+class LiveConsoleData:
     """See apps.console.views.ConsoleData. `feature_age_seconds`: since the feature job's last batch, None before it."""
 
     def __init__(
         self, services: Services, *, feature_age_seconds: Callable[[], float | None], clock: Clock = time.time
     ) -> None:
         self._services = services
-        self._meter = LogMeter(services.log)
-        self._stations = Stations(services, self._meter, feature_age_seconds=feature_age_seconds, clock=clock)
+        self._meter = LogSizeReader(services.log)
+        self._stations = ComponentHealth(services, self._meter, feature_age_seconds=feature_age_seconds, clock=clock)
         self._clock = clock
         self._reports: dict[str, tuple[object, Report]] = {}
 
@@ -51,7 +51,7 @@ class ConsoleFeed:
         found = services.decisions.alerts(limit=services.settings.alerts_kept)
         return views.Overview(
             now=self._now(),
-            stations=tuple(self._stations.read(readings)),
+            components=tuple(self._stations.read(readings)),
             release=_release(manifest) if manifest else None,
             topics=tuple(readings.values()),
             alerts_known=len(found),
@@ -136,14 +136,16 @@ class ConsoleFeed:
             place = catalogue.index.get(item) if catalogue else None
             return catalogue.titles[place] if catalogue and place is not None else ""
 
-        names = (columns.TIMES, columns.KINDS, columns.ITEMS, columns.QUANTITIES, columns.PRICES)
+        names = (columns.TIMES, columns.EVENT_TYPES, columns.ITEMS, columns.QUANTITIES, columns.PRICES)
         entries = list(zip(*(row.get(name) or () for name in names), strict=False))
         owned = {item for _, _, item, _, _ in entries}
         return views.UserView(
             now=self._now(),
             user_id=user_id,
             history=tuple(
-                views.Happening(from_milliseconds(at), KINDS.get(kind, "?"), item, title(item), quantity, price)
+                views.HistoryEntry(
+                    from_milliseconds(at), EVENT_TYPE_NAMES.get(kind, "?"), item, title(item), quantity, price
+                )
                 for at, kind, item, quantity, price in entries[: -HISTORY_SHOWN - 1 : -1]
             ),
             history_length=len(entries),
@@ -187,7 +189,7 @@ def _release(manifest: Manifest) -> views.ReleaseView:
     )
 
 
-def _recommend_gate(card: RecommendCard) -> views.Gate:
+def _recommend_gate(card: RecommendModelCard) -> views.Gate:
     facts = (
         ("Index", card.index_kind),
         ("Index recall against exact search", f"{card.index_recall * 100:.1f} %"),
@@ -198,7 +200,7 @@ def _recommend_gate(card: RecommendCard) -> views.Gate:
     return _gate("Recommendations", card.gate, facts)
 
 
-def _fraud_gate(card: FraudCard) -> views.Gate:
+def _fraud_gate(card: FraudModelCard) -> views.Gate:
     facts = (
         ("Review from score", f"{card.review_threshold:.3g}"),
         ("Decline from score", f"{card.decline_threshold:.3g}"),

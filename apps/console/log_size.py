@@ -12,7 +12,7 @@ from infra.log.client import EventLog, Record
 TAIL_RECORDS = 200
 
 
-class LogMeter:
+class LogSizeReader:
     """Safe to use from many threads."""
 
     def __init__(self, log: EventLog) -> None:
@@ -20,7 +20,7 @@ class LogMeter:
 
     def read(self, topic: str) -> TopicReading:
         """The topic as it stands now; an unknown topic is an empty one."""
-        held = self._log.held(topic)
+        held = self._log.size(topic)
         last = next(iter(self._log.latest(topic, 1)), None)
         return TopicReading(
             topic=topic,

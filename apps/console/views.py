@@ -13,7 +13,7 @@ State = Literal["ok", "idle", "warn", "down"]
 
 
 @dataclass(frozen=True, slots=True)
-class Station:
+class Component:
     """One part of the flow, in the order in which an event passes it."""
 
     name: str
@@ -174,7 +174,7 @@ class ExperimentView:
 @dataclass(frozen=True, slots=True)
 class Overview:
     now: datetime
-    stations: tuple[Station, ...]
+    components: tuple[Component, ...]
     release: ReleaseView | None
     topics: tuple[TopicReading, ...]
     alerts_known: int
@@ -185,11 +185,11 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class HistoryEntry:
     """One entry of a user's history."""
 
     time: datetime
-    kind: str
+    event_type: str
     item_id: str
     title: str
     quantity: float
@@ -214,7 +214,7 @@ class UserView:
 
     now: datetime
     user_id: str
-    history: tuple[Happening, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
     history_length: int = 0
     items: tuple[ItemView, ...] = ()
     model: str = ""

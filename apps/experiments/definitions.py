@@ -28,7 +28,7 @@ class DefinitionRefusedError(Exception):
     """The definition would spoil a comparison; the text says how, and what to do instead."""
 
 
-class Experiments:
+class ExperimentStore:
     """`clock` gives seconds since the epoch. Safe to use from many threads."""
 
     def __init__(self, log: EventLog, clock: Callable[[], float]) -> None:

@@ -85,7 +85,7 @@ def load_units(offline_dir: Path, key: str) -> pa.Table:
 
 def report(units: pa.Table, definition: ExperimentDefinition, *, now: datetime) -> Report:
     """The report of `definition` on a table with the columns of UNITS_SCHEMA, other experiments' rows left out."""
-    ledger = _Ledger(units, definition)
+    ledger = _UnitTotals(units, definition)
     results = {name: tuple(_results(ledger, metric)) for name, metric in METRICS.items()}
     ratio = sample_ratio(
         [int(ledger.members(index).sum()) for index in range(len(definition.variations))],
@@ -108,7 +108,7 @@ def report(units: pa.Table, definition: ExperimentDefinition, *, now: datetime) 
     )
 
 
-class _Ledger:
+class _UnitTotals:
     """The table by unit: which variation each unit is in, whether it counts, and its totals."""
 
     def __init__(self, table: pa.Table, definition: ExperimentDefinition) -> None:
@@ -162,7 +162,7 @@ class _Ledger:
             )
 
 
-def _summary(ledger: _Ledger, index: int) -> VariationSummary:
+def _summary(ledger: _UnitTotals, index: int) -> VariationSummary:
     variation = ledger.definition.variations[index]
     totals = {name: ledger.totals(name, index) for name in COUNTED}
     units, converted = len(totals["exposures"]), int((totals["conversions"] > 0).sum())
@@ -185,7 +185,7 @@ def _summary(ledger: _Ledger, index: int) -> VariationSummary:
     )
 
 
-def _results(ledger: _Ledger, metric: Metric) -> Iterator[VariationResult]:
+def _results(ledger: _UnitTotals, metric: Metric) -> Iterator[VariationResult]:
     control = ledger.sample(metric, 0)
     for index, variation in enumerate(ledger.definition.variations[1:], start=1):
         treatment = ledger.sample(metric, index)
@@ -195,7 +195,7 @@ def _results(ledger: _Ledger, metric: Metric) -> Iterator[VariationResult]:
         yield VariationResult(variation=variation.key, result=result)
 
 
-def _series(ledger: _Ledger, metric: Metric) -> Iterator[SeriesPoint]:
+def _series(ledger: _UnitTotals, metric: Metric) -> Iterator[SeriesPoint]:
     for day, (control, *treatments) in ledger.daily_samples(metric):
         for treatment in treatments:
             yield SeriesPoint(
@@ -252,7 +252,7 @@ def _number(value: float) -> str:
     return f"{value:+.3g}"
 
 
-def _notes(definition: ExperimentDefinition, ledger: _Ledger) -> Iterator[str]:
+def _notes(definition: ExperimentDefinition, ledger: _UnitTotals) -> Iterator[str]:
     yield (
         "The intervals are fixed-horizon: right for one look, at a time set beforehand. Whoever looks again and again "
         "and stops at the first p < 0.05 finds differences that are not there: with 20 looks one time in four."

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
-from apps.experiments.definitions import DefinitionRefusedError, Experiments
+from apps.experiments.definitions import DefinitionRefusedError, ExperimentStore
 from apps.experiments.report import load_units, report
 from apps.experiments.schemas import ExperimentDefinition, Report
 from apps.http.errors import Problem
@@ -68,8 +68,8 @@ def get_report(key: Key, request: Request) -> Report:
     return report(units, definition, now=_experiments(request).now())
 
 
-def _experiments(request: Request) -> Experiments:
-    experiments: Experiments = request.app.state.experiments
+def _experiments(request: Request) -> ExperimentStore:
+    experiments: ExperimentStore = request.app.state.experiments
     return experiments
 
 

@@ -96,7 +96,7 @@ class ExperimentDefinition(BaseModel):
         return self.variations[0]
 
 
-class Reason(StrEnum):
+class NoAnswerReason(StrEnum):
     """Why a comparison has no answer."""
 
     EMPTY_VARIATION = "empty_variation"
@@ -107,7 +107,7 @@ class Reason(StrEnum):
 
 class NoAnswer(BaseModel):
     kind: Literal["no_answer"] = "no_answer"
-    reason: Reason
+    reason: NoAnswerReason
     message: str
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.experiments.schemas import Comparison, Interval, NoAnswer, Reason, SampleRatio
+from apps.experiments.schemas import Comparison, Interval, NoAnswer, NoAnswerReason, SampleRatio
 
 ALPHA = 0.05
 POWER = 0.8
@@ -149,28 +149,30 @@ def _sample_ratio_p(units: Sequence[int], weights: Sequence[float]) -> float:
 def _no_answer(control: Sample, treatment: Sample, *, share: bool) -> NoAnswer | None:
     both = (control, treatment)
     if empty := [one.name for one in both if one.units == 0]:
-        return NoAnswer(reason=Reason.EMPTY_VARIATION, message=f"no unit has seen {' or '.join(empty)} yet")
+        return NoAnswer(reason=NoAnswerReason.EMPTY_VARIATION, message=f"no unit has seen {' or '.join(empty)} yet")
     smallest = min(both, key=lambda one: one.units)
     if smallest.units < MIN_UNITS:
         return NoAnswer(
-            reason=Reason.TOO_FEW_UNITS,
+            reason=NoAnswerReason.TOO_FEW_UNITS,
             message=f"{smallest.name} has {smallest.units} of the {MIN_UNITS} units that an interval needs",
         )
     units, positive = control.units + treatment.units, control.positive + treatment.positive
     if control.constant and treatment.constant and control.mean == treatment.mean:
         return NoAnswer(
-            reason=Reason.ZERO_VARIANCE, message=f"every unit has the same value, {control.mean:g}: nothing differs"
+            reason=NoAnswerReason.ZERO_VARIANCE,
+            message=f"every unit has the same value, {control.mean:g}: nothing differs",
         )
     rare = min(positive, units - positive) if share else positive
     if (expected := rare * smallest.units / units) < MIN_OUTCOMES:
         return NoAnswer(
-            reason=Reason.TOO_FEW_OUTCOMES,
+            reason=NoAnswerReason.TOO_FEW_OUTCOMES,
             message=f"only {rare} of {units:,} units {'have' if rare == positive else 'lack'} the outcome: "
             f"{smallest.name} can expect {expected:.1f} of them, and an interval needs {MIN_OUTCOMES}",
         )
     if control.constant and treatment.constant:
         return NoAnswer(
-            reason=Reason.ZERO_VARIANCE, message="values do not vary within either variation: no interval can be given"
+            reason=NoAnswerReason.ZERO_VARIANCE,
+            message="values do not vary within either variation: no interval can be given",
         )
     return None
 

@@ -29,7 +29,7 @@ class Alert:
     decision: Decision
 
 
-class DecisionBook:
+class DecisionStore:
     """The latest `decisions_kept` decisions and `alerts_kept` alerts, as far as the log was read by `refresh`."""
 
     def __init__(self, log: EventLog, *, decisions_kept: int, alerts_kept: int) -> None:

@@ -8,10 +8,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from features.contract.events import Reason
-from features.contract.release import FraudCard
+from features.contract.release import FraudModelCard
 from features.fraud.velocity import FEATURES, REASONS
 
-MOST_REASONS = 4
+MAX_REASONS = 4
 SMALLEST_WEIGHT = 0.1
 """A reason that moves the log-odds less than this explains nothing."""
 PRESENT_OR_NOT = frozenset({"terminal_new", "night", "weekend", "contactless", "online"})
@@ -23,7 +23,7 @@ _OF_CODE = np.array([[REASONS[name].code == code for name in FEATURES] for code 
 
 class FraudModel(Protocol):
     @property
-    def card(self) -> FraudCard: ...
+    def card(self) -> FraudModelCard: ...
 
     @property
     def version(self) -> str: ...
@@ -36,7 +36,7 @@ class FraudModel(Protocol):
 class OnnxFraudModel:
     """An exported detector. Raises ValueError when it was trained on other features than this version computes."""
 
-    def __init__(self, path: Path, *, card: FraudCard, version: str) -> None:
+    def __init__(self, path: Path, *, card: FraudModelCard, version: str) -> None:
         if card.features != FEATURES:
             raise ValueError(f"release {version} scores other features than this version of Headrace: train again")
         options = onnxruntime.SessionOptions()
@@ -59,7 +59,7 @@ def explain(model: FraudModel, matrix: NDArray[np.float32]) -> list[tuple[Reason
     """
     if not len(matrix):
         return []
-    baseline = np.asarray(model.card.baseline, dtype=np.float32)
+    baseline = np.asarray(model.card.reference_values, dtype=np.float32)
     variants = np.where(_OF_CODE[None, :, :], baseline, matrix[:, None, :])
     batch = np.concatenate((matrix[:, None, :], variants), axis=1).reshape(-1, matrix.shape[1])
     odds = _log_odds(model.score(batch)).reshape(len(matrix), 1 + len(CODES))
@@ -68,7 +68,7 @@ def explain(model: FraudModel, matrix: NDArray[np.float32]) -> list[tuple[Reason
     return [
         tuple(
             Reason(code=CODES[code], weight=round(float(weights[row, code]), 3), text=text)
-            for code in np.argsort(-weights[row])[:MOST_REASONS].tolist()
+            for code in np.argsort(-weights[row])[:MAX_REASONS].tolist()
             if weights[row, code] >= SMALLEST_WEIGHT and (text := _text(leads[row, code], matrix[row], baseline))
         )
         for row in range(len(matrix))

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
 
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.schemas import LabelRequest
 from features.contract.events import Label, key_of, to_json
 from infra import topics
@@ -15,8 +15,8 @@ from infra.log.client import EventLog
 REMEMBERED = 100_000
 
 
-class Labels:
-    def __init__(self, log: EventLog, *, decisions: DecisionBook) -> None:
+class LabelService:
+    def __init__(self, log: EventLog, *, decisions: DecisionStore) -> None:
         self._log = log
         self._decisions = decisions
         self._seen: OrderedDict[str, None] = OrderedDict()

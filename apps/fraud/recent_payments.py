@@ -19,19 +19,19 @@ from features.history.arrays import Array
 class _Entry(NamedTuple):
     time: int
     amount: float
-    partner: str
+    counterparty: str
     event_hash: int
     arrived: bool
     """False where only its decision is known, so that it may yet arrive."""
 
 
-class Lately(NamedTuple):
+class RecentHistory(NamedTuple):
     """Payments of K cards (or terminals): of each its own in the order in which they arrived, none twice."""
 
     key: NDArray[np.int64]
     """Shape [payments], ascending: whose."""
     entries: dict[str, Array]
-    """Columns of history.CARD_COLUMNS, shape [payments]."""
+    """Columns of arrays.CARD_COLUMNS, shape [payments]."""
 
 
 class RecentPayments:
@@ -46,21 +46,21 @@ class RecentPayments:
         self._terminals: dict[str, deque[_Entry]] = {}
         self._lock = threading.Lock()
 
-    def told(self, payments: Sequence[Transaction], hashes: Sequence[int]) -> None:
+    def observe(self, payments: Sequence[Transaction], hashes: Sequence[int]) -> None:
         """Remember payments that were decided elsewhere; `hashes` as hash_ids gives them."""
         with self._lock:
             self._add(payments, hashes, arrived=False)
             self._forget()
 
-    def meet(
+    def observe_arrived(
         self, payments: Sequence[Transaction], hashes: Sequence[int], *, cards: Sequence[str], terminals: Sequence[str]
-    ) -> tuple[Lately, Lately]:
+    ) -> tuple[RecentHistory, RecentHistory]:
         """Remember payments that arrive now, in this order; what `cards` and `terminals`, which are theirs, met lately
         with them. A payment that was only told of counts from its arrival."""
         with self._lock:
             self._add(payments, hashes, arrived=True)
             now = frozenset(hashes)
-            met = _lately(self._cards, cards, now), _lately(self._terminals, terminals, now)
+            met = _recent_history(self._cards, cards, now), _recent_history(self._terminals, terminals, now)
             self._forget()
         return met
 
@@ -70,7 +70,7 @@ class RecentPayments:
             time, card, terminal = milliseconds(payment.event_time), payment.card_id, payment.terminal_id
             of_card = _Entry(time, payment.amount, terminal, event_hash, arrived)
             self._cards.setdefault(card, deque()).append(of_card)
-            self._terminals.setdefault(terminal, deque()).append(of_card._replace(partner=card))
+            self._terminals.setdefault(terminal, deque()).append(of_card._replace(counterparty=card))
             self._met.append((now, card, terminal))
 
     def _forget(self) -> None:
@@ -84,7 +84,7 @@ class RecentPayments:
                     del entries[name]
 
 
-def _lately(entries: dict[str, deque[_Entry]], names: Sequence[str], now: Collection[int]) -> Lately:
+def _recent_history(entries: dict[str, deque[_Entry]], names: Sequence[str], now: Collection[int]) -> RecentHistory:
     key: list[int] = []
     found: list[_Entry] = []
     for row, name in enumerate(names):
@@ -95,7 +95,7 @@ def _lately(entries: dict[str, deque[_Entry]], names: Sequence[str], now: Collec
         key += [row] * len(first)
         found += first.values()
     columns_of = enumerate(arrays.CARD_COLUMNS.items())
-    return Lately(
+    return RecentHistory(
         np.array(key, dtype=np.int64),
         {name: np.array([entry[place] for entry in found], dtype=dtype) for place, (name, dtype) in columns_of},
     )

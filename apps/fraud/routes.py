@@ -1,6 +1,6 @@
 """The fraud endpoints: score a payment, report a label, list and follow alerts. Knows HTTP and nothing of models.
 
-app.state must hold `fraud` (FraudService) and `decisions` (DecisionBook).
+app.state must hold `fraud` (FraudService) and `decisions` (DecisionStore).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime
 
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.schemas import (
     EXAMPLE_ALERT,
     EXAMPLE_DECISION,
@@ -132,7 +132,7 @@ def list_alerts(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
 ) -> AlertsResponse:
     """The newest alerts that pass every filter, newest first."""
-    book: DecisionBook = request.app.state.decisions
+    book: DecisionStore = request.app.state.decisions
     found = book.alerts(outcome=outcome, card_id=card_id, min_score=min_score, since=since, limit=limit)
     return AlertsResponse(alerts=[alert_out(alert.resume, alert.decision) for alert in found])
 
@@ -148,7 +148,7 @@ async def stream_alerts(
     after: Annotated[str | None, Query(description="As Last-Event-ID, for a first connection.")] = None,
 ) -> StreamingResponse:
     """Alerts as they happen, as server-sent events; with Last-Event-ID from there on, with nothing lost."""
-    book: DecisionBook = request.app.state.decisions
+    book: DecisionStore = request.app.state.decisions
     resume = last_event_id or after
     if resume is None:
         position = await run_in_threadpool(book.end)
@@ -162,7 +162,7 @@ async def stream_alerts(
     return StreamingResponse(alert_events(book, position), media_type="text/event-stream", headers=headers)
 
 
-async def alert_events(book: DecisionBook, position: Position) -> AsyncIterator[str]:
+async def alert_events(book: DecisionStore, position: Position) -> AsyncIterator[str]:
     """Server-sent events from a position on, until the book closes.
 
     A heartbeat carries the position too: after a long quiet time a client need not read all of it again.

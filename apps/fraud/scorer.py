@@ -16,19 +16,19 @@ import numpy as np
 from pydantic import ValidationError
 
 from apps import metrics
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
 from features.contract.events import Decision, Transaction, dead_letter, key_of, milliseconds, to_json
-from features.history.point_in_time import order_of_arrival
+from features.history.point_in_time import arrival_order
 from infra import topics
 from infra.log.client import (
-    WHOLE,
+    ALL_PARTITIONS,
     EventLog,
     LogError,
     LogFullError,
     LogUnreachableError,
+    PartitionShare,
     Record,
-    Share,
     follow,
 )
 from infra.observability.traces import span
@@ -53,9 +53,9 @@ def run(
     log: EventLog,
     *,
     service: FraudService,
-    decisions: DecisionBook,
+    decisions: DecisionStore,
     stop: threading.Event,
-    share: Share = WHOLE,
+    share: PartitionShare = ALL_PARTITIONS,
     history_after: timedelta | None = None,
 ) -> None:
     """Score what the log holds and gets, from the last committed position on, until `stop` is set.
@@ -76,15 +76,15 @@ def _work(
     log: EventLog,
     *,
     service: FraudService,
-    decisions: DecisionBook,
+    decisions: DecisionStore,
     stop: threading.Event,
-    share: Share,
+    share: PartitionShare,
     history_after: timedelta | None,
 ) -> None:
     position = log.committed(GROUP, topics.TRANSACTIONS).of(share)
     for records in follow(log, topics.TRANSACTIONS, position, stop=stop, max_records=BATCH, share=share):
         position = position.after(records)
-        if not _insist(decisions.refresh, stop=stop):
+        if not _retry(decisions.refresh, stop=stop):
             return
         with span("score batch", records=len(records)):
             decided, refused = score_records(records, service=service, decisions=decisions, history_after=history_after)
@@ -96,14 +96,14 @@ def _work(
             partial(log.append, topics.DECISIONS, pairs),
             partial(log.commit, GROUP, topics.TRANSACTIONS, position),
         ):
-            if not _insist(step, stop=stop):
+            if not _retry(step, stop=stop):
                 return
         now = time.time() * 1000
         for record in records:
             metrics.DECISION_LAG_SECONDS.observe(max(0.0, now - record.timestamp_ms) / 1000)
 
 
-def _insist(step: Callable[[], None], *, stop: threading.Event) -> bool:
+def _retry(step: Callable[[], None], *, stop: threading.Event) -> bool:
     """Take a step until the log lets it; False when `stop` was set first."""
     while not stop.is_set():
         try:
@@ -116,7 +116,7 @@ def _insist(step: Callable[[], None], *, stop: threading.Event) -> bool:
     return False
 
 
-def _count_behind(log: EventLog, share: Share, stop: threading.Event) -> None:
+def _count_behind(log: EventLog, share: PartitionShare, stop: threading.Event) -> None:
     """Show how many payments wait, by looking: what offsets are is the log's business."""
     while not stop.is_set():
         try:
@@ -132,7 +132,7 @@ def score_records(
     records: Sequence[Record],
     *,
     service: FraudService,
-    decisions: DecisionBook,
+    decisions: DecisionStore,
     history_after: timedelta | None = None,
 ) -> tuple[list[Decision], Pairs]:
     """Decisions on the payments that need one, and dead letters of the records that are none.
@@ -143,7 +143,7 @@ def score_records(
     arrived: dict[str, tuple[Record, Transaction]] = {}
     decided: set[str] = set()
     refused: Pairs = []
-    for record in _as_they_came(records):
+    for record in _in_arrival_order(records):
         try:
             payment = Transaction.model_validate_json(record.value)
         except ValidationError as error:
@@ -173,11 +173,11 @@ def score_records(
     return found, refused
 
 
-def _as_they_came(records: Sequence[Record]) -> list[Record]:
+def _in_arrival_order(records: Sequence[Record]) -> list[Record]:
     places = [
         np.array([getattr(record, name) for record in records]) for name in ("partition", "offset", "timestamp_ms")
     ]
-    return [records[row] for row in order_of_arrival(*places)]
+    return [records[row] for row in arrival_order(*places)]
 
 
 def _refuse(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:

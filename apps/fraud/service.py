@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps import metrics
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.detector import FraudModel, explain
-from apps.fraud.labels import Labels
-from apps.fraud.recent_payments import Lately, RecentPayments
+from apps.fraud.labels import LabelService
+from apps.fraud.recent_payments import RecentHistory, RecentPayments
 from features.contract import columns
 from features.contract.events import Decision, Reason, Transaction, key_of, milliseconds, to_json
 from features.fraud import velocity
 from features.history import arrays
 from features.history.arrays import History, from_lists, hash_ids
 from features.history.fold import fold
-from features.history.point_in_time import KnownThen
+from features.history.point_in_time import PointInTimeHistory
 from infra import topics
 from infra.log.client import EventLog
 from infra.observability.logs import pseudonym
@@ -55,11 +55,11 @@ class CardReader(Protocol):
     """Stored histories now, one row an id, empty where nothing is stored."""
 
     def card_histories(self, ids: Sequence[str]) -> History:
-        """Columns of history.CARD_COLUMNS."""
+        """Columns of arrays.CARD_COLUMNS."""
         ...
 
     def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
-        """Columns of history.TERMINAL_COLUMNS, and of history.FRAUD_COLUMNS."""
+        """Columns of arrays.TERMINAL_COLUMNS, and of arrays.FRAUD_COLUMNS."""
         ...
 
 
@@ -70,7 +70,7 @@ class FraudService:
         *,
         reader: CardReader,
         log: EventLog,
-        decisions: DecisionBook,
+        decisions: DecisionStore,
         clock: Callable[[], float] = time.time,
         watch: Callable[[NDArray[np.float32]], None] = lambda matrix: None,
     ) -> None:
@@ -84,7 +84,7 @@ class FraudService:
         self._watch = watch
         self._recent = RecentPayments(clock=clock, seconds=RECENT_SECONDS)
         decisions.on_decisions = self._met_elsewhere
-        self.labels = Labels(log, decisions=decisions)
+        self.labels = LabelService(log, decisions=decisions)
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._stored: OrderedDict[str, None] = OrderedDict()
         self._met_here: OrderedDict[str, None] = OrderedDict()
@@ -132,7 +132,7 @@ class FraudService:
             for decision in decisions
             if decision.decided_time.timestamp() >= since and decision.event_id not in self._met_here
         ]
-        self._recent.told(payments, hash_ids([payment.event_id for payment in payments]).tolist())
+        self._recent.observe(payments, hash_ids([payment.event_id for payment in payments]).tolist())
 
     @metrics.FRAUD_SECONDS.time()
     def score_many(self, arrived: Sequence[Transaction], *, decided: Collection[str] = ()) -> list[Decision]:
@@ -185,7 +185,9 @@ class FraudService:
             self._met_here.popitem(last=False)
         cards = list(dict.fromkeys(payment.card_id for payment in arrived))
         terminals = list(dict.fromkeys(payment.terminal_id for payment in arrived))
-        of_cards, of_terminals = self._recent.meet(arrived, hashes.tolist(), cards=cards, terminals=terminals)
+        of_cards, of_terminals = self._recent.observe_arrived(
+            arrived, hashes.tolist(), cards=cards, terminals=terminals
+        )
         degraded = False
         try:
             card_rows = self._reader.card_histories(cards)
@@ -261,10 +263,10 @@ def _rules(values: NDArray[np.float32]) -> tuple[Reason, ...]:
     )
 
 
-def _known_then(stored: History, lately: Lately, own: NDArray[np.int64], *, cap: int, horizon: int) -> History:
+def _known_then(stored: History, lately: RecentHistory, own: NDArray[np.int64], *, cap: int, horizon: int) -> History:
     """What was known of the card or terminal of each payment, told by its hash, when it arrived. Shape: as own."""
     folded = fold(stored, lately.key, lately.entries)
-    then = KnownThen(folded, lately.key, lately.entries[columns.TIMES], cap=cap, horizon=horizon)
+    then = PointInTimeHistory(folded, lately.key, lately.entries[columns.TIMES], cap=cap, horizon=horizon)
     order = np.argsort(lately.entries[columns.EVENT_HASHES])
     return then.rows(order[np.searchsorted(lately.entries[columns.EVENT_HASHES][order], own)])
 

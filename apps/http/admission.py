@@ -24,7 +24,7 @@ Priority = Literal["interactive", "bulk"]
 BULK = ("/v1/events", "/v1/labels", "/v1/experiments", "/v1/rules")
 ALWAYS = ("/v1/alerts/stream",)
 """Below /v1, but open for hours and mostly idle: no place is held for it."""
-QUICK_SHARE, STANDING_SHARE = 1 / 20, 1 / 4
+QUICK_SHARE, QUEUE_SHARE = 1 / 20, 1 / 4
 """Of the longest wait: what counts as none, and what is the longest in a standing queue."""
 RETRY_AFTER_SECONDS = 1
 
@@ -47,7 +47,7 @@ class _Queue:
     """When somebody got a place last with next to no wait."""
 
 
-class Places:
+class ConcurrencyLimiter:
     """The places of one process and who waits for them; lives in the event loop, so it needs no lock."""
 
     def __init__(self, places: int, *, queue_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,19 +63,19 @@ class Places:
         }
 
     @property
-    def working(self) -> int:
+    def running(self) -> int:
         return sum(queue.working for queue in self._queues.values())
 
-    def standing(self, priority: Priority) -> bool:
+    def queue_length(self, priority: Priority) -> bool:
         """Has nobody got a place without waiting for as long as a request may wait."""
         queue = self._queues[priority]
         return bool(queue.waiting) and self._clock() - queue.quick_at > self._queue_seconds
 
-    def hopeless(self, priority: Priority) -> bool:
+    def would_time_out(self, priority: Priority) -> bool:
         """So many wait already that one more is not worth reading."""
         return len(self._queues[priority].waiting) >= 4 * self._most
 
-    async def take(self, priority: Priority) -> bool:
+    async def acquire(self, priority: Priority) -> bool:
         """Wait for a place; False when none came free in time. Give it back with `leave`."""
         queue = self._queues[priority]
         if not queue.waiting and self._free(queue):
@@ -85,24 +85,24 @@ class Places:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         patience = self._queue_seconds
-        if self.standing(priority):
-            patience *= STANDING_SHARE
+        if self.queue_length(priority):
+            patience *= QUEUE_SHARE
             while queue.waiting and queue.waiting[0][0] < self._clock() - patience:
-                self._refuse(queue, queue.waiting[0][1])
+                self._reject(queue, queue.waiting[0][1])
         queue.waiting.append((self._clock(), turn))
-        timer = loop.call_later(patience, self._refuse, queue, turn)
+        timer = loop.call_later(patience, self._reject, queue, turn)
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.result():
-                self.leave(priority)
+                self.release(priority)
             else:
                 self._forget(queue, turn)
             raise
         finally:
             timer.cancel()
 
-    def leave(self, priority: Priority) -> None:
+    def release(self, priority: Priority) -> None:
         """Give a place back, to whoever waits for one."""
         self._queues[priority].working -= 1
         for queue in self._queues.values():
@@ -115,9 +115,9 @@ class Places:
                     turn.set_result(True)
 
     def _free(self, queue: _Queue) -> bool:
-        return queue.working < queue.most and self.working < self._most
+        return queue.working < queue.most and self.running < self._most
 
-    def _refuse(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
+    def _reject(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
         self._forget(queue, turn)
         if not turn.done():
             turn.set_result(False)
@@ -129,11 +129,11 @@ class Places:
                 return
 
 
-class Overload:
+class AdmissionControl:
     """ASGI middleware in front of routing and parsing. A body is read before its request takes a place, so that a slow
     sender holds none, and up to `most_bytes` (413 beyond)."""
 
-    def __init__(self, app: ASGIApp, *, places: Places, most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, places: ConcurrencyLimiter, most_bytes: int) -> None:
         self._app = app
         self._places = places
         self._most_bytes = most_bytes
@@ -143,7 +143,7 @@ class Overload:
         if priority is None:
             await self._app(scope, receive, send)
             return
-        if self._places.hopeless(priority):
+        if self._places.would_time_out(priority):
             await self._refuse(priority, send)
             return
         body = await self._body(scope, receive)
@@ -152,14 +152,14 @@ class Overload:
             await _answer(send, 413, "Too large", detail)
             return
         started = time.perf_counter()
-        if not await self._places.take(priority):
+        if not await self._places.acquire(priority):
             await self._refuse(priority, send)
             return
         metrics.QUEUE_SECONDS.labels(priority).observe(time.perf_counter() - started)
         try:
             await self._app(scope, _replay(body, receive), send)
         finally:
-            self._places.leave(priority)
+            self._places.release(priority)
 
     async def _refuse(self, priority: Priority, send: Send) -> None:
         metrics.SHED.labels(priority).inc()

@@ -22,7 +22,7 @@ USABLE_ID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
 UNKNOWN_ROUTE = "unknown"
 
 
-class Edge:
+class RequestContext:
     """A usable X-Request-ID is taken over and sent back; a request without one gets a new id."""
 
     def __init__(self, app: ASGIApp, *, log_requests: bool) -> None:
@@ -64,12 +64,12 @@ class Edge:
                             "headrace.request_id": request_id,
                         },
                     )
-                    self._tell(scope["method"], route, status, took)
+                    self._record(scope["method"], route, status, took)
         finally:
             metrics.IN_FLIGHT.dec()
             REQUEST_ID.reset(token)
 
-    def _tell(self, method: str, route: str, status: int, seconds: float) -> None:
+    def _record(self, method: str, route: str, status: int, seconds: float) -> None:
         metrics.REQUEST_SECONDS.labels(method, route, str(status)).observe(seconds)
         # A refusal because of overload is counted, and no line the more for a machine that is busy.
         failed = status >= 500 and not (status == 503 and route == UNKNOWN_ROUTE)

@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from apps.recommend.candidate_generation import Retrieved
+from apps.recommend.candidate_generation import CandidateSet
 from apps.recommend.reasons import Reasons
 from apps.recommend.reranking import Slate
 from apps.recommend.rules.schemas import SurfaceRules
@@ -15,7 +15,7 @@ from features.contract import events
 from infra.observability.logs import REQUEST_ID
 
 
-def describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> list[dict[str, Any]]:
+def answer_items(slate: Slate, scores: NDArray[np.float32], found: CandidateSet) -> list[dict[str, Any]]:
     rows = np.array(slate.rows, dtype=np.int64)
     reasons = Reasons(found.candidates, rows, found.recommender.catalogue)
     described, shown = found.described(found.candidates.items[rows]), scores[rows].astype(np.float64).round(6).tolist()
@@ -25,7 +25,7 @@ def describe(slate: Slate, scores: NDArray[np.float32], found: Retrieved) -> lis
             "item_id": item_id,
             "score": score,
             "source": "pin" if row in slate.pinned else reasons.sources[place],
-            "reasons": reasons.of(place, pinned=row in slate.pinned, explored=row in slate.explored),
+            "reasons": reasons.for_row(place, pinned=row in slate.pinned, explored=row in slate.explored),
             "propensity": propensity,
             "title": title,
             "price": price,
@@ -42,12 +42,12 @@ def trace(
     slate: Slate,
     order: NDArray[np.int64],
     scores: NDArray[np.float32],
-    found: Retrieved,
+    found: CandidateSet,
     rules: SurfaceRules,
     marks: list[float],
 ) -> dict[str, Any]:
     """Every candidate by rank: where it came from, and which stage dropped it."""
-    traced, sources = [], Reasons(found.candidates, order, found.recommender.catalogue).places
+    traced, sources = [], Reasons(found.candidates, order, found.recommender.catalogue).ranks
     position = {row: place for place, row in enumerate(slate.rows, start=1)}
     described = found.described(found.candidates.items[order])
     for rank, row in enumerate(order.tolist(), start=1):

@@ -8,24 +8,24 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from apps.recommend.service import Call
+from apps.recommend.service import RequestState
 
-TOGETHER = 8
+MAX_BATCH = 8
 """Most answers that are worked out at once: more would keep the event loop from whoever comes."""
-LOOKS = 3
+EVENT_LOOP_PASSES = 3
 """Before each round the event loop looks so often for what came: it takes one new connection at each look, and those
 that wait must be met by the limits of apps/http/admission.py, not by a socket that nobody reads."""
 
 
-class Desk:
+class RequestBatcher:
     """Lives in the event loop, so it needs no lock."""
 
-    def __init__(self, answer_all: Callable[[list[Call]], None]) -> None:
+    def __init__(self, answer_all: Callable[[list[RequestState]], None]) -> None:
         self._answer_all = answer_all
-        self._waiting: deque[tuple[Call, asyncio.Future[dict[str, Any]]]] = deque()
+        self._waiting: deque[tuple[RequestState, asyncio.Future[dict[str, Any]]]] = deque()
         self._working: asyncio.Task[None] | None = None
 
-    async def answer(self, call: Call) -> dict[str, Any]:
+    async def submit(self, call: RequestState) -> dict[str, Any]:
         """The answer of the call; raises what it fails with."""
         turn: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, turn))
@@ -35,9 +35,9 @@ class Desk:
 
     async def _work(self) -> None:
         while self._waiting:
-            for _ in range(LOOKS):
+            for _ in range(EVENT_LOOP_PASSES):
                 await asyncio.sleep(0)
-            together = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
+            together = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
             together = [(call, turn) for call, turn in together if not turn.done()]
             try:
                 self._answer_all([call for call, _ in together])

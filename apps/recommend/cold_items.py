@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from apps.ports import ListedItem
-from apps.recommend.filters.evaluation import Filters, ItemColumns
+from apps.recommend.filters.evaluation import ItemColumns, ItemFilters
 from features.recommender.candidates import (
-    ABSENT,
     CANDIDATE_FEATURES,
-    COLUMN,
+    FEATURE_INDEX,
     SOURCES,
+    UNRANKED,
     USER_FEATURES,
     Candidates,
     Visitor,
@@ -27,36 +27,36 @@ from features.recommender.candidates import NEVER_DAYS as NEVER
 from features.recommender.candidates import user_features as describe_user
 from features.recommender.catalogue import Catalogue
 
-MOST = 200
+MAX_COLD_ITEMS = 200
 """Latest ones that are shown; older ones wait for the next release."""
-ALIKE = 10
+NEIGHBOURS_AVERAGED = 10
 WORD = re.compile(r"\w{3,}")
 SAME_CATEGORY, PER_DOUBLED_PRICE = 3.0, -0.7
 """Weights beside those of shared words, which are their inverse document frequencies."""
 
 
 @dataclass(frozen=True)
-class Newcomers:
+class ColdItems:
     items: tuple[ListedItem, ...]
     vectors: NDArray[np.float32]
     """Shape [M, D], unit length, or zero where nothing in the catalogue is like it."""
-    likest: NDArray[np.int64]
+    nearest_known: NDArray[np.int64]
     """Shape [M], catalogue indices."""
-    filters: Filters
+    filters: ItemFilters
 
 
-def meet(
-    listed: Sequence[ListedItem], catalogue: Catalogue, columns: ItemColumns, *, known: Newcomers | None
-) -> Newcomers:
+def match_cold_items(
+    listed: Sequence[ListedItem], catalogue: Catalogue, columns: ItemColumns, *, known: ColdItems | None
+) -> ColdItems:
     """The latest MOST of `listed` that the catalogue lacks; what `known` says of an item is not worked out again."""
     fresh = {item.item_id: item for item in listed if item.item_id not in catalogue.index}
-    items = tuple(list(fresh.values())[-MOST:])
+    items = tuple(list(fresh.values())[-MAX_COLD_ITEMS:])
     before = {} if known is None else {item: place for place, item in enumerate(known.items)}
     vectors = np.zeros((len(items), catalogue.vectors.shape[1]), dtype=np.float32)
     likest = np.zeros(len(items), dtype=np.int64)
     for place, item in enumerate(items):
         if known is not None and item in before:
-            vectors[place], likest[place] = known.vectors[before[item]], known.likest[before[item]]
+            vectors[place], likest[place] = known.vectors[before[item]], known.nearest_known[before[item]]
         elif len(catalogue.ids):
             alike = _alike(item, columns)
             mean = catalogue.vectors[alike].sum(axis=0)
@@ -68,7 +68,7 @@ def meet(
         np.array([item.price for item in items], dtype=np.float32),
         [item.category for item in items],
     )
-    return Newcomers(items, vectors, likest, Filters(shown))
+    return ColdItems(items, vectors, likest, ItemFilters(shown))
 
 
 def _alike(item: ListedItem, columns: ItemColumns) -> NDArray[np.int64]:
@@ -85,12 +85,12 @@ def _alike(item: ListedItem, columns: ItemColumns) -> NDArray[np.int64]:
         known = columns.prices > 0
         ratio = np.log2(np.where(known, columns.prices, item.price) / item.price)
         score += PER_DOUBLED_PRICE * np.abs(ratio)
-    return np.argsort(-score, kind="stable")[:ALIKE].astype(np.int64)
+    return np.argsort(-score, kind="stable")[:NEIGHBOURS_AVERAGED].astype(np.int64)
 
 
-def add(
+def append_cold_items(
     candidates: Candidates,
-    newcomers: Newcomers,
+    newcomers: ColdItems,
     places: NDArray[np.int64],
     *,
     who: Visitor,
@@ -107,22 +107,22 @@ def add(
     prices = newcomers.filters.items.prices[places]
     user = describe_user(who)
     mean_price = user[USER_FEATURES.index("user_mean_price")]
-    features[:, COLUMN["tower_score"]] = newcomers.vectors[places] @ user_vector
-    features[:, COLUMN["own_idle_days"]] = NEVER
-    features[:, COLUMN["item_trend"]] = 1.0
-    features[:, COLUMN["item_price"]] = prices
-    features[:, COLUMN["price_ratio"]] = np.log((prices + 0.1) / (mean_price + 0.1)) if mean_price > 0 else 0.0
-    features[:, COLUMN[USER_FEATURES[0]] :] = user
+    features[:, FEATURE_INDEX["tower_score"]] = newcomers.vectors[places] @ user_vector
+    features[:, FEATURE_INDEX["own_idle_days"]] = NEVER
+    features[:, FEATURE_INDEX["item_trend"]] = 1.0
+    features[:, FEATURE_INDEX["item_price"]] = prices
+    features[:, FEATURE_INDEX["price_ratio"]] = np.log((prices + 0.1) / (mean_price + 0.1)) if mean_price > 0 else 0.0
+    features[:, FEATURE_INDEX[USER_FEATURES[0]] :] = user
     return Candidates(
         np.concatenate((candidates.items, first_index + places)),
-        np.concatenate((candidates.ranks, np.full((len(places), len(SOURCES)), ABSENT, dtype=np.int64))),
+        np.concatenate((candidates.ranks, np.full((len(places), len(SOURCES)), UNRANKED, dtype=np.int64))),
         np.concatenate((candidates.features, features)),
-        np.concatenate((candidates.because, np.full(len(places), -1, dtype=np.int64))),
+        np.concatenate((candidates.seed_items, np.full(len(places), -1, dtype=np.int64))),
     )
 
 
-def choose(
-    newcomers: Newcomers, expression: str | None, user_vector: NDArray[np.float32], *, barred: set[str], most: int
+def select_cold_items(
+    newcomers: ColdItems, expression: str | None, user_vector: NDArray[np.float32], *, barred: set[str], most: int
 ) -> NDArray[np.int64]:
     """Places of at most `most` newcomers: those nearest to the visitor; for a stranger the latest."""
     if not newcomers.items or not most:
@@ -130,7 +130,7 @@ def choose(
     places = np.arange(len(newcomers.items))
     allowed = newcomers.filters.allowed(expression)
     if allowed is not None:
-        places = places[allowed.holds(places)]
+        places = places[allowed.contains(places)]
     if barred:
         places = places[[newcomers.items[place].item_id not in barred for place in places.tolist()]]
     nearness = newcomers.vectors[places] @ user_vector if user_vector.any() else places

@@ -7,9 +7,9 @@ import numpy as np
 
 from apps.http.errors import Problem
 from apps.ports import Recommender
-from apps.recommend.item_stats import ItemBoard
+from apps.recommend.item_stats import ItemStats
 from apps.recommend.schemas import SimilarRequest
-from features.recommender.catalogue import Subset
+from features.recommender.catalogue import ItemSet
 
 TEXTS = {
     "BOUGHT_TOGETHER": "Often bought in the same order",
@@ -18,18 +18,18 @@ TEXTS = {
 }
 
 
-def similar(recommender: Recommender, board: ItemBoard, item_id: str, request: SimilarRequest) -> dict[str, Any]:
+def similar(recommender: Recommender, board: ItemStats, item_id: str, request: SimilarRequest) -> dict[str, Any]:
     """An ItemList: items bought together with this one, then items near it. Raises Problem 404 for an unknown item."""
     started = time.perf_counter()
     catalogue = recommender.catalogue
     place = catalogue.index.get(item_id)
     if place is None:
         raise Problem(404, "Unknown item", f"release {recommender.manifest.version} does not know {item_id!r}")
-    allowed = board.filters.allowed(request.filter) or Subset.of(np.ones(len(catalogue.ids), dtype=bool))
+    allowed = board.filters.allowed(request.filter) or ItemSet.from_mask(np.ones(len(catalogue.ids), dtype=bool))
     barred = catalogue.indices([*request.exclude, item_id])
     allowed = allowed.without(barred[barred >= 0])
     near = catalogue.neighbours[place][catalogue.neighbours[place] >= 0].astype(np.int64)
-    together = near[allowed.holds(near)][: request.n]
+    together = near[allowed.contains(near)][: request.n]
     hits = recommender.nearest(catalogue.vectors[place], request.n + len(together), allowed)
     rest = hits[~np.isin(hits, together)][: request.n - len(together)]
     similarity = dict(zip(near.tolist(), catalogue.similarities[place].tolist(), strict=False))
@@ -50,7 +50,7 @@ def similar(recommender: Recommender, board: ItemBoard, item_id: str, request: S
     return _list(items, recommender, started)
 
 
-def trending(recommender: Recommender, board: ItemBoard, *, at: int, n: int) -> dict[str, Any]:
+def trending(recommender: Recommender, board: ItemStats, *, at: int, n: int) -> dict[str, Any]:
     """An ItemList: what was ordered most of late, today included."""
     started = time.perf_counter()
     scores = board.trending(at)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.ports import FeatureReader, ListedItem, Recommender
-from apps.recommend.cold_items import Newcomers, meet
-from apps.recommend.filters.evaluation import Filters, ItemColumns
+from apps.recommend.cold_items import ColdItems, match_cold_items
+from apps.recommend.filters.evaluation import ItemColumns, ItemFilters
 from features.contract import events
 from features.history.arrays import History
 from features.history.windows import DAY
-from features.recommender.catalogue import Leaders, item_windows, leaders, trending_now
+from features.recommender.catalogue import PopularItems, item_windows, popular_items, trending_scores
 
 logger = logging.getLogger(__name__)
 
@@ -26,27 +26,27 @@ SLICE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Sales:
+class SalesWindows:
     """Of the catalogue at one day."""
 
     windows: NDArray[np.float32]
     """item_windows, shape [N, len(ITEM_WINDOWS)]."""
-    leaders: Leaders
+    popular: PopularItems
 
 
-class ItemBoard:
+class ItemStats:
     """Of one release's catalogue. Until the first refresh it shows the release's own windows, and nothing new."""
 
     def __init__(self, recommender: Recommender) -> None:
         self._recommender = recommender
         catalogue = recommender.catalogue
-        self.filters = Filters(
+        self.filters = ItemFilters(
             ItemColumns(catalogue.ids, catalogue.titles, catalogue.prices, catalogue.categories or ())
         )
-        self.newcomers: Newcomers = meet((), catalogue, self.filters.items, known=None)
+        self.newcomers: ColdItems = match_cold_items((), catalogue, self.filters.items, known=None)
         self._history: History | None = None
-        self._days: OrderedDict[int, Sales] = OrderedDict()
-        self._released = Sales(recommender.windows, leaders(recommender.windows))
+        self._days: OrderedDict[int, SalesWindows] = OrderedDict()
+        self._released = SalesWindows(recommender.windows, popular_items(recommender.windows))
         self._lock = threading.Lock()
         self.stale = True
 
@@ -83,11 +83,11 @@ class ItemBoard:
             self.stale = False
         try:
             listed = new_items(events.milliseconds(self._recommender.manifest.data_end))
-            self.newcomers = meet(listed, catalogue, self.filters.items, known=self.newcomers)
+            self.newcomers = match_cold_items(listed, catalogue, self.filters.items, known=self.newcomers)
         except Exception:
             logger.exception("new items cannot be read; the list of them stays as it is")
 
-    def sales(self, at: int) -> Sales:
+    def windows_at(self, at: int) -> SalesWindows:
         """As they stood at the beginning of the day of `at` (ms)."""
         day = at // DAY
         known = self._days.get(day)
@@ -109,7 +109,7 @@ class ItemBoard:
         history = self._history
         if history is None:
             return self._recommender.windows[:, 1].astype(np.float64)
-        return trending_now(history, at)
+        return trending_scores(history, at)
 
 
 def _joined(slices: Sequence[History]) -> History:
@@ -120,6 +120,6 @@ def _joined(slices: Sequence[History]) -> History:
     return History(np.concatenate((*offsets, starts[-1:])).astype(np.int64), entries)
 
 
-def _sales(history: History, at: int) -> Sales:
+def _sales(history: History, at: int) -> SalesWindows:
     windows = item_windows(history, at)
-    return Sales(windows, leaders(windows))
+    return SalesWindows(windows, popular_items(windows))

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.recommender.candidates import ABSENT, COLUMN, SOURCES, Candidates
+from features.recommender.candidates import FEATURE_INDEX, SOURCES, UNRANKED, Candidates
 from features.recommender.catalogue import Catalogue
 
-MOST_REASONS = 2
+MAX_REASONS = 2
 NEW = "new"
 """Source of items that the release does not know."""
 PINNED = {"code": "PINNED", "text": "Placed here by the shop", "item_id": None}
@@ -20,7 +20,7 @@ NEW_ITEM = {"code": "NEW_ITEM", "text": "New in the shop", "item_id": None}
 def first_sources(ranks: NDArray[np.int64]) -> list[str]:
     """The source that ranked each candidate highest; ranks: shape [C, len(SOURCES)]."""
     best = ranks.argmin(axis=1)
-    known = ranks[np.arange(len(ranks)), best] < ABSENT
+    known = ranks[np.arange(len(ranks)), best] < UNRANKED
     return [SOURCES[place] if one else NEW for place, one in zip(best.tolist(), known.tolist(), strict=True)]
 
 
@@ -34,26 +34,26 @@ class Reasons:
         self.sources = first_sources(ranks)
         """The source that ranked each highest."""
 
-    def places(self, row: int) -> list[tuple[str, int]]:
+    def ranks(self, row: int) -> list[tuple[str, int]]:
         """(source, place in it from 0 on), the source that ranked it highest first."""
         return [(SOURCES[one], self._ranks[row][one]) for one in self._drew(row)] or [(NEW, 0)]
 
-    def of(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
-        """At most MOST_REASONS."""
+    def for_row(self, row: int, *, pinned: bool, explored: bool) -> list[dict[str, Any]]:
+        """At most MAX_REASONS."""
         if pinned:
             return [PINNED]
-        drew = self._drew(row)[: MOST_REASONS - explored]
+        drew = self._drew(row)[: MAX_REASONS - explored]
         reasons = [self._of_source(SOURCES[one], row) for one in drew] or [NEW_ITEM]
         return [EXPLORED, *reasons] if explored else reasons
 
     def _drew(self, row: int) -> list[int]:
         """The sources that drew it, by their place among SOURCES, the one that ranked it highest first."""
         ranks = self._ranks[row]
-        return [one for one in self._best[row] if ranks[one] < ABSENT]
+        return [one for one in self._best[row] if ranks[one] < UNRANKED]
 
     def _of_source(self, source: str, row: int) -> dict[str, Any]:
         if source == "co_purchase":
-            because = self._candidates.because[self._rows[row]]
+            because = self._candidates.seed_items[self._rows[row]]
             item_id = self._catalogue.ids[because]
             title = self._catalogue.titles[because] or item_id
             return {"code": "BOUGHT_TOGETHER", "text": f"Often bought together with {title}", "item_id": item_id}
@@ -68,4 +68,4 @@ class Reasons:
         return {"code": "TRENDING", "text": text, "item_id": None}
 
     def _told(self, row: int, feature: str) -> int:
-        return int(self._candidates.features[self._rows[row], COLUMN[feature]])
+        return int(self._candidates.features[self._rows[row], FEATURE_INDEX[feature]])

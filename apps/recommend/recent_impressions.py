@@ -10,22 +10,22 @@ from collections import OrderedDict, deque
 import numpy as np
 from numpy.typing import NDArray
 
-VISITORS_KEPT = 20_000
-LISTS_KEPT = 10
+MAX_VISITORS = 20_000
+MAX_LISTS = 10
 """Latest lists of a visitor and surface that are remembered."""
 
 
-class ShownLately:
+class RecentImpressions:
     """Safe to use from threads. Times in ms."""
 
-    def __init__(self, *, visitors: int = VISITORS_KEPT) -> None:
+    def __init__(self, *, visitors: int = MAX_VISITORS) -> None:
         self._visitors = visitors
         self._lists: OrderedDict[tuple[str | None, str], deque[tuple[int, NDArray[np.int64]]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, visitor: str, surface: str, items: NDArray[np.int64], at: int) -> None:
         with self._lock:
-            lists = self._lists.setdefault((visitor, surface), deque(maxlen=LISTS_KEPT))
+            lists = self._lists.setdefault((visitor, surface), deque(maxlen=MAX_LISTS))
             lists.append((at, items))
             self._lists.move_to_end((visitor, surface))
             if len(self._lists) > self._visitors:

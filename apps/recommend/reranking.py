@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 
 from apps.recommend.exploration import explore
 from apps.recommend.rules.schemas import Diversity, Exploration, SurfaceRules
-from features.recommender.candidate_kernels import among, counted, varied
+from features.recommender.candidate_kernels import count_occurrences, isin, mmr_order
 
-Rows = NDArray[np.int64]
+RowArray = NDArray[np.int64]
 MS_PER_HOUR = 3_600_000
 
 
 @dataclass(slots=True)
-class Ground:
+class RerankContext:
     """What the stages know of C candidates (rows) and of the visitor."""
 
     items: NDArray[np.int64]
     """Shape [C]."""
     matches: Callable[[str], NDArray[np.bool_]]
     """Which rows an expression holds for, shape [C]."""
-    values_of: Callable[[str, Rows], list[str]]
+    values_of: Callable[[str, RowArray], list[str]]
     """Of a quota's field: the values of rows."""
-    vectors: Callable[[Rows], NDArray[np.float32]]
+    vectors: Callable[[RowArray], NDArray[np.float32]]
     """Unit vectors of rows, shape [len(rows), D]."""
     row_of: Callable[[str], int | None]
     """Row of an item by its id; None where it is no candidate."""
@@ -53,10 +53,10 @@ class Slate:
     """Shape [C], with what the rules made of them."""
 
 
-def arrange(
-    order: Rows,
+def rerank(
+    order: RowArray,
     log_odds: NDArray[np.float64],
-    ground: Ground,
+    context: RerankContext,
     rules: SurfaceRules,
     *,
     n: int,
@@ -67,17 +67,17 @@ def arrange(
 ) -> Slate:
     """order: all rows, best first; log_odds: shape [C], 0 is a neutral score. Returns at most n rows."""
     slate = Slate([], [], log_odds=log_odds.astype(np.float64))
-    gone = _leave_out(ground, rules, slate, drop_seen=drop_seen, traced=traced)
+    gone = _excluded_rows(context, rules, slate, drop_seen=drop_seen, traced=traced)
     order = order[~gone[order]]
-    if _weigh(slate.log_odds, ground, rules):
+    if _apply_score_rules(slate.log_odds, context, rules):
         order = order[(-slate.log_odds[order]).argsort(kind="stable")]
     if rules.diversity is not None and len(order) > 1:
-        order = diversify(order, ground.vectors, rules.diversity, n=n)
-    pins = _pins(rules, ground, gone, n=n)
+        order = diversify(order, context.vectors, rules.diversity, n=n)
+    pins = _pins(rules, context, gone, n=n)
     # What nobody will see, not even a trace, is not counted.
     needed = len(order) if traced else n + (exploration.pool if exploration is not None else 0)
-    listed = _within_quotas(order, ground, rules, pins=pins, slate=slate, needed=needed, traced=traced)
-    _fill(slate, listed, pins, n=n, exploration=exploration, rng=rng)
+    listed = _apply_quotas(order, context, rules, pins=pins, slate=slate, needed=needed, traced=traced)
+    _assign_positions(slate, listed, pins, n=n, exploration=exploration, rng=rng)
     if traced:
         shown_rows = set(slate.rows)
         slate.dropped.update(
@@ -88,19 +88,19 @@ def arrange(
     return slate
 
 
-def _leave_out(
-    ground: Ground, rules: SurfaceRules, slate: Slate, *, drop_seen: bool, traced: bool
+def _excluded_rows(
+    context: RerankContext, rules: SurfaceRules, slate: Slate, *, drop_seen: bool, traced: bool
 ) -> NDArray[np.bool_]:
     """Which rows may not be shown, shape [C]."""
-    gone = np.zeros(len(ground.items), dtype=bool)
+    gone = np.zeros(len(context.items), dtype=bool)
     reasons: list[tuple[NDArray[np.bool_], str, str]] = []
     if drop_seen:
-        reasons.append((ground.visited("seen", 400), "seen", "the request leaves out what the visitor saw or bought"))
+        reasons.append((context.visited("seen", 400), "seen", "the request leaves out what the visitor saw or bought"))
     for rule in rules.rules:
         if rule.kind == "hide":
-            reasons.append((ground.matches(rule.when), "hide", f"hidden: {rule.when}"))
+            reasons.append((context.matches(rule.when), "hide", f"hidden: {rule.when}"))
         elif (rule.kind == "bought" or rule.kind == "seen") and not rule.factor:
-            rows = ground.visited(rule.kind, rule.days)
+            rows = context.visited(rule.kind, rule.days)
             reasons.append((rows, rule.kind, f"{rule.kind} within {rule.days:g} days"))
     for rows, stage, why in reasons:
         if traced:
@@ -109,61 +109,74 @@ def _leave_out(
     return gone
 
 
-def _weigh(log_odds: NDArray[np.float64], ground: Ground, rules: SurfaceRules) -> bool:
+def _apply_score_rules(log_odds: NDArray[np.float64], context: RerankContext, rules: SurfaceRules) -> bool:
     """Multiply odds in place; False where no rule does so."""
     changed = False
     for rule in rules.rules:
         if rule.kind == "boost" or rule.kind == "bury":
-            log_odds[ground.matches(rule.when)] += log(rule.factor)
+            log_odds[context.matches(rule.when)] += log(rule.factor)
         elif (rule.kind == "bought" or rule.kind == "seen") and rule.factor:
-            log_odds[ground.visited(rule.kind, rule.days)] += log(rule.factor)
+            log_odds[context.visited(rule.kind, rule.days)] += log(rule.factor)
         elif rule.kind == "rotate":
-            log_odds += np.minimum(counted(ground.items, ground.shown(rule.hours)), rule.most) * log(rule.factor)
+            log_odds += np.minimum(count_occurrences(context.items, context.shown(rule.hours)), rule.most) * log(
+                rule.factor
+            )
         else:
             continue
         changed = True
     return changed
 
 
-def diversify(order: Rows, vectors: Callable[[Rows], NDArray[np.float32]], rule: Diversity, *, n: int) -> Rows:
+def diversify(
+    order: RowArray, vectors: Callable[[RowArray], NDArray[np.float32]], rule: Diversity, *, n: int
+) -> RowArray:
     """The first n chosen one by one from the pool, by (1 - weight) x relevance - weight x likeness to what is chosen.
 
     Relevance is 1 for the best of the pool and falls evenly with the place, so that the scale of scores plays no part;
     likeness is the highest cosine to an item chosen before.
     """
     pool = order[: max(rule.pool, n)]
-    return np.concatenate((pool[varied(vectors(pool), rule.weight, n)], order[len(pool) :]))
+    return np.concatenate((pool[mmr_order(vectors(pool), rule.weight, n)], order[len(pool) :]))
 
 
-def _pins(rules: SurfaceRules, ground: Ground, gone: NDArray[np.bool_], *, n: int) -> dict[int, int]:
+def _pins(rules: SurfaceRules, context: RerankContext, gone: NDArray[np.bool_], *, n: int) -> dict[int, int]:
     """Position (from 0 on) to the row that is pinned there; the first pin of a position or item holds."""
     pins: dict[int, int] = {}
     for rule in rules.rules:
         if rule.kind == "pin" and rule.position <= n and rule.position - 1 not in pins:
-            row = ground.row_of(rule.item_id)
+            row = context.row_of(rule.item_id)
             if row is not None and not gone[row] and row not in pins.values():
                 pins[rule.position - 1] = row
     return pins
 
 
-def _within_quotas(
-    order: Rows, ground: Ground, rules: SurfaceRules, *, pins: dict[int, int], slate: Slate, needed: int, traced: bool
+def _apply_quotas(
+    order: RowArray,
+    context: RerankContext,
+    rules: SurfaceRules,
+    *,
+    pins: dict[int, int],
+    slate: Slate,
+    needed: int,
+    traced: bool,
 ) -> list[int]:
     """The rows that are not pinned, without those that would be too many of one value."""
     pinned = np.array(list(pins.values()), dtype=np.int64)
     if pins:
-        order = order[~among(order, pinned)]
+        order = order[~isin(order, pinned)]
     # Of several quotas on one field the smallest holds.
     quotas = sorted((rule for rule in rules.rules if rule.kind == "quota"), key=lambda rule: -rule.most)
     if not quotas:
         return list(order[:needed].tolist())
     most: dict[str, int] = {rule.field: rule.most for rule in quotas}
-    counts: dict[str, dict[str, int]] = {name: Counter(ground.values_of(name, pinned)) if pins else {} for name in most}
+    counts: dict[str, dict[str, int]] = {
+        name: Counter(context.values_of(name, pinned)) if pins else {} for name in most
+    }
     rows: list[int] = []
     # Most rows of a long order are never asked for their values.
     for start in range(0, len(order), max(1, 2 * needed)):
         part = order[start : start + max(1, 2 * needed)]
-        columns = [(name, ground.values_of(name, part), counts[name], most[name]) for name in most]
+        columns = [(name, context.values_of(name, part), counts[name], most[name]) for name in most]
         for place, row in enumerate(part.tolist()):
             if len(rows) >= needed:
                 return rows
@@ -179,7 +192,7 @@ def _within_quotas(
     return rows
 
 
-def _fill(
+def _assign_positions(
     slate: Slate,
     listed: Sequence[int],
     pins: dict[int, int],

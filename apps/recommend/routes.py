@@ -9,11 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
-from apps.recommend.batcher import Desk
+from apps.recommend.batcher import RequestBatcher
 from apps.recommend.rules.schemas import SurfaceRules
-from apps.recommend.rules.store import RuleBook
+from apps.recommend.rules.store import SurfaceRuleStore
 from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
-from apps.recommend.service import Call, RecommendService
+from apps.recommend.service import RecommendService, RequestState
 
 router = APIRouter(prefix="/v1", tags=["recommend"])
 rules_router = APIRouter(prefix="/v1/rules", tags=["rules"])
@@ -25,8 +25,8 @@ def _service(request: Request) -> RecommendService:
     return cast(RecommendService, request.app.state.recommend)
 
 
-def _desk(request: Request) -> Desk:
-    return cast(Desk, request.app.state.desk)
+def _desk(request: Request) -> RequestBatcher:
+    return cast(RequestBatcher, request.app.state.desk)
 
 
 def _json(answer: dict[str, Any]) -> Response:
@@ -56,8 +56,8 @@ async def recommend(request: Request) -> Response:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
     # Only what waits for the network leaves the event loop: handing two milliseconds of work to a thread and back
     # costs more than it frees, for one interpreter runs one of them at a time.
-    known = await run_in_threadpool(service.known_of, body) if service.waits else None
-    return _json(await _desk(request).answer(Call(body, known)))
+    known = await run_in_threadpool(service.read_visitor_state, body) if service.reads_remotely else None
+    return _json(await _desk(request).submit(RequestState(body, known)))
 
 
 ROUTE = cast(APIRoute, router.routes[-1])
@@ -81,7 +81,7 @@ def trending(request: Request, n: Annotated[int, Query(ge=1, le=100)] = 20) -> R
 @rules_router.get("/{surface}", summary="What a surface does after ranking")
 def get_rules(surface: Surface, request: Request) -> SurfaceRules:
     """The rules in force; a surface that was never given any has none."""
-    return _rules(request).of(surface)
+    return _rules(request).get(surface)
 
 
 @rules_router.put("/{surface}", summary="Change what a surface does after ranking")
@@ -91,5 +91,5 @@ def put_rules(surface: Surface, rules: SurfaceRules, request: Request) -> Surfac
     return rules
 
 
-def _rules(request: Request) -> RuleBook:
-    return cast(RuleBook, request.app.state.rules)
+def _rules(request: Request) -> SurfaceRuleStore:
+    return cast(SurfaceRuleStore, request.app.state.rules)

@@ -22,11 +22,11 @@ CREATED_TIMESTAMP = "created_timestamp"
 TIMES = "times"
 EVENT_HASHES = "event_hashes"
 ITEMS = "items"
-KINDS = "kinds"
+EVENT_TYPES = "kinds"
 PRICES = "prices"
 QUANTITIES = "quantities"
 AMOUNTS = "amounts"
-PARTNERS = "partners"
+COUNTERPARTIES = "partners"
 """The other side of a payment: terminals of a card, cards of a terminal."""
 FRAUD_TIMES = "fraud_times"
 """When the transactions now known as fraud took place."""
@@ -44,7 +44,7 @@ NEIGHBOURS = "neighbours"
 """Items often bought in the same order, most similar first."""
 SIMILARITIES = "similarities"
 
-KIND_CODES = {"view": 0, "cart": 1, "purchase": 2, "return": 3}
+EVENT_TYPE_CODES = {"view": 0, "cart": 1, "purchase": 2, "return": 3}
 
 SHOP_EVENTS_SCHEMA = pa.schema(
     [

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contract.release import Reference
+from features.contract.release import ReferenceDistribution
 
 BINS = 10
 ROWS = 100_000
@@ -20,34 +20,34 @@ SMALLEST_SHARE = 1e-4
 """An empty bin is taken to hold this share: its logarithm has to be finite."""
 
 
-def references(features: NDArray[np.float32], names: Sequence[str]) -> dict[str, Reference]:
+def reference_distributions(features: NDArray[np.float32], names: Sequence[str]) -> dict[str, ReferenceDistribution]:
     """The spread of each column of training inputs, shape [N, len(names)]; nothing where there are no rows."""
     if not len(features):
         return {}
     rows = features[:: -(-len(features) // ROWS)]
-    return {name: reference(rows[:, column]) for column, name in enumerate(names)}
+    return {name: reference_distribution(rows[:, column]) for column, name in enumerate(names)}
 
 
-def reference(values: NDArray[np.float32]) -> Reference:
+def reference_distribution(values: NDArray[np.float32]) -> ReferenceDistribution:
     """Bins between the deciles of `values`, shape [N > 0]; fewer where deciles coincide.
 
-    >>> reference(np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 2], dtype=np.float32)).edges
+    >>> reference_distribution(np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 2], dtype=np.float32)).edges
     (0.0, 1.0)
     """
     deciles = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="inverted_cdf").astype(np.float32)
     edges = np.unique(deciles[deciles < values.max()])
     counts = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
-    return Reference(edges=tuple(edges.tolist()), shares=tuple((counts / len(values)).tolist()))
+    return ReferenceDistribution(edges=tuple(edges.tolist()), shares=tuple((counts / len(values)).tolist()))
 
 
-def population_stability(then: Sequence[float], counts: NDArray[np.int64]) -> float:
+def population_stability_index(expected: Sequence[float], counts: NDArray[np.int64]) -> float:
     """PSI of the counts of each bin now against the shares of then. The counts' sum must be above 0.
 
-    >>> population_stability([0.5, 0.5], np.array([10, 10]))
+    >>> population_stability_index([0.5, 0.5], np.array([10, 10]))
     0.0
-    >>> round(population_stability([0.5, 0.5], np.array([90, 10])), 3)
+    >>> round(population_stability_index([0.5, 0.5], np.array([90, 10])), 3)
     0.879
     """
-    before = np.maximum(np.asarray(then, dtype=np.float64), SMALLEST_SHARE)
+    before = np.maximum(np.asarray(expected, dtype=np.float64), SMALLEST_SHARE)
     now = np.maximum(counts / counts.sum(), SMALLEST_SHARE)
     return float(np.sum((now - before) * np.log(now / before)))

@@ -30,20 +30,20 @@ class Event(BaseModel):
     schema_version: Literal[1] = 1
 
 
-class _OfVisitor(Event):
+class _VisitorEvent(Event):
     """Something a user or an anonymous session did."""
 
     user_id: Id | None = None
     session_id: Id | None = None
 
     @model_validator(mode="after")
-    def _has_a_visitor(self) -> "_OfVisitor":
+    def _has_a_visitor(self) -> "_VisitorEvent":
         if self.user_id is None and self.session_id is None:
             raise ValueError("give user_id or session_id, so that the event belongs to someone")
         return self
 
 
-class _WithItem(_OfVisitor):
+class _ItemInteraction(_VisitorEvent):
     item_id: Id
     quantity: float = Field(1, gt=0, le=1e6)
     price: float | None = Field(None, ge=0, le=1e7, description="Price of one piece, in the shop's currency.")
@@ -61,19 +61,19 @@ class ItemListed(Event):
     category: str | None = Field(None, max_length=128)
 
 
-class ItemViewed(_WithItem):
+class ItemViewed(_ItemInteraction):
     type: Literal["view"]
 
 
-class ItemAddedToCart(_WithItem):
+class ItemAddedToCart(_ItemInteraction):
     type: Literal["cart"]
 
 
-class ItemPurchased(_WithItem):
+class ItemPurchased(_ItemInteraction):
     type: Literal["purchase"]
 
 
-class ItemReturned(_WithItem):
+class ItemReturned(_ItemInteraction):
     type: Literal["return"]
 
 
@@ -110,7 +110,7 @@ class ShownItem(BaseModel):
     propensity: float = Field(gt=0, le=1)
 
 
-class Impression(_OfVisitor):
+class Impression(_VisitorEvent):
     """A list of items that was shown. Its event_id is the request_id that outcomes name."""
 
     type: Literal["impression"]

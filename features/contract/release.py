@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -22,11 +22,11 @@ class ReleaseError(Exception):
     """The release cannot be served: a file is missing or differs from its checksum, or the format is unknown."""
 
 
-class _Card(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _ManifestPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
 
 
-class Reference(_Card):
+class ReferenceDistribution(_ManifestPart):
     """The spread of one model input in training: the bins that features/contract/drift.py measures with."""
 
     edges: tuple[float, ...]
@@ -35,21 +35,22 @@ class Reference(_Card):
     """Share of the training values in each bin, one more than there are edges."""
 
 
-class GateResult(_Card):
+class GateResult(_ManifestPart):
     """One model beside its floors on the held-out time, by one metric."""
 
     metric: str
     scores: dict[str, float]
     """Metric of the model and of every floor, by name."""
     model: str
-    best_floor: str
+    best_baseline: str = Field(validation_alias=AliasChoices("best_baseline", "best_floor"))
+    """Releases made before 0.2 say `best_floor`."""
     served: str
     """Name of what is served: the model, or the best floor where the model does not beat it."""
     metrics: dict[str, dict[str, float]]
     """Everything measured, by name and then metric."""
 
 
-class RecommendCard(_Card):
+class RecommendModelCard(_ManifestPart):
     feature_service: str
     gate: GateResult
     index_kind: str
@@ -61,25 +62,27 @@ class RecommendCard(_Card):
     catalogue_items: int
     content_buckets: int = 0
     """Above 0 only in older releases, which hold an item tower that nothing reads."""
-    references: dict[str, Reference] = {}
+    references: dict[str, ReferenceDistribution] = {}
     """By candidate feature; empty in releases from before drift was watched."""
 
 
-class FraudCard(_Card):
+class FraudModelCard(_ManifestPart):
     feature_service: str
     gate: GateResult
     features: tuple[str, ...]
-    baseline: tuple[float, ...]
-    """Typical (median, legitimate) value of each feature: what a reason compares with."""
+    reference_values: tuple[float, ...] = Field(validation_alias=AliasChoices("reference_values", "baseline"))
+    """Typical (median, legitimate) value of each feature: what a reason compares with.
+
+    Releases made before 0.2 say `baseline`."""
     review_threshold: float
     """Scores from here on are reviewed; chosen from the alert budget."""
     decline_threshold: float
     alert_budget_per_day: float
-    references: dict[str, Reference] = {}
+    references: dict[str, ReferenceDistribution] = {}
     """By feature; empty in releases from before drift was watched."""
 
 
-class Manifest(_Card):
+class Manifest(_ManifestPart):
     format: Literal[1] = 1
     version: str
     created_time: datetime
@@ -88,8 +91,8 @@ class Manifest(_Card):
     """Time of the last event that any model of this release learned from."""
     packages: dict[str, str]
     seed: int
-    recommend: RecommendCard | None = None
-    fraud: FraudCard | None = None
+    recommend: RecommendModelCard | None = None
+    fraud: FraudModelCard | None = None
     files: dict[str, str]
     """File name to SHA-256, for every file but the manifest."""
 

@@ -231,7 +231,7 @@ class _Past:
 def encode(card: History, terminal: History, frauds: History, payments: Payments) -> NDArray[np.float32]:
     """The features of N payments, shape [N, len(FEATURES)], float32, all finite.
 
-    card, terminal: N rows of history.CARD_COLUMNS; frauds: N rows of history.FRAUD_COLUMNS, the known frauds of the
+    card, terminal: N rows of arrays.CARD_COLUMNS; frauds: N rows of arrays.FRAUD_COLUMNS, the known frauds of the
     payment's terminal. Card and terminal windows include the payment itself, once, whether or not it is stored yet.
 
     Windows and the delayed risk follow Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud
@@ -301,7 +301,7 @@ def _encode_rows(
     result[:, _AMOUNT + 3] = np.exp((log_amount - usual[n:]) * (earlier[n:] > 0))
     result[:, _AMOUNT + 4] = past.youngest()[:n] / 1000
     row = past.row[of_card]
-    visits = past.usable[of_card] & (card.entries[columns.PARTNERS] == payments.terminals[row])
+    visits = past.usable[of_card] & (card.entries[columns.COUNTERPARTIES] == payments.terminals[row])
     result[:, _AMOUNT + 5] = np.bincount(row, visits, minlength=n) == 0
 
     result[:, _TERMINAL : _TERMINAL + 3] = counts[n:, _OF_TERMINAL] + 1

@@ -23,7 +23,7 @@ Array = NDArray[Any]
 USER_COLUMNS: dict[str, Any] = {
     columns.TIMES: np.int64,
     columns.ITEMS: object,
-    columns.KINDS: np.int64,
+    columns.EVENT_TYPES: np.int64,
     columns.PRICES: np.float64,
     columns.QUANTITIES: np.float64,
     columns.EVENT_HASHES: np.int64,
@@ -38,7 +38,7 @@ ITEM_COLUMNS: dict[str, Any] = {
 CARD_COLUMNS: dict[str, Any] = {
     columns.TIMES: np.int64,
     columns.AMOUNTS: np.float64,
-    columns.PARTNERS: object,
+    columns.COUNTERPARTIES: object,
     columns.EVENT_HASHES: np.int64,
 }
 TERMINAL_COLUMNS: dict[str, Any] = CARD_COLUMNS
@@ -94,7 +94,7 @@ class History:
         """The history of one row alone."""
         return self.slices(self.offsets[index : index + 1], self.offsets[index + 1 : index + 2])
 
-    def keep(self, mask: NDArray[np.bool_]) -> "History":
+    def filter(self, mask: NDArray[np.bool_]) -> "History":
         """The same rows with only the entries where `mask` (shape [entries]) holds."""
         kept = np.concatenate(([0], np.cumsum(mask)))
         return History(
@@ -112,7 +112,7 @@ class History:
         """The histories of `rows`, in that order; a row may be asked for more than once."""
         return self.slices(self.offsets[rows], self.offsets[rows + 1])
 
-    def places(self, rows: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
+    def positions(self, rows: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each row and moment (ms), the index of the row's first entry that is later."""
         if not len(self.times):
             return self.offsets[rows]
@@ -129,13 +129,13 @@ class History:
 
     def at(self, rows: NDArray[np.int64], moments: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
         """What was stored of each of `rows` at its moment (ms), of a history that holds all entries."""
-        return self._cut(rows, self.places(rows, moments), cap=cap, horizon=horizon)
+        return self._cut(rows, self.positions(rows, moments), cap=cap, horizon=horizon)
 
     def _cut(self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
         starts = np.maximum(self.offsets[rows], ends - cap)
         filled = np.flatnonzero(ends > starts)
         last = self.times[ends[filled] - 1]
-        starts[filled] = np.maximum(starts[filled], self.places(rows[filled], last - horizon))
+        starts[filled] = np.maximum(starts[filled], self.positions(rows[filled], last - horizon))
         return self.slices(starts, ends)
 
 

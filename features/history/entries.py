@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from features.contract import columns
 from features.history.arrays import Array, hash_ids
 
-KINDS = pa.array(list(columns.KIND_CODES))
-KIND_CODES = np.array(list(columns.KIND_CODES.values()), dtype=np.int64)
+_EVENT_TYPES = pa.array(list(columns.EVENT_TYPE_CODES))
+_EVENT_TYPE_CODES = np.array(list(columns.EVENT_TYPE_CODES.values()), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,57 +24,57 @@ class Entries:
 
     keys: pa.ChunkedArray
     """Shape [entries], strings: whose history each belongs to."""
-    numbers: dict[str, Array]
+    numeric: dict[str, Array]
     """Column name to int64 or float64 of shape [entries]."""
-    words: dict[str, pa.ChunkedArray]
+    strings: dict[str, pa.ChunkedArray]
     """Column name to strings of shape [entries]."""
 
-    def keep(self, mask: NDArray[np.bool_]) -> "Entries":
+    def filter(self, mask: NDArray[np.bool_]) -> "Entries":
         chosen = pa.array(mask)
         return Entries(
             self.keys.filter(chosen),
-            {name: column[mask] for name, column in self.numbers.items()},
-            {name: column.filter(chosen) for name, column in self.words.items()},
+            {name: column[mask] for name, column in self.numeric.items()},
+            {name: column.filter(chosen) for name, column in self.strings.items()},
         )
 
 
 def user_entries(events: pa.Table) -> Entries:
     """Shop events (type, event_id, event_time, user_id, session_id, item_id, quantity, price) of users and of anonymous
-    sessions, as columns of history.USER_COLUMNS; what is nobody's, or of the catalogue, is left out."""
+    sessions, as columns of arrays.USER_COLUMNS; what is nobody's, or of the catalogue, is left out."""
     session = events["session_id"].cast(pa.string())  # a table without any has them as nulls of no type
     visitor = pc.coalesce(events["user_id"], pc.binary_join_element_wise("session", session, ":"))
-    counts = pc.and_(pc.is_in(events["type"], KINDS), pc.is_valid(visitor))
+    counts = pc.and_(pc.is_in(events["type"], _EVENT_TYPES), pc.is_valid(visitor))
     events, visitor = events.filter(counts), visitor.filter(counts)
     numbers = {
         columns.TIMES: events["event_time"].to_numpy(),
-        columns.KINDS: KIND_CODES[pc.index_in(events["type"], KINDS).to_numpy()],
-        columns.PRICES: filled(events["price"], default=0.0),
-        columns.QUANTITIES: filled(events["quantity"], default=1.0),
-        columns.EVENT_HASHES: hashes(events["event_id"]),
+        columns.EVENT_TYPES: _EVENT_TYPE_CODES[pc.index_in(events["type"], _EVENT_TYPES).to_numpy()],
+        columns.PRICES: fill_nulls(events["price"], default=0.0),
+        columns.QUANTITIES: fill_nulls(events["quantity"], default=1.0),
+        columns.EVENT_HASHES: hash_column(events["event_id"]),
     }
     return Entries(visitor, numbers, {columns.ITEMS: events["item_id"]})
 
 
 def card_entries(payments: pa.Table) -> Entries:
-    """Payments (event_id, event_time, card_id, terminal_id, amount) as columns of history.CARD_COLUMNS."""
+    """Payments (event_id, event_time, card_id, terminal_id, amount) as columns of arrays.CARD_COLUMNS."""
     return _payment_entries(payments, key=columns.CARD, partner=columns.TERMINAL)
 
 
 def terminal_entries(payments: pa.Table) -> Entries:
-    """The same for their terminals: columns of history.TERMINAL_COLUMNS."""
+    """The same for their terminals: columns of arrays.TERMINAL_COLUMNS."""
     return _payment_entries(payments, key=columns.TERMINAL, partner=columns.CARD)
 
 
 def _payment_entries(payments: pa.Table, *, key: str, partner: str) -> Entries:
     numbers = {
         columns.TIMES: payments["event_time"].to_numpy(),
-        columns.AMOUNTS: filled(payments["amount"], default=0.0),
-        columns.EVENT_HASHES: hashes(payments["event_id"]),
+        columns.AMOUNTS: fill_nulls(payments["amount"], default=0.0),
+        columns.EVENT_HASHES: hash_column(payments["event_id"]),
     }
-    return Entries(payments[key], numbers, {columns.PARTNERS: payments[partner]})
+    return Entries(payments[key], numbers, {columns.COUNTERPARTIES: payments[partner]})
 
 
-def of_features(read: Callable[[pa.Table], Entries]) -> Callable[[pa.Table], Entries]:
+def from_transaction_features(read: Callable[[pa.Table], Entries]) -> Callable[[pa.Table], Entries]:
     """Has card_entries or terminal_entries read rows of the view of transaction features."""
 
     def entries(rows: pa.Table) -> Entries:
@@ -87,34 +87,34 @@ def of_features(read: Callable[[pa.Table], Entries]) -> Callable[[pa.Table], Ent
 
 def fraud_entries(labels: pa.Table) -> Entries:
     """Labels (transaction_id, event_time, terminal_id, fraud, transaction_time) that tell a fraud and its terminal, as
-    columns of history.FRAUD_COLUMNS. Without a transaction time the label's own stands in."""
+    columns of arrays.FRAUD_COLUMNS. Without a transaction time the label's own stands in."""
     labels = labels.filter(pc.and_kleene(labels["fraud"], pc.is_valid(labels[columns.TERMINAL])))
     numbers = {
         columns.TIMES: pc.coalesce(labels["transaction_time"], labels["event_time"]).to_numpy(),
         columns.FRAUD_KNOWN_TIMES: labels["event_time"].to_numpy(),
-        columns.FRAUD_HASHES: hashes(labels[columns.TRANSACTION]),
+        columns.FRAUD_HASHES: hash_column(labels[columns.TRANSACTION]),
     }
     return Entries(labels[columns.TERMINAL], numbers, {})
 
 
-def filled(column: pa.ChunkedArray, *, default: float) -> NDArray[np.float64]:
+def fill_nulls(column: pa.ChunkedArray, *, default: float) -> NDArray[np.float64]:
     """Numbers without nulls."""
     return np.asarray(pc.fill_null(column, default).to_numpy(), dtype=np.float64)
 
 
-def hashes(ids: pa.ChunkedArray) -> NDArray[np.int64]:
+def hash_column(ids: pa.ChunkedArray) -> NDArray[np.int64]:
     """hash_ids of a column."""
     return hash_ids(ids.to_numpy())
 
 
-def coded(*parts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, list[NDArray[np.int64]]]:
+def encode_strings(*parts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, list[NDArray[np.int64]]]:
     """One vocabulary of several columns of strings, and each column as places in it."""
-    words = chained(parts).combine_chunks().dictionary_encode()
+    words = concat_strings(parts).combine_chunks().dictionary_encode()
     codes = words.indices.to_numpy().astype(np.int64)
     return words.dictionary, np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
 
 
-def chained(parts: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
+def concat_strings(parts: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
     """Columns of strings, one after the other."""
     chunks = [chunk for part in parts for chunk in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])]
     return pa.chunked_array(chunks, pa.string())

@@ -14,14 +14,14 @@ from features.history.arrays import Array, History
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class FoldResult:
     """Histories of K keys after a fold."""
 
     merged: History
     """Shape K: all entries that are known, old and new."""
-    arrival: NDArray[np.int64]
+    arrival_index: NDArray[np.int64]
     """Shape [entries]: for each entry of `merged`, its first place among the new ones; -1 if it is not among them."""
-    changed: NDArray[np.int64]
+    changed_rows: NDArray[np.int64]
     """The rows that got an entry that was not known, ascending."""
 
 
@@ -31,7 +31,7 @@ def fold(
     entries: dict[str, Array],
     *,
     hash_column: str = columns.EVENT_HASHES,
-) -> Folded:
+) -> FoldResult:
     """Add `entries` to the histories of K keys.
 
     known: K rows; key_of_entry: shape [new entries], the row in `known` that each belongs to; entries: the same
@@ -55,4 +55,4 @@ def fold(
     order = kept[np.lexsort((merged[columns.TIMES][kept], key[kept]))]
     offsets = np.searchsorted(key[order], np.arange(len(known) + 1)).astype(np.int64)
     merged_rows = History(offsets, {name: column[order] for name, column in merged.items()})
-    return Folded(merged_rows, arrival[order], changed)
+    return FoldResult(merged_rows, arrival[order], changed)

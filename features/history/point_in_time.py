@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from features.contract import columns
 from features.history.arrays import History
-from features.history.fold import Folded
+from features.history.fold import FoldResult
 
 _ARRIVAL = "arrival"
 
 
-class KnownThen:
+class PointInTimeHistory:
     """The payments that a fold added, each with what was known of its key (card or terminal) just before.
 
     key, times: shape [payments], as they were folded, in the order in which they arrived.
@@ -26,7 +26,7 @@ class KnownThen:
 
     def __init__(
         self,
-        folded: Folded,
+        folded: FoldResult,
         key: NDArray[np.int64],
         times: NDArray[np.int64],
         *,
@@ -41,30 +41,30 @@ class KnownThen:
         self._late = bool(late.any())
         entries = dict(merged.entries)
         if not partners:
-            entries.pop(columns.PARTNERS)
-        self._merged = History(merged.offsets, {**entries, _ARRIVAL: folded.arrival} if self._late else entries)
-        self._ends = merged.places(key, latest)
+            entries.pop(columns.COUNTERPARTIES)
+        self._merged = History(merged.offsets, {**entries, _ARRIVAL: folded.arrival_index} if self._late else entries)
+        self._ends = merged.positions(key, latest)
         # What came after a payment and yet lies before the latest so far is one of the late.
         spare = 1 + late[key]
-        self._starts = np.maximum(merged.places(key, latest - horizon), self._ends - cap - spare)
+        self._starts = np.maximum(merged.positions(key, latest - horizon), self._ends - cap - spare)
 
     def rows(self, payments: NDArray[np.int64]) -> History:
         """The state that each of `payments` (places in the fold) met: what arrived before it, and perhaps itself."""
         states = self._merged.slices(self._starts[payments], self._ends[payments])
         if not self._late:
             return states
-        before = states.keep(states.entries[_ARRIVAL] < payments[states.row_of_entry])
+        before = states.filter(states.entries[_ARRIVAL] < payments[states.row_of_entry])
         ends = before.offsets[1:]
         return before.slices(np.maximum(before.offsets[:-1], ends - self._cap), ends)
 
 
 def _latest_so_far(
-    folded: Folded, key: NDArray[np.int64], times: NDArray[np.int64]
+    folded: FoldResult, key: NDArray[np.int64], times: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each payment the latest time that its key had met with it, shape [payments]; and how many of each key's
     payments were no later than one that was there before them, shape [keys]."""
     keys = len(folded.merged)
-    known = History(folded.merged.offsets, {columns.TIMES: folded.merged.times}).keep(folded.arrival < 0)
+    known = History(folded.merged.offsets, {columns.TIMES: folded.merged.times}).filter(folded.arrival_index < 0)
     last = np.where(known.lengths > 0, known.last_times, times.min() - 1)
     # Keys and times as one number: the latest of a key then is the highest so far.
     low = min(last.min(), times.min() - 1)
@@ -80,7 +80,7 @@ def _latest_so_far(
     return latest[keys:] - key * span + low, counts
 
 
-def order_of_arrival(partition: NDArray[Any], offset: NDArray[Any], stamp: NDArray[Any]) -> NDArray[np.int64]:
+def arrival_order(partition: NDArray[Any], offset: NDArray[Any], stamp: NDArray[Any]) -> NDArray[np.int64]:
     """The order in which records of one topic came, shape [records]: by offset within a partition, and between
     partitions by the time of their append (`stamp`), as far as that agrees with the offsets."""
     order = np.lexsort((offset, partition))

@@ -13,14 +13,14 @@ HOUR = 3_600_000
 DAY = 24 * HOUR
 
 
-def inside(history: History, at: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
+def in_window(history: History, at: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
     """Which entries lie in the window that ends at their row's moment.
 
     at: int64 milliseconds, shape [rows]; width: milliseconds, above 0. Returns shape [entries].
 
     >>> import numpy as np
     >>> history = History(np.array([0, 3]), {"times": np.array([10, 20, 30])})
-    >>> inside(history, np.array([30]), 20)
+    >>> in_window(history, np.array([30]), 20)
     array([False,  True,  True])
     """
     moment = np.repeat(at, history.lengths)

@@ -1,7 +1,7 @@
-"""The loops in which candidates are drawn and described; features/recommender/candidates.py says of what and how.
+"""Generates the candidates of a request and computes their features, in loops that Numba compiles.
 
-Items are catalogue indices. Allowed items are the bits of a features.recommender.catalogue.Subset; no bits at all
-allow everything. Numba compiles these functions, so they are written as plain loops over arrays.
+Items are catalogue indices. Allowed items are the bits of a features.recommender.catalogue.ItemSet; no bits at all
+allow everything.
 """
 
 import math
@@ -9,26 +9,36 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from features.recommender.compiled import BYTES, NUMBER, NUMBERS, REAL, REALS, SINGLE, SINGLES, SMALL, array, compiled
+from features.recommender.compiled import (
+    FLOAT32,
+    FLOAT32S,
+    FLOAT64,
+    FLOAT64S,
+    INT32,
+    INT64,
+    INT64S,
+    UINT8S,
+    array,
+    compiled,
+)
 
 Items = NDArray[np.int64]
-Table = NDArray[np.int32]
-"""Of items, by a hash: where each of them stands."""
+Table = NDArray[np.int32]  # an open-addressing hash table: item to its position
 
-DAY = 86_400_000.0
+MS_PER_DAY = 86_400_000.0
 HALF_LIFE_DAYS = 60.0
-USUAL_INTERVAL_DAYS = 60.0
+DEFAULT_INTERVAL_DAYS = 60.0
 """Between two orders of an item that was ordered once."""
-MOST_DUE = 10.0
-ABSENT = 10_000
+MAX_DUE = 10.0
+UNRANKED = 10_000
 """Rank of a candidate in a source that did not draw it."""
 NEVER_DAYS = 400.0
-OWN_SCORE, IDLE, MEAN_PRICE = 1, 2, 4
-"""Places among OWN_FEATURES, and the last among USER_FEATURES."""
+DECAYED_PURCHASES, IDLE_DAYS, MEAN_PRICE = 1, 2, 4
+"""Places among USER_ITEM_FEATURES, and the last among USER_FEATURES."""
 
 
 @compiled()
-def _table(count: int) -> Table:
+def _hash_table(count: int) -> Table:
     """An empty table of `count` items at most."""
     size = 16
     while size < 2 * count:
@@ -47,35 +57,35 @@ def _slot(table: Table, items: Items, item: int) -> int:
 
 
 @compiled()
-def _holds(bits: NDArray[np.uint8], item: int) -> bool:
+def _is_allowed(bits: NDArray[np.uint8], item: int) -> bool:
     return len(bits) == 0 or (bits[item >> 3] >> (item & 7)) & 1 == 1
 
 
-@compiled(BYTES, NUMBERS)
-def held(allowed: NDArray[np.uint8], items: Items) -> NDArray[np.bool_]:
+@compiled(UINT8S, INT64S)
+def are_allowed(allowed: NDArray[np.uint8], items: Items) -> NDArray[np.bool_]:
     """Which of `items` are allowed."""
     holds = np.empty(len(items), dtype=np.bool_)
     for place in range(len(items)):
-        holds[place] = _holds(allowed, items[place])
+        holds[place] = _is_allowed(allowed, items[place])
     return holds
 
 
 @compiled(any_order=True)
-def _inner(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+def _dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     total = np.float32(0)
     for place in range(len(left)):
         total += left[place] * right[place]
     return total  # type: ignore[return-value]
 
 
-@compiled(NUMBERS, SINGLES, array(SMALL, 2), array(SINGLE, 2))
-def bought_with(
+@compiled(INT64S, FLOAT32S, array(INT32, 2), array(FLOAT32, 2))
+def co_purchase_scores(
     recent: Items, weights: NDArray[np.float32], neighbours: NDArray[np.int32], similarities: NDArray[np.float32]
 ) -> tuple[Table, Items, NDArray[np.float64], NDArray[np.float32], Items]:
     """The neighbours of recent items, each once: (table, items, weighed similarity summed, the highest one, and the
     recent item that it is to)."""
     most = len(recent) * neighbours.shape[1]
-    table, count = _table(most), 0
+    table, count = _hash_table(most), 0
     items, total = np.empty(most, dtype=np.int64), np.empty(most)
     best, because = np.empty(most, dtype=np.float32), np.empty(most, dtype=np.int64)
     for place in range(len(recent)):
@@ -97,13 +107,13 @@ def bought_with(
     return table, items[:count], total[:count], best[:count], because[:count]
 
 
-@compiled(NUMBER, NUMBERS, NUMBERS, NUMBERS, NUMBER, NUMBER, NUMBER)
-def own(
+@compiled(INT64, INT64S, INT64S, INT64S, INT64, INT64, INT64)
+def user_item_features(
     at: int, items: Items, times: Items, kinds: Items, purchase: int, returned: int, last_view: int
 ) -> tuple[Table, Items, NDArray[np.float64], int]:
-    """What the visitor did with each known item before: (table, items, OWN_FEATURES of each, how many of them were
-    bought); those that were bought come first. Kinds up to `last_view` are looks and carts."""
-    table, count, visits, visit = _table(len(items)), 0, 0, -1
+    """What the visitor did with each known item before: (table, items, USER_ITEM_FEATURES of each, how many of them
+    were bought); those that were bought come first. Kinds up to `last_view` are looks and carts."""
+    table, count, visits, visit = _hash_table(len(items)), 0, 0, -1
     found, told = np.empty(len(items), dtype=np.int64), np.zeros((len(items), 7))
     first, last = np.empty(len(items), dtype=np.int64), np.empty(len(items), dtype=np.int64)
     for place in range(len(items)):
@@ -123,17 +133,17 @@ def own(
             continue  # an item bought twice in one order counts once
         last[one] = time
         told[one, 0] += 1
-        told[one, 1] += 0.5 ** ((at - time) / DAY / HALF_LIFE_DAYS)
+        told[one, 1] += 0.5 ** ((at - time) / MS_PER_DAY / HALF_LIFE_DAYS)
     bought = count
     for one in range(bought):
-        orders, idle = told[one, 0], (at - last[one]) / DAY
-        interval = (last[one] - first[one]) / DAY / (orders - 1) if orders > 1 else USUAL_INTERVAL_DAYS
+        orders, idle = told[one, 0], (at - last[one]) / MS_PER_DAY
+        interval = (last[one] - first[one]) / MS_PER_DAY / (orders - 1) if orders > 1 else DEFAULT_INTERVAL_DAYS
         told[one, 2] = idle
-        told[one, 3] = min(idle / max(interval, 1.0), MOST_DUE)
+        told[one, 3] = min(idle / max(interval, 1.0), MAX_DUE)
         told[one, 4] = orders / visits
     for place in range(len(items)):
         back = kinds[place] == returned
-        if items[place] < 0 or not (back or (kinds[place] <= last_view and times[place] > at - DAY)):
+        if items[place] < 0 or not (back or (kinds[place] <= last_view and times[place] > at - MS_PER_DAY)):
             continue
         slot = _slot(table, found, items[place])
         if table[slot] < 0:
@@ -144,8 +154,8 @@ def own(
     return table, found[:count], told[:count], bought
 
 
-@compiled(NUMBERS, REALS, NUMBER, BYTES)
-def highest(items: Items, scores: NDArray[np.float64], count: int, allowed: NDArray[np.uint8]) -> Items:
+@compiled(INT64S, FLOAT64S, INT64, UINT8S)
+def top_k_allowed(items: Items, scores: NDArray[np.float64], count: int, allowed: NDArray[np.uint8]) -> Items:
     """The `count` allowed items with the highest scores, highest first; among equals the lower item."""
     best, value, found = np.empty(count, dtype=np.int64), np.empty(count), 0
     for place in range(len(items)):
@@ -153,7 +163,7 @@ def highest(items: Items, scores: NDArray[np.float64], count: int, allowed: NDAr
         full = found == count
         if full and (count == 0 or score < value[count - 1] or (score == value[count - 1] and item > best[count - 1])):
             continue
-        if not _holds(allowed, item):
+        if not _is_allowed(allowed, item):
             continue
         to = count - 1 if full else found
         while to > 0 and (score > value[to - 1] or (score == value[to - 1] and item < best[to - 1])):
@@ -165,21 +175,21 @@ def highest(items: Items, scores: NDArray[np.float64], count: int, allowed: NDAr
     return best[:found]
 
 
-@compiled(NUMBERS, NUMBER, BYTES)
-def first(items: Items, count: int, allowed: NDArray[np.uint8]) -> Items:
+@compiled(INT64S, INT64, UINT8S)
+def first_k_allowed(items: Items, count: int, allowed: NDArray[np.uint8]) -> Items:
     """The first `count` allowed ones."""
     found, kept = 0, np.empty(min(count, len(items)), dtype=np.int64)
     for item in items:
         if found == len(kept):
             break
-        if _holds(allowed, item):
+        if _is_allowed(allowed, item):
             kept[found] = item
             found += 1
     return kept[:found]
 
 
-@compiled(NUMBERS, NUMBERS, NUMBERS)
-def united(drawn: Items, ascending: Items, ends: Items) -> tuple[Items, Items]:
+@compiled(INT64S, INT64S, INT64S)
+def merge_sources(drawn: Items, ascending: Items, ends: Items) -> tuple[Items, Items]:
     """The drawn items, ascending and each once, and their places in each source, shape [C, S], ABSENT where it did not
     draw the item.
 
@@ -187,18 +197,18 @@ def united(drawn: Items, ascending: Items, ends: Items) -> tuple[Items, Items]:
     a source holds twice counts where it stands first; ascending: the same, sorted.
     """
     items, count = np.empty(len(drawn), dtype=np.int64), 0
-    table = _table(len(drawn))
+    table = _hash_table(len(drawn))
     for item in ascending:
         if count == 0 or item != items[count - 1]:
             table[_slot(table, items, item)] = count
             items[count] = item
             count += 1
-    ranks, place = np.full((count, len(ends)), ABSENT, dtype=np.int64), 0
+    ranks, place = np.full((count, len(ends)), UNRANKED, dtype=np.int64), 0
     for source in range(len(ends)):
         rank = 0
         while place < ends[source]:
             one = table[_slot(table, items, drawn[place])]
-            if ranks[one, source] == ABSENT:
+            if ranks[one, source] == UNRANKED:
                 ranks[one, source] = rank
                 rank += 1
             place += 1
@@ -206,10 +216,10 @@ def united(drawn: Items, ascending: Items, ends: Items) -> tuple[Items, Items]:
 
 
 @compiled(
-    NUMBERS, array(NUMBER, 2), array(SMALL), NUMBERS, REALS, SINGLES, NUMBERS, array(SMALL), NUMBERS, array(REAL, 2),
-    array(SINGLE, 2), SINGLES, SINGLES, array(SINGLE, 2), SINGLES,
+    INT64S, array(INT64, 2), array(INT32), INT64S, FLOAT64S, FLOAT32S, INT64S, array(INT32), INT64S,
+    array(FLOAT64, 2), array(FLOAT32, 2), FLOAT32S, FLOAT32S, array(FLOAT32, 2), FLOAT32S,
 )  # fmt: skip
-def described(
+def candidate_features(
     items: Items, ranks: NDArray[np.int64], near_table: Table, near: Items, near_total: NDArray[np.float64],
     near_best: NDArray[np.float32], near_because: Items, own_table: Table, own_items: Items,
     own_told: NDArray[np.float64], vectors: NDArray[np.float32], user_vector: NDArray[np.float32],
@@ -229,9 +239,9 @@ def described(
     usual = user[MEAN_PRICE] + np.float32(0.1)
     for place in range(count):
         item, row = items[place], features[place]
-        row[0] = _inner(vectors[item], user_vector)
+        row[0] = _dot(vectors[item], user_vector)
         for source in range(sources):
-            if ranks[place, source] < ABSENT:
+            if ranks[place, source] < UNRANKED:
                 row[3 + source] = 1 / (1 + ranks[place, source])
         one = near_table[_slot(near_table, near, item)]
         if one >= 0:
@@ -240,7 +250,7 @@ def described(
         if one >= 0:
             row[at_own:at_item] = own_told[one]
         else:
-            row[at_own + IDLE] = NEVER_DAYS
+            row[at_own + IDLE_DAYS] = NEVER_DAYS
         row[at_item : at_item + of_item] = windows[item]
         row[at_user - 2] = prices[item]
         if user[MEAN_PRICE] > 0:
@@ -249,19 +259,19 @@ def described(
     return features, because
 
 
-@compiled(NUMBER, NUMBERS, NUMBERS, NUMBERS, REALS, REALS, NUMBER)
-def habits(
+@compiled(INT64, INT64S, INT64S, INT64S, FLOAT64S, FLOAT64S, INT64)
+def user_features(
     at: int, items: Items, times: Items, kinds: Items, prices: NDArray[np.float64], quantities: NDArray[np.float64],
     purchase: int,
 ) -> NDArray[np.float32]:  # fmt: skip
     """USER_FEATURES. An order is what was bought at one moment."""
-    told, table, visits, visit, first, lines = np.zeros(9), _table(len(items)), 0, -1, 0, 0
+    told, table, visits, visit, first, lines = np.zeros(9), _hash_table(len(items)), 0, -1, 0, 0
     found, unknown = np.empty(len(items), dtype=np.int64), 0
     for place in range(len(items)):
         if kinds[place] != purchase:
             continue
         time, item = times[place], items[place]
-        days = (at - time) / DAY
+        days = (at - time) / MS_PER_DAY
         if time != visit:
             first = time if visits == 0 else first
             visit = time
@@ -285,16 +295,16 @@ def habits(
     told[MEAN_PRICE] /= lines
     told[5] += unknown
     told[6] = lines / visits
-    told[7] = (at - visit) / DAY
-    told[8] = (visit - first) / DAY / (visits - 1) if visits > 1 else NEVER_DAYS
+    told[7] = (at - visit) / MS_PER_DAY
+    told[8] = (visit - first) / MS_PER_DAY / (visits - 1) if visits > 1 else NEVER_DAYS
     return told.astype(np.float32)
 
 
 @compiled(
-    NUMBER, NUMBERS, NUMBERS, NUMBERS, REALS, REALS, NUMBERS, SINGLES, NUMBERS, NUMBERS, NUMBERS, NUMBERS, BYTES,
-    array(SMALL, 2), array(SINGLE, 2), array(SINGLE, 2), SINGLES, SINGLES, array(SINGLE, 2), NUMBER, NUMBER, NUMBER,
+    INT64, INT64S, INT64S, INT64S, FLOAT64S, FLOAT64S, INT64S, FLOAT32S, INT64S, INT64S, INT64S, INT64S, UINT8S,
+    array(INT32, 2), array(FLOAT32, 2), array(FLOAT32, 2), FLOAT32S, FLOAT32S, array(FLOAT32, 2), INT64, INT64, INT64,
 )  # fmt: skip
-def drawn(
+def generate_candidates(
     at: int, items: Items, times: Items, kinds: Items, paid: NDArray[np.float64], quantities: NDArray[np.float64],
     recent: Items, weights: NDArray[np.float32], near: Items, hot: Items, popular: Items, quotas: Items,
     allowed: NDArray[np.uint8], neighbours: NDArray[np.int32], similarities: NDArray[np.float32],
@@ -304,29 +314,29 @@ def drawn(
     """The candidates of a visitor whose entries are (items, times, kinds, paid, quantities): their items, ranks,
     features and what speaks for them, as features.recommender.candidates.Candidates has them. All steps in one call:
     each call from Python costs as much as the shorter of them."""
-    pulled = bought_with(recent, weights, neighbours, similarities)
-    owned = own(at, items, times, kinds, purchase, returned, last_view)
+    pulled = co_purchase_scores(recent, weights, neighbours, similarities)
+    owned = user_item_features(at, items, times, kinds, purchase, returned, last_view)
     bought = owned[3]
-    together = highest(pulled[1], pulled[2], quotas[0], allowed)
-    again = highest(owned[1][:bought], owned[2][:bought, OWN_SCORE].copy(), quotas[1], allowed)
-    nearest = first(near, quotas[2], allowed)
+    together = top_k_allowed(pulled[1], pulled[2], quotas[0], allowed)
+    again = top_k_allowed(owned[1][:bought], owned[2][:bought, DECAYED_PURCHASES].copy(), quotas[1], allowed)
+    nearest = first_k_allowed(near, quotas[2], allowed)
     # What is hot and what is popular are one source, in this order.
-    hottest, best = first(hot, quotas[3] // 2, allowed), first(popular, quotas[3] // 2, allowed)
+    hottest, best = first_k_allowed(hot, quotas[3] // 2, allowed), first_k_allowed(popular, quotas[3] // 2, allowed)
     ends = np.array([len(together), len(again), len(nearest), len(hottest) + len(best)]).cumsum()
     flat = np.concatenate((together, again, nearest, hottest, best))
-    chosen, ranks = united(flat, np.sort(flat), ends)
-    user = habits(at, items, times, kinds, paid, quantities, purchase)
-    features, because = described(
+    chosen, ranks = merge_sources(flat, np.sort(flat), ends)
+    user = user_features(at, items, times, kinds, paid, quantities, purchase)
+    features, because = candidate_features(
         chosen, ranks, pulled[0], pulled[1], pulled[2], pulled[3], pulled[4], owned[0], owned[1], owned[2], vectors,
         user_vector, prices, windows, user,
     )  # fmt: skip
     return chosen, ranks, features, because
 
 
-@compiled(NUMBERS, NUMBERS)
-def among(items: Items, others: Items) -> NDArray[np.bool_]:
+@compiled(INT64S, INT64S)
+def isin(items: Items, others: Items) -> NDArray[np.bool_]:
     """Which of `items` are among `others`: np.isin for few, in a tenth of the time."""
-    table, held = _table(len(others)), np.empty(len(items), dtype=np.bool_)
+    table, held = _hash_table(len(others)), np.empty(len(items), dtype=np.bool_)
     for place in range(len(others)):
         table[_slot(table, others, others[place])] = place
     for place in range(len(items)):
@@ -334,11 +344,13 @@ def among(items: Items, others: Items) -> NDArray[np.bool_]:
     return held
 
 
-@compiled(NUMBERS, NUMBERS, NUMBERS, NUMBERS, REAL, NUMBER)
-def visited(items: Items, others: Items, times: Items, kinds: Items, since: float, kind: int) -> NDArray[np.bool_]:
+@compiled(INT64S, INT64S, INT64S, INT64S, FLOAT64, INT64)
+def interacted_since(
+    items: Items, others: Items, times: Items, kinds: Items, since: float, kind: int
+) -> NDArray[np.bool_]:
     """Which of `items` (each once) a visitor whose entries are (others, times, kinds) met after `since`; by events of
     one kind only, unless `kind` is -1."""
-    table, held = _table(len(items)), np.zeros(len(items), dtype=np.bool_)
+    table, held = _hash_table(len(items)), np.zeros(len(items), dtype=np.bool_)
     for place in range(len(items)):
         table[_slot(table, items, items[place])] = place
     for place in range(len(others)):
@@ -349,10 +361,10 @@ def visited(items: Items, others: Items, times: Items, kinds: Items, since: floa
     return held
 
 
-@compiled(NUMBERS, NUMBERS)
-def counted(items: Items, others: Items) -> Items:
+@compiled(INT64S, INT64S)
+def count_occurrences(items: Items, others: Items) -> Items:
     """How often each of `items` (each once) is among `others`."""
-    table, counts = _table(len(items)), np.zeros(len(items), dtype=np.int64)
+    table, counts = _hash_table(len(items)), np.zeros(len(items), dtype=np.int64)
     for place in range(len(items)):
         table[_slot(table, items, items[place])] = place
     for other in others:
@@ -362,8 +374,8 @@ def counted(items: Items, others: Items) -> Items:
     return counts
 
 
-@compiled(array(SINGLE, 2), REAL, NUMBER)
-def varied(vectors: NDArray[np.float32], weight: float, most: int) -> Items:
+@compiled(array(FLOAT32, 2), FLOAT64, INT64)
+def mmr_order(vectors: NDArray[np.float32], weight: float, most: int) -> Items:
     """The places of the vectors (best first, unit length) in another order: the first `most` are chosen one by one, by
     (1 - weight) x relevance - weight x the highest cosine to one chosen before; relevance falls evenly with the place,
     from 1. The others stay in theirs."""
@@ -380,7 +392,7 @@ def varied(vectors: NDArray[np.float32], weight: float, most: int) -> Items:
         chosen[turn], value[best] = best, -np.inf
         for place in range(pool):
             if value[place] > -np.inf:
-                worst[place] = max(worst[place], weight * _inner(vectors[place], vectors[best]))
+                worst[place] = max(worst[place], weight * _dot(vectors[place], vectors[best]))
     for place in range(pool):
         if value[place] > -np.inf:
             chosen[last] = place

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from features.contract import columns
 from features.history.arrays import History
 from features.recommender import candidate_kernels, recency
-from features.recommender.candidate_kernels import ABSENT as ABSENT
 from features.recommender.candidate_kernels import NEVER_DAYS as NEVER_DAYS
-from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, Leaders, Subset, leaders
+from features.recommender.candidate_kernels import UNRANKED as UNRANKED
+from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, ItemSet, PopularItems, popular_items
 
 SOURCES = ("co_purchase", "repurchase", "two_tower", "trending")
 RECENT_ITEMS = 50
@@ -25,21 +25,21 @@ USER_FEATURES = (
     "user_orders_30d", "user_orders_90d", "user_orders_400d", "user_spend_90d", "user_mean_price",
     "user_items", "user_basket", "user_idle_days", "user_interval_days",
 )  # fmt: skip
-OWN_FEATURES = ("own_orders", "own_score", "own_idle_days", "own_due", "own_share", "own_returned", "own_viewed")
+USER_ITEM_FEATURES = ("own_orders", "own_score", "own_idle_days", "own_due", "own_share", "own_returned", "own_viewed")
 CANDIDATE_FEATURES = (
-    "tower_score", "co_score", "co_best", *(f"rank_{source}" for source in SOURCES), *OWN_FEATURES, *ITEM_WINDOWS,
+    "tower_score", "co_score", "co_best", *(f"rank_{source}" for source in SOURCES), *USER_ITEM_FEATURES, *ITEM_WINDOWS,
     "item_price", "price_ratio", *USER_FEATURES,
 )  # fmt: skip
 """Columns of Candidates.features, in order. Ranks are 1 / (1 + place in the source), 0 when not drawn."""
 
-FLOORS = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchase": "own_score"}
+BASELINES = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchase": "own_score"}
 """Rankings without a model: each orders the candidates by one feature."""
 
-COLUMN = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
+FEATURE_INDEX = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
 """Place of each among the columns of Candidates.features."""
-_ALL = np.empty(0, dtype=np.uint8)
+_ALL_ALLOWED = np.empty(0, dtype=np.uint8)
 """No bits: every item is allowed."""
-_PURCHASE, _RETURN, _CART = (columns.KIND_CODES[kind] for kind in ("purchase", "return", "cart"))
+_PURCHASE, _RETURN, _CART = (columns.EVENT_TYPE_CODES[kind] for kind in ("purchase", "return", "cart"))
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Visitor:
     items: NDArray[np.int64]
     """Catalogue index, -1 unknown."""
     times: NDArray[np.int64]
-    kinds: NDArray[np.int64]
+    event_types: NDArray[np.int64]
     prices: NDArray[np.float64]
     quantities: NDArray[np.float64]
 
     @cached_property
     def _latest(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        return recency.latest(self.items, self.kinds, self.times, _RETURN, RECENT_ITEMS)
+        return recency.latest_items(self.items, self.event_types, self.times, _RETURN, RECENT_ITEMS)
 
     @property
-    def recent(self) -> NDArray[np.int64]:
+    def recent_items(self) -> NDArray[np.int64]:
         """The latest RECENT_ITEMS items, oldest first; returned ones and unknown ones left out."""
         return self._latest[0]
 
@@ -75,23 +75,25 @@ def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArra
     items = np.empty((len(visitors), RECENT_ITEMS), dtype=np.int64)
     weights = np.empty((len(visitors), RECENT_ITEMS), dtype=np.float32)
     for row, who in enumerate(visitors):
-        items[row], weights[row] = recency.padded(who.recent, who.recency_weights, RECENT_ITEMS)
+        items[row], weights[row] = recency.pad_row(who.recent_items, who.recency_weights, RECENT_ITEMS)
     return items, weights
 
 
-def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: list[str] | None = None) -> Visitor:
-    """The visitor of a one-row history of history.USER_COLUMNS; later entries are ignored.
+def build_visitor(
+    history: History, catalogue: Catalogue, *, at: int, session_items: list[str] | None = None
+) -> Visitor:
+    """The visitor of a one-row history of arrays.USER_COLUMNS; later entries are ignored.
 
     session_items: items looked at in this session, oldest first, which the history may not hold yet.
     """
     known = catalogue.indices(history.entries[columns.ITEMS])
-    who = coded_visitor(History(history.offsets, history.entries | {columns.ITEMS: known}), at=at)
+    who = visitor_from_indices(History(history.offsets, history.entries | {columns.ITEMS: known}), at=at)
     if session_items:
-        items, times, kinds, prices, quantities = who.items, who.times, who.kinds, who.prices, who.quantities
+        items, times, kinds, prices, quantities = who.items, who.times, who.event_types, who.prices, who.quantities
         seen = catalogue.indices(session_items)
         items = np.concatenate((items, seen))
         times = np.concatenate((times, np.full(len(seen), at, dtype=np.int64)))
-        kinds = np.concatenate((kinds, np.full(len(seen), columns.KIND_CODES["view"], dtype=np.int64)))
+        kinds = np.concatenate((kinds, np.full(len(seen), columns.EVENT_TYPE_CODES["view"], dtype=np.int64)))
         known_price = np.where(seen >= 0, catalogue.prices[seen], 0.0) if len(catalogue.ids) else np.zeros(len(seen))
         prices = np.concatenate((prices, known_price))
         quantities = np.concatenate((quantities, np.ones(len(seen))))
@@ -99,14 +101,14 @@ def visitor(history: History, catalogue: Catalogue, *, at: int, session_items: l
     return who
 
 
-def coded_visitor(history: History, *, at: int) -> Visitor:
+def visitor_from_indices(history: History, *, at: int) -> Visitor:
     """The same of a history whose items are catalogue indices already."""
     entries = history.entries
     if len(history.times) and history.times[-1] > at:
         past = history.times <= at
         entries = {name: column[past] for name, column in entries.items()}
     return Visitor(
-        at, entries[columns.ITEMS], entries[columns.TIMES], entries[columns.KINDS], entries[columns.PRICES],
+        at, entries[columns.ITEMS], entries[columns.TIMES], entries[columns.EVENT_TYPES], entries[columns.PRICES],
         entries[columns.QUANTITIES],
     )  # fmt: skip
 
@@ -119,19 +121,19 @@ class Candidates:
     """Shape [C, len(SOURCES)]: place in each source from 0 on, ABSENT where it did not draw the item."""
     features: NDArray[np.float32]
     """Shape [C, len(CANDIDATE_FEATURES)]."""
-    because: NDArray[np.int64]
+    seed_items: NDArray[np.int64]
     """Shape [C]: the recent item that speaks most for this one by co-purchase, -1 for none."""
 
     def column(self, name: str) -> NDArray[np.float32]:
-        return self.features[:, COLUMN[name]]
+        return self.features[:, FEATURE_INDEX[name]]
 
-    def keep(self, wanted: NDArray[np.bool_]) -> "Candidates":
+    def filter(self, wanted: NDArray[np.bool_]) -> "Candidates":
         """Those where `wanted` (shape [C]) holds."""
-        return Candidates(self.items[wanted], self.ranks[wanted], self.features[wanted], self.because[wanted])
+        return Candidates(self.items[wanted], self.ranks[wanted], self.features[wanted], self.seed_items[wanted])
 
 
-def draw(
-    who: Visitor,
+def generate_candidates(
+    visitor: Visitor,
     catalogue: Catalogue,
     windows: NDArray[np.float32],
     *,
@@ -139,27 +141,30 @@ def draw(
     user_vector: NDArray[np.float32],
     per_source: int,
     quotas: tuple[int, ...] | None = None,
-    allowed: Subset | None = None,
-    best_sellers: Leaders | None = None,
+    allowed: ItemSet | None = None,
+    popular: PopularItems | None = None,
 ) -> Candidates:
     """Draw at most `per_source` candidates from each source, or as `quotas` says in the order of SOURCES, and describe
     them.
 
-    windows: item_windows of the catalogue at who.at; tower_hits: catalogue indices, nearest first; user_vector: shape
-    [D], zeros when there is none; allowed: which items may be shown (None: all); best_sellers:
-    leaders(windows), where that is worked out already.
+    windows: item_windows of the catalogue at visitor.at; tower_hits: catalogue indices, nearest first; user_vector:
+    shape [D], zeros when there is none; allowed: which items may be shown (None: all); popular:
+    popular_items(windows), where that is worked out already.
     """
-    sellers = best_sellers or leaders(windows)
+    best_sellers = popular or popular_items(windows)
     return Candidates(
-        *candidate_kernels.drawn(
-            who.at, who.items, who.times, who.kinds, who.prices, who.quantities, who.recent, who.recency_weights,
-            tower_hits, sellers.hot, sellers.popular, np.array(quotas or (per_source,) * len(SOURCES)),
-            allowed.bits if allowed is not None else _ALL, catalogue.neighbours, catalogue.similarities,
+        *candidate_kernels.generate_candidates(
+            visitor.at, visitor.items, visitor.times, visitor.event_types, visitor.prices, visitor.quantities,
+            visitor.recent_items, visitor.recency_weights, tower_hits, best_sellers.last_7_days,
+            best_sellers.last_30_days, np.array(quotas or (per_source,) * len(SOURCES)),
+            allowed.bits if allowed is not None else _ALL_ALLOWED, catalogue.neighbours, catalogue.similarities,
             catalogue.vectors, user_vector, catalogue.prices, windows, _PURCHASE, _RETURN, _CART,
         )
     )  # fmt: skip
 
 
-def user_features(who: Visitor) -> NDArray[np.float32]:
+def user_features(visitor: Visitor) -> NDArray[np.float32]:
     """USER_FEATURES, shape [len(USER_FEATURES)]."""
-    return candidate_kernels.habits(who.at, who.items, who.times, who.kinds, who.prices, who.quantities, _PURCHASE)
+    return candidate_kernels.user_features(
+        visitor.at, visitor.items, visitor.times, visitor.event_types, visitor.prices, visitor.quantities, _PURCHASE
+    )

@@ -10,7 +10,7 @@ from features.contract import columns
 from features.history import windows
 from features.history.arrays import History
 from features.history.windows import DAY
-from features.recommender.candidate_kernels import held
+from features.recommender.candidate_kernels import are_allowed
 
 ITEM_WINDOWS = (
     "item_orders_1d",
@@ -47,13 +47,13 @@ class Catalogue:
         return np.fromiter(map(self.index.get, ids, repeat(-1)), np.int64, len(ids))
 
 
-MEMBERS_KEPT, MEMBERS_SHARE = 5_000, 1 / 16
+MAX_LISTED_MEMBERS, MAX_LISTED_SHARE = 5_000, 1 / 16
 """Subsets of so many items, or of this share of all, also keep them as a list: comparing so few one by one takes no
 longer than searching the cells of an index for them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Subset:
+class ItemSet:
     """Some of N items, as bits: an eighth of the memory of a mask, and what Faiss takes."""
 
     bits: NDArray[np.uint8]
@@ -65,47 +65,47 @@ class Subset:
     """Its items, ascending; None where there are more than are kept."""
 
     @staticmethod
-    def of(mask: NDArray[np.bool_]) -> "Subset":
+    def from_mask(mask: NDArray[np.bool_]) -> "ItemSet":
         """mask: shape [N].
 
-        >>> few = Subset.of(np.array([True, False, True]))
-        >>> few.count, few.holds(np.array([0, 1, 2])).tolist()
+        >>> few = ItemSet.from_mask(np.array([True, False, True]))
+        >>> few.count, few.contains(np.array([0, 1, 2])).tolist()
         (2, [True, False, True])
         """
         count = int(np.count_nonzero(mask))
-        few = count <= max(MEMBERS_KEPT, int(len(mask) * MEMBERS_SHARE))
+        few = count <= max(MAX_LISTED_MEMBERS, int(len(mask) * MAX_LISTED_SHARE))
         members = np.flatnonzero(mask).astype(np.int32) if few else None
-        return Subset(np.packbits(mask, bitorder="little"), len(mask), count, members)
+        return ItemSet(np.packbits(mask, bitorder="little"), len(mask), count, members)
 
-    def holds(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def contains(self, items: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of `items` are in it, shape [len(items)]."""
-        return held(self.bits, items)
+        return are_allowed(self.bits, items)
 
-    def without(self, items: NDArray[np.int64]) -> "Subset":
+    def without(self, items: NDArray[np.int64]) -> "ItemSet":
         """The same but for `items`."""
-        gone = set(items[self.holds(items)].tolist())
+        gone = set(items[self.contains(items)].tolist())
         if not gone:
             return self
         bits = self.bits.copy()
         for item in gone:
             bits[item >> 3] &= ~(1 << (item & 7)) & 255
         members = None if self.members is None else self.members[~np.isin(self.members, list(gone))]
-        return Subset(bits, self.size, self.count - len(gone), members)
+        return ItemSet(bits, self.size, self.count - len(gone), members)
 
 
 @dataclass(frozen=True, slots=True)
-class Leaders:
+class PopularItems:
     """The items that sell most, worked out once for the requests of a day."""
 
-    hot: NDArray[np.int64]
+    last_7_days: NDArray[np.int64]
     """By the orders of 7 days, highest first; only those with any."""
-    popular: NDArray[np.int64]
+    last_30_days: NDArray[np.int64]
     """By the orders of 30 days."""
 
 
-def leaders(windows: NDArray[np.float32]) -> Leaders:
+def popular_items(windows: NDArray[np.float32]) -> PopularItems:
     """windows: item_windows of the catalogue."""
-    return Leaders(
+    return PopularItems(
         _descending(windows[:, ITEM_WINDOWS.index("item_orders_7d")]),
         _descending(windows[:, ITEM_WINDOWS.index("item_orders_30d")]),
     )
@@ -120,12 +120,12 @@ def _descending(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 def item_windows(items: History, at: int) -> NDArray[np.float32]:
     """What sold in the whole days before the day of `at` (ms), shape [rows, len(ITEM_WINDOWS)].
 
-    items: rows of history.ITEM_COLUMNS. Today does not count, for training cannot know how it ends.
+    items: rows of arrays.ITEM_COLUMNS. Today does not count, for training cannot know how it ends.
     """
     moments = np.full(len(items), at - at % DAY - 1, dtype=np.int64)
-    day = windows.inside(items, moments, DAY)
-    week = windows.inside(items, moments, 7 * DAY)
-    month = windows.inside(items, moments, 30 * DAY)
+    day = windows.in_window(items, moments, DAY)
+    week = windows.in_window(items, moments, 7 * DAY)
+    month = windows.in_window(items, moments, 30 * DAY)
     entries = items.entries
     orders_7d = windows.row_sums(items, entries[columns.ORDERS] * week)
     orders_30d = windows.row_sums(items, entries[columns.ORDERS] * month)
@@ -142,7 +142,7 @@ def item_windows(items: History, at: int) -> NDArray[np.float32]:
     ).astype(np.float32)
 
 
-def trending_now(items: History, at: int) -> NDArray[np.float64]:
+def trending_scores(items: History, at: int) -> NDArray[np.float64]:
     """Orders of today and the six days before, younger days weighing more; shape [rows]."""
     age = (at - at % DAY - np.minimum(items.times, at)) / DAY
     return windows.row_sums(items, items.entries[columns.ORDERS] * np.where(age < 7, 0.7**age, 0.0))

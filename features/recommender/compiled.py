@@ -13,7 +13,7 @@ from numba import types
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-NUMBER, REAL, SINGLE, SMALL, BYTE = types.int64, types.float64, types.float32, types.int32, types.uint8
+INT64, FLOAT64, FLOAT32, INT32, UINT8 = types.int64, types.float64, types.float32, types.int32, types.uint8
 """int64, float64, float32, int32, uint8."""
 
 
@@ -22,7 +22,7 @@ def array(dtype: Any, dimensions: int = 1) -> Any:
     return types.Array(dtype, dimensions, "C", readonly=True)
 
 
-NUMBERS, REALS, SINGLES, BYTES = array(NUMBER), array(REAL), array(SINGLE), array(BYTE)
+INT64S, FLOAT64S, FLOAT32S, UINT8S = array(INT64), array(FLOAT64), array(FLOAT32), array(UINT8)
 
 
 def compiled(*arguments: Any, any_order: bool = False) -> Callable[[Function], Function]:

@@ -10,13 +10,13 @@ from math import log2
 WORD = re.compile(r"[a-z0-9]+")
 
 
-def tokens_of(title: str, price: float, category: str, *, buckets: int) -> list[int]:
+def content_tokens(title: str, price: float, category: str, *, buckets: int) -> list[int]:
     """Words of the title, the price to half an octave and the category, hashed into 0 ... buckets - 1.
 
     The hashing trick; CRC-32 is the same everywhere. A price of 0 and an empty category are not known.
 
-    >>> known = tokens_of("Red retrospot mug", 2.5, "", buckets=4096)
-    >>> known == tokens_of("RED RETROSPOT MUG", 2.6, "", buckets=4096), len(known)
+    >>> known = content_tokens("Red retrospot mug", 2.5, "", buckets=4096)
+    >>> known == content_tokens("RED RETROSPOT MUG", 2.6, "", buckets=4096), len(known)
     (True, 4)
     """
     tokens = WORD.findall(title.lower())

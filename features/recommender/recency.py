@@ -3,14 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from features.recommender.compiled import NUMBER, NUMBERS, SINGLES, compiled
+from features.recommender.compiled import FLOAT32S, INT64, INT64S, compiled
 
-VISIT_GAP = 1_800_000
+VISIT_GAP_MS = 1_800_000
 """Most ms from one event of a visit to the next."""
 
 
-@compiled(NUMBERS, NUMBERS, NUMBERS, NUMBER, NUMBER)
-def latest(
+@compiled(INT64S, INT64S, INT64S, INT64, INT64)
+def latest_items(
     items: NDArray[np.int64], kinds: NDArray[np.int64], times: NDArray[np.int64], returned: int, most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The `most` latest entries of known items that were not returned, oldest first: their items and weights, 1 in the
@@ -24,14 +24,14 @@ def latest(
     weights = np.empty(most - first, dtype=np.float32)
     weight = np.float32(1)
     for place in range(most - 1, first - 1, -1):
-        if place < most - 1 and times[places[place + 1]] - times[places[place]] > VISIT_GAP:
+        if place < most - 1 and times[places[place + 1]] - times[places[place]] > VISIT_GAP_MS:
             weight *= np.float32(0.5)
         weights[place - first] = weight
     return items[places[first:]], weights
 
 
-@compiled(NUMBERS, SINGLES, NUMBER)
-def padded(
+@compiled(INT64S, FLOAT32S, INT64)
+def pad_row(
     items: NDArray[np.int64], weights: NDArray[np.float32], width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Items and weights as rows of `width`, filled up with zeros; the weights summing to 1, or 0 without items."""

@@ -64,7 +64,7 @@ class AsofRetrievalJob(RetrievalJob):
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         result = self._examples
         for view, names in self._views:
-            read = _history_as_of if view.name in views.HISTORIES else _asof_join
+            read = _history_as_of if view.name in views.HISTORY_SOURCES else _asof_join
             found = read(self._examples, view, names)
             for name in names:
                 column = f"{view.name}__{name}" if self._full_names else name
@@ -76,7 +76,7 @@ def _history_as_of(examples: pa.Table, view: FeatureView, names: list[str]) -> p
     (key,) = view.join_keys
     stamps = examples[columns.EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
     offline = Path(view.batch_source.path).parent
-    lists = as_of.as_of(views.HISTORIES[view.name], offline, examples[key].cast(pa.string()), stamps // 1000)
+    lists = as_of.as_of(views.HISTORY_SOURCES[view.name], offline, examples[key].cast(pa.string()), stamps // 1000)
     return pa.table({name: lists[name] for name in names})
 
 
@@ -110,8 +110,8 @@ def _asof_join(examples: pa.Table, view: FeatureView, names: list[str]) -> pa.Ta
 def newest_rows(view: FeatureView, *, rows_at_once: int = 20_000) -> Iterator[pa.Table]:
     """The row of each entity that holds last, in parts; nothing where there is no table yet."""
     (key,) = view.join_keys
-    if view.name in views.HISTORIES:
-        for ids, times, lists in as_of.newest(views.HISTORIES[view.name], Path(view.batch_source.path).parent):
+    if view.name in views.HISTORY_SOURCES:
+        for ids, times, lists in as_of.newest(views.HISTORY_SOURCES[view.name], Path(view.batch_source.path).parent):
             yield arrays.feature_rows(key, ids, times, lists, created=datetime.now(UTC))
         return
     files = f"{view.batch_source.path}/*.parquet"

@@ -52,7 +52,7 @@ def refill(store: Store, *, say: Callable[[str], None] = logger.warning) -> int:
     return total
 
 
-class OnlineGuard:
+class OnlineStoreGuard:
     """Watches over the rows of one data directory. Used by one feature job at a time."""
 
     def __init__(self, store: Store, settings: Settings) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from features.contract import columns
 from features.fraud import velocity
 from features.history import arrays, entries
-from features.history.as_of import Source
+from features.history.as_of import HistorySource
 from features.store.feast_import import (
     Array,
     Entity,
@@ -37,10 +37,10 @@ CARD_HISTORY = "card_history"
 TERMINAL_HISTORY = "terminal_history"
 TRANSACTION_FEATURES = "transaction_features"
 
-USERS = "users_v1"
-ITEM_WINDOWS = "item_windows_v1"
-ITEM_NEIGHBOURHOOD = "item_neighbourhood_v1"
-FRAUD = "fraud_v1"
+USER_SERVICE = "users_v1"
+ITEM_WINDOWS_SERVICE = "item_windows_v1"
+ITEM_NEIGHBOURS_SERVICE = "item_neighbourhood_v1"
+FRAUD_SERVICE = "fraud_v1"
 
 LIST_TYPES: dict[object, FeastType] = {np.int64: Array(Int64), np.float64: Array(Float64), object: Array(String)}
 FRAUD_LISTS = (columns.FRAUD_TIMES, columns.FRAUD_KNOWN_TIMES, columns.FRAUD_HASHES)
@@ -49,9 +49,9 @@ FRAUD_LISTS = (columns.FRAUD_TIMES, columns.FRAUD_KNOWN_TIMES, columns.FRAUD_HAS
 _PAYMENT_FIELDS = (
     columns.TRANSACTION, columns.EVENT_TIMESTAMP, columns.CARD, columns.TERMINAL, "amount",
 )  # fmt: skip
-HISTORIES: dict[str, tuple[Source, ...]] = {
+HISTORY_SOURCES: dict[str, tuple[HistorySource, ...]] = {
     USER_HISTORY: (
-        Source(
+        HistorySource(
             columns.SHOP_EVENTS,
             ("type", "event_id", "event_time", "user_id", "session_id", "item_id", "quantity", "price"),
             entries.user_entries,
@@ -61,25 +61,25 @@ HISTORIES: dict[str, tuple[Source, ...]] = {
         ),
     ),
     CARD_HISTORY: (
-        Source(
+        HistorySource(
             TRANSACTION_FEATURES,
             _PAYMENT_FIELDS,
-            entries.of_features(entries.card_entries),
+            entries.from_transaction_features(entries.card_entries),
             cap=arrays.CARD_CAP,
             horizon=arrays.CARD_HORIZON,
             dtypes=arrays.CARD_COLUMNS,
         ),
     ),
     TERMINAL_HISTORY: (
-        Source(
+        HistorySource(
             TRANSACTION_FEATURES,
             _PAYMENT_FIELDS,
-            entries.of_features(entries.terminal_entries),
+            entries.from_transaction_features(entries.terminal_entries),
             cap=arrays.TERMINAL_CAP,
             horizon=arrays.TERMINAL_HORIZON,
             dtypes=arrays.TERMINAL_COLUMNS,
         ),
-        Source(
+        HistorySource(
             columns.LABELS,
             (columns.TRANSACTION, "event_time", columns.TERMINAL, "fraud", "transaction_time"),
             entries.fraud_entries,
@@ -99,7 +99,7 @@ def _lists(dtypes: dict[str, object]) -> list[Field]:
 
 
 def _view(name: str, entity: Entity, schema: list[Field], *, offline: Path, online: bool = True) -> FeatureView:
-    table = HISTORIES[name][0].table if name in HISTORIES else name
+    table = HISTORY_SOURCES[name][0].table if name in HISTORY_SOURCES else name
     source = FileSource(
         name=f"{name}_source",
         path=str((offline / table).absolute()),
@@ -147,8 +147,8 @@ def feast_objects(offline: Path) -> list[Entity | FeatureView | FeatureService]:
     return [
         user, item, card, terminal, transaction,
         user_history, item_history, neighbours, card_history, terminal_history, transaction_features,
-        FeatureService(name=USERS, features=[user_history]),
-        FeatureService(name=ITEM_WINDOWS, features=[item_history]),
-        FeatureService(name=ITEM_NEIGHBOURHOOD, features=[neighbours]),
-        FeatureService(name=FRAUD, features=[transaction_features]),
+        FeatureService(name=USER_SERVICE, features=[user_history]),
+        FeatureService(name=ITEM_WINDOWS_SERVICE, features=[item_history]),
+        FeatureService(name=ITEM_NEIGHBOURS_SERVICE, features=[neighbours]),
+        FeatureService(name=FRAUD_SERVICE, features=[transaction_features]),
     ]  # fmt: skip

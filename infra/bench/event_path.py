@@ -30,7 +30,7 @@ from features.fraud import velocity
 from features.history.windows import HOUR
 from features.store.codec import entity_keys
 from features.store.online import EncodedRows, OnlineStore, OnlineView
-from features.store.recovery import OnlineGuard
+from features.store.recovery import OnlineStoreGuard
 from features.store.redis_rows import RedisAddress, RedisRows
 from features.store.sqlite_rows import SqliteRows
 from infra import topics
@@ -168,8 +168,8 @@ class _Records:
 
 def watched(stages: Stages) -> None:
     for owner, name, stage in (
-        (histories.Histories, "fold_users", "the rest of folding"),
-        (histories.Histories, "fold_payments", "the rest of folding"),
+        (histories.HistoryWriter, "fold_users", "the rest of folding"),
+        (histories.HistoryWriter, "fold_payments", "the rest of folding"),
         (histories, "online_lists", "known rows decoded"),
         (histories, "fold", "fold"),
         (histories, "history_rows", "rows as Arrow"),
@@ -183,8 +183,8 @@ def watched(stages: Stages) -> None:
         (velocity, "encode", "payment features"),
         (job, "parse", "parse"),
         (job, "write_table", "Parquet write"),
-        (OnlineGuard, "check", "guard"),
-        (OnlineGuard, "confirm", "guard"),
+        (OnlineStoreGuard, "check", "guard"),
+        (OnlineStoreGuard, "confirm", "guard"),
     ):
         stages.watch(stage, owner, name)
 
@@ -227,8 +227,8 @@ def with_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers:
     with job._session(settings, "bench") as spark:
         append(settings, simulate(WARM_EVENTS, seed=1, prefix="w"))
         features = job.FeatureJob(settings)
-        handle = stages.timed("waiting for folds, checks, status", features.handle)
-        features.handle = lambda records, batch_id: handle(_Records(records, stages), batch_id)  # type: ignore[method-assign]
+        handle = stages.timed("waiting for folds, checks, status", features.process_records)
+        features.process_records = lambda records, batch_id: handle(_Records(records, stages), batch_id)  # type: ignore[method-assign]
         query = job._start(spark, settings, features)
         query.processAllAvailable()
         query.stop()
@@ -245,7 +245,7 @@ def with_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers:
 def without_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers: set[int]) -> tuple[float, float]:
     """Everything behind Spark, in micro-batches of the configured size."""
     features = job.FeatureJob(settings)
-    take = stages.timed("waiting for folds, checks, status", features.take)
+    take = stages.timed("waiting for folds, checks, status", features.process)
     for name in SCHEMAS[columns.SHOP_EVENTS].names:
         if name not in events.column_names:
             events = events.append_column(name, pa.nulls(events.num_rows, pa.string()))

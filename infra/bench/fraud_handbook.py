@@ -21,7 +21,7 @@ from features.contract.events import milliseconds
 from features.fraud.velocity import CHANNEL_CODES, Payments, encode
 from features.history.arrays import Array, History, hash_ids
 from features.history.windows import DAY
-from training.fraud.detector import FLOOR, MODEL, FraudConfig, Split, fit_candidates, probabilities, skewed_features
+from training.fraud.detector import BASELINE, MODEL, FraudConfig, Split, fit_candidates, probabilities, skewed_features
 from training.fraud.metrics import Outcomes, quality
 from training.models.fraud import Scaling
 
@@ -70,10 +70,13 @@ def main(path: Path) -> None:
         recent = {name: column[past] for name, column in common.items()}
         asked = {"at": times[rows]}
         card = histories(
-            cards[past], {**recent, columns.PARTNERS: names[terminals[past]]}, of_keys=cards[rows], **asked
+            cards[past], {**recent, columns.COUNTERPARTIES: names[terminals[past]]}, of_keys=cards[rows], **asked
         )
         terminal = histories(
-            terminals[past], {**recent, columns.PARTNERS: names[terminals[past]]}, of_keys=terminals[rows], **asked
+            terminals[past],
+            {**recent, columns.COUNTERPARTIES: names[terminals[past]]},
+            of_keys=terminals[rows],
+            **asked,
         )
         told = {
             columns.TIMES: times[cases],
@@ -100,7 +103,7 @@ def main(path: Path) -> None:
         }
         results.append(measured)
         print(start.date(), {name: [round(value, 3) for value in row.values()] for name, row in measured.items()})
-    for name in (MODEL, FLOOR):
+    for name in (MODEL, BASELINE):
         metrics = results[0][name]
         print(name, {metric: round(float(np.mean([row[name][metric] for row in results])), 3) for metric in metrics})
 

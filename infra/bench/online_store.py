@@ -44,7 +44,7 @@ def made_up(rows: int, *, seed: int) -> pa.Table:
     entries = {
         columns.TIMES: 1_790_000_000_000 + np.arange(total),
         columns.ITEMS: np.array([f"S{item:05d}" for item in np.minimum(rng.zipf(1.3, total), 20_000)], dtype=object),
-        columns.KINDS: rng.integers(0, 4, total),
+        columns.EVENT_TYPES: rng.integers(0, 4, total),
         columns.PRICES: np.round(rng.lognormal(1.5, 0.8, total), 2),
         columns.QUANTITIES: np.ones(total),
         columns.EVENT_HASHES: rng.integers(-(2**63), 2**63 - 1, total),

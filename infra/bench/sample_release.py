@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
-from features.contract.drift import references
+from features.contract.drift import reference_distributions
 from features.contract.release import (
     ARRAYS,
     CATALOGUE,
@@ -19,10 +19,10 @@ from features.contract.release import (
     INDEX,
     RANKER,
     USER_TOWER,
-    FraudCard,
+    FraudModelCard,
     GateResult,
     Manifest,
-    RecommendCard,
+    RecommendModelCard,
 )
 from features.fraud.velocity import FEATURES
 from features.recommender.candidates import CANDIDATE_FEATURES, RECENT_ITEMS
@@ -60,15 +60,15 @@ def publish_release(releases: Path, version: str, *, items: int = ITEMS, width: 
     payments = rng.gamma(2.0, size=(1000, len(FEATURES))).astype(np.float32)
     manifest = Manifest(
         version=version, created_time=moment, data_start=moment, data_end=moment, packages={}, seed=7, files={},
-        recommend=RecommendCard(
+        recommend=RecommendModelCard(
             feature_service="users_v1", gate=_gate("ranker", "popularity"), index_kind=kind, index_recall=1.0,
             candidate_features=CANDIDATE_FEATURES, catalogue_items=items,
-            references=references(inputs, CANDIDATE_FEATURES),
+            references=reference_distributions(inputs, CANDIDATE_FEATURES),
         ),
-        fraud=FraudCard(
+        fraud=FraudModelCard(
             feature_service="cards_v1", gate=_gate("dcn_v2", "logistic_regression"), features=FEATURES,
-            baseline=(1.0,) * len(FEATURES), review_threshold=0.9, decline_threshold=1.0, alert_budget_per_day=10,
-            references=references(payments, FEATURES),
+            reference_values=(1.0,) * len(FEATURES), review_threshold=0.9, decline_threshold=1.0,
+            alert_budget_per_day=10, references=reference_distributions(payments, FEATURES),
         ),
     )  # fmt: skip
     return publish.publish(building, manifest)
@@ -76,7 +76,7 @@ def publish_release(releases: Path, version: str, *, items: int = ITEMS, width: 
 
 def _gate(model: str, floor: str) -> GateResult:
     return GateResult(
-        metric="score", scores={model: 0.3, floor: 0.1}, model=model, best_floor=floor, served=model, metrics={}
+        metric="score", scores={model: 0.3, floor: 0.1}, model=model, best_baseline=floor, served=model, metrics={}
     )
 
 

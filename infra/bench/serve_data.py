@@ -28,7 +28,7 @@ from features.contract.release import (
     USER_TOWER,
     GateResult,
     Manifest,
-    RecommendCard,
+    RecommendModelCard,
     current_version,
     read_release,
 )
@@ -101,12 +101,13 @@ def write_release(releases: Path, names: list[str], width: int, rng: np.random.G
     write_models(out, vectors, width)
     moment = datetime(2026, 11, 1, tzinfo=UTC)
     gate = GateResult(
-        metric="none", scores={"ranker": 1.0, "popularity": 0.0}, model="ranker", best_floor="popularity",
+        metric="none", scores={"ranker": 1.0, "popularity": 0.0}, model="ranker", best_baseline="popularity",
         served="ranker", metrics={},
     )  # fmt: skip
-    card = RecommendCard(
-        feature_service=views.USERS, gate=gate, index_kind=kind, index_recall=measure_recall(index, vectors, queries),
-        candidate_features=CANDIDATE_FEATURES, catalogue_items=count,
+    card = RecommendModelCard(
+        feature_service=views.USER_SERVICE, gate=gate, index_kind=kind,
+        index_recall=measure_recall(index, vectors, queries), candidate_features=CANDIDATE_FEATURES,
+        catalogue_items=count,
     )  # fmt: skip
     manifest = Manifest(
         version="bench", created_time=moment, data_start=moment, data_end=moment, packages={}, seed=SEED,
@@ -133,7 +134,7 @@ def write_models(out: Path, vectors: NDArray[np.float32], width: int) -> None:
     dense = Dense(
         linear=torch.randn(1, features) * 0.3, bias=torch.zeros(1), crossed=torch.arange(features),
         mean=torch.zeros(features), std=torch.ones(features), embedding=config.embedding, hidden=config.hidden,
-        crosses=config.crosses, rank=config.rank, dropout=0.0, heads={"purchase": 1.0},
+        crosses=config.crosses, rank=config.cross_rank, dropout=0.0, heads={"purchase": 1.0},
     )  # fmt: skip
     ranker = PlainRanker(torch.randn((max(1, len(vectors)), config.embedding)) * 0.1, dense)
     inputs = {"features": torch.rand((rows, features)) * 10, "items": torch.zeros(rows, dtype=torch.long)}
@@ -182,7 +183,9 @@ def fill_users(store: Store, names: list[str], rng: np.random.Generator) -> None
     entries = {
         columns.TIMES: np.minimum(times[order], now),
         columns.ITEMS: np.array([names[place] for place in chosen], dtype=object),
-        columns.KINDS: rng.choice([columns.KIND_CODES["view"], columns.KIND_CODES["purchase"]], total),
+        columns.EVENT_TYPES: rng.choice(
+            [columns.EVENT_TYPE_CODES["view"], columns.EVENT_TYPE_CODES["purchase"]], total
+        ),
         columns.PRICES: np.round(rng.lognormal(2.5, 1.0, total), 2),
         columns.QUANTITIES: np.ones(total),
         columns.EVENT_HASHES: np.arange(total),

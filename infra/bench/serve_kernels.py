@@ -10,7 +10,7 @@ import orjson
 from apps.adapters.release_files import RecommenderFiles
 from apps.recommend.schemas import RecommendRequest
 from apps.wiring import Services
-from features.recommender.catalogue import Subset
+from features.recommender.catalogue import ItemSet
 
 WARM, REPEATS = 100, 600
 SHARES = (1.0, 0.1, 0.01, 0.001)
@@ -59,7 +59,7 @@ def filtered(recommender: RecommenderFiles) -> dict[str, dict[str, float]]:
     told: dict[str, dict[str, float]] = {}
     for share in SHARES:
         mask = rng.random(len(vectors)) < share
-        allowed, members = Subset.of(mask) if share < 1 else None, np.flatnonzero(mask)
+        allowed, members = ItemSet.from_mask(mask) if share < 1 else None, np.flatnonzero(mask)
         recalls, took = [], []
         for place in rng.integers(0, max(1, len(vectors)), QUERIES if len(members) else 0):
             noise = rng.normal(scale=0.3 / vectors.shape[1] ** 0.5, size=vectors.shape[1])

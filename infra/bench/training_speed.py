@@ -16,21 +16,21 @@ import torch
 from features.recommender.candidates import CANDIDATE_FEATURES, Candidates
 from training.configs import standard
 from training.core.sharding import choose_device, process_group
-from training.recommender.examples import Drawn
+from training.recommender.examples import RankingExample
 from training.recommender.ranker import fit_ranker
 
 LIMIT = 40_000
 ITEMS = 4_000
 
 
-def made_up(orders: int, candidates: int, *, seed: int = 0) -> list[Drawn]:
+def made_up(orders: int, candidates: int, *, seed: int = 0) -> list[RankingExample]:
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(orders):
         items = rng.choice(ITEMS, candidates, replace=False)
         features = rng.lognormal(size=(candidates, len(CANDIDATE_FEATURES))).astype(np.float32)
         none = np.zeros(candidates, dtype=np.int64)
-        made.append(Drawn(Candidates(items, none[:, None], features, none), rng.random(candidates) < 0.05))
+        made.append(RankingExample(Candidates(items, none[:, None], features, none), rng.random(candidates) < 0.05))
     return made
 
 

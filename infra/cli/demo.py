@@ -30,7 +30,7 @@ from infra.settings import Settings
 
 Say = Callable[[str], None]
 EXPERIMENT = "ranker"
-ANEW = ("log", "offline", "feast", "checkpoints", "status", "holdout", "live", "quality", "warehouse", "logs")
+FROM_SCRATCH = ("log", "offline", "feast", "checkpoints", "status", "holdout", "live", "quality", "warehouse", "logs")
 FRESH_WITHIN_SECONDS = 5.0
 FEATURES_SECONDS = 600.0
 
@@ -61,7 +61,7 @@ def run(*, small: bool, detach: bool, data: Path | None, port: int | None, say: 
     if stopped := processes.stop_all(settings):
         say(f"stopped what an earlier demo left running: {', '.join(stopped)}")
     _refuse_taken_port(settings)
-    for name in ANEW:
+    for name in FROM_SCRATCH:
         shutil.rmtree(settings.data_dir / name, ignore_errors=True)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:

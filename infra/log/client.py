@@ -93,7 +93,7 @@ class Position:
         """Whether everything before `other` lies before this position too."""
         return all(self.offsets.get(partition, 0) >= offset for partition, offset in other.offsets.items())
 
-    def of(self, share: Share) -> Position:
+    def of(self, share: PartitionShare) -> Position:
         """The part of it that lies in the partitions of a share."""
         return Position({one: offset for one, offset in self.offsets.items() if share.holds(one)})
 
@@ -108,7 +108,7 @@ START = Position()
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class PartitionShare:
     """The partitions of one of `shares` readers that divide a topic among them: those with p % shares == index."""
 
     index: int
@@ -124,11 +124,11 @@ class Share:
         return partition % self.shares == self.index
 
 
-WHOLE = Share(0, 1)
+ALL_PARTITIONS = PartitionShare(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class TopicSize:
     """How much a topic holds."""
 
     records: int
@@ -161,7 +161,9 @@ class EventLog(Protocol):
         """
         ...
 
-    def read(self, topic: str, position: Position, *, max_records: int = 1_000, share: Share = WHOLE) -> list[Record]:
+    def read(
+        self, topic: str, position: Position, *, max_records: int = 1_000, share: PartitionShare = ALL_PARTITIONS
+    ) -> list[Record]:
         """The next records from `position` on, in order within each partition; empty at the end of the topic.
 
         At most `max_records`, at times fewer; go on from `position.after(records)`. With a share, only those of its
@@ -177,7 +179,7 @@ class EventLog(Protocol):
         """The last `count` records of the topic, oldest first by their time; fewer when it holds fewer."""
         ...
 
-    def held(self, topic: str) -> Held:
+    def size(self, topic: str) -> TopicSize:
         """How much the topic holds. Takes half a second at most: a long topic is counted over several calls."""
         ...
 
@@ -200,7 +202,7 @@ def follow(
     *,
     stop: threading.Event,
     max_records: int = 1_000,
-    share: Share = WHOLE,
+    share: PartitionShare = ALL_PARTITIONS,
     poll_seconds: float = 0.02,
 ) -> Iterator[list[Record]]:
     """Batches of records from `position` on, for ever; waits at the end of the topic until `stop` is set.

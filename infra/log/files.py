@@ -22,8 +22,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from infra.atomic_files import replacing, sync
-from infra.log.client import START, WHOLE, Held, LogError, LogFullError, Position, Record, Share, refuse_unusable
-from infra.log.record_count import LineCounter
+from infra.log.client import (
+    ALL_PARTITIONS,
+    START,
+    LogError,
+    LogFullError,
+    PartitionShare,
+    Position,
+    Record,
+    TopicSize,
+    refuse_unusable,
+)
+from infra.log.record_count import RecordCounter
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +192,7 @@ class FileLog:
         self._writers: dict[str, _Writer] = {}
         self._writers_lock = threading.Lock()
         self._damaged: set[tuple[str, int]] = set()
-        self._counter = LineCounter()
+        self._counter = RecordCounter()
 
     def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
         if not records:
@@ -195,7 +205,9 @@ class FileLog:
         now = int(self._clock() * 1000)
         writer.append([encode_line(now, key, value) for key, value in records])
 
-    def read(self, topic: str, position: Position, *, max_records: int = 1_000, share: Share = WHOLE) -> list[Record]:
+    def read(
+        self, topic: str, position: Position, *, max_records: int = 1_000, share: PartitionShare = ALL_PARTITIONS
+    ) -> list[Record]:
         if not share.holds(PARTITION):
             return []
         start = position.offsets.get(PARTITION, 0)
@@ -226,7 +238,7 @@ class FileLog:
                 return records[-count:]
             reach *= 4
 
-    def held(self, topic: str) -> Held:
+    def size(self, topic: str) -> TopicSize:
         return self._counter.count(self._folder / topic)
 
     def lines(self, topic: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:

@@ -16,7 +16,7 @@ def show(settings: Settings, topic: str | None, *, last: int, say: Say) -> None:
     log = open_log(settings)
     if topic is None:
         for name in topics.ALL:
-            say(f"{name:20} {log.held(name).records:,} records, ends at {log.end(name)}")
+            say(f"{name:20} {log.size(name).records:,} records, ends at {log.end(name)}")
         return
     if topic not in topics.ALL:
         raise LogError(f"there is no topic {topic!r}; there are {', '.join(topics.ALL)}")

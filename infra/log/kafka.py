@@ -26,15 +26,15 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra import topics
 from infra.log.client import (
+    ALL_PARTITIONS,
     START,
-    WHOLE,
-    Held,
     LogError,
     LogFullError,
     LogUnreachableError,
+    PartitionShare,
     Position,
     Record,
-    Share,
+    TopicSize,
     refuse_unusable,
 )
 from infra.log.kafka_consumers import Readers
@@ -152,7 +152,9 @@ class KafkaLog:
                 threading.Thread(target=_poll, args=(self._producer,), name="kafka-acks", daemon=True).start()
             return self._producer
 
-    def read(self, topic: str, position: Position, *, max_records: int = 1_000, share: Share = WHOLE) -> list[Record]:
+    def read(
+        self, topic: str, position: Position, *, max_records: int = 1_000, share: PartitionShare = ALL_PARTITIONS
+    ) -> list[Record]:
         count = self._count(topic)
         wanted = [partition for partition in range(count) if share.holds(partition)]
         if not wanted or max_records < 1:
@@ -183,9 +185,9 @@ class KafkaLog:
         found.sort(key=lambda record: (record.timestamp_ms, record.partition, record.offset))
         return found[-count:] if count else []
 
-    def held(self, topic: str) -> Held:
+    def size(self, topic: str) -> TopicSize:
         first, end = self._offsets(topic, OFFSET_BEGINNING), self._offsets(topic, OFFSET_END)
-        return Held(sum(end.values()) - sum(first.values()), whole=True, size_bytes=None)
+        return TopicSize(sum(end.values()) - sum(first.values()), whole=True, size_bytes=None)
 
     def committed(self, group: str, topic: str) -> Position:
         asked = [TopicPartition(self._prefix + topic, one) for one in range(self._count(topic))]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.log.client import Held
+from infra.log.client import TopicSize
 
 CHUNK_BYTES = 4 << 20
 
@@ -20,7 +20,7 @@ class _Counted:
     lines: int = 0
 
 
-class LineCounter:
+class RecordCounter:
     """`clock` gives seconds of any epoch. Safe to use from many threads."""
 
     def __init__(self, *, budget_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,7 +29,7 @@ class LineCounter:
         self._counted: dict[Path, _Counted] = {}
         self._lock = threading.Lock()
 
-    def count(self, folder: Path) -> Held:
+    def count(self, folder: Path) -> TopicSize:
         """What the segments in `folder` hold now."""
         deadline = self._clock() + self._budget_seconds
         records = size_bytes = 0
@@ -41,7 +41,7 @@ class LineCounter:
                 whole = self._count(path, counted, size, deadline) and whole
                 records += counted.lines
                 size_bytes += size
-        return Held(records, whole, size_bytes)
+        return TopicSize(records, whole, size_bytes)
 
     def _count(self, path: Path, counted: _Counted, size: int, deadline: float) -> bool:
         """Count what is new in a segment; False when the time ran out first."""

@@ -5,8 +5,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.input_drift import LEAST_REQUESTS, DriftWatch
-from features.contract.drift import references
+from apps.input_drift import LEAST_REQUESTS, DriftMonitor
+from features.contract.drift import reference_distributions
 
 NAMES = tuple(f"f{number}" for number in range(20))
 RNG = np.random.default_rng(5)
@@ -16,7 +16,7 @@ def inputs(rows: int, shift: float = 0.0) -> NDArray[np.float32]:
     return (RNG.normal(size=(rows, len(NAMES))) + shift).astype(np.float32)
 
 
-LEARNED = references(inputs(20_000), NAMES)
+LEARNED = reference_distributions(inputs(20_000), NAMES)
 
 
 class Clock:
@@ -27,71 +27,71 @@ class Clock:
         return self.now
 
 
-def watch(clock: Clock, one_in: int = 1) -> DriftWatch:
-    return DriftWatch(LEARNED, NAMES, one_in=one_in, window_seconds=100, clock=clock)
+def watch(clock: Clock, one_in: int = 1) -> DriftMonitor:
+    return DriftMonitor(LEARNED, NAMES, one_in=one_in, window_seconds=100, clock=clock)
 
 
 def test_the_same_population_is_quiet_and_another_is_not() -> None:
     same, other = watch(Clock()), watch(Clock())
     for _ in range(LEAST_REQUESTS):
-        same.see(inputs(50))
-        other.see(inputs(50, shift=1.0))
-    assert max(same.indices().values()) < 0.1
-    assert min(other.indices().values()) > 0.25
+        same.observe(inputs(50))
+        other.observe(inputs(50, shift=1.0))
+    assert max(same.stability_indices().values()) < 0.1
+    assert min(other.stability_indices().values()) > 0.25
 
 
 def test_single_payments_of_the_same_population_raise_no_alarm() -> None:
     for _ in range(10):
         seen = watch(Clock())
         for _ in range(LEAST_REQUESTS):
-            seen.see(inputs(1))
-        assert 0 < max(seen.indices().values()) < 0.2
+            seen.observe(inputs(1))
+        assert 0 < max(seen.stability_indices().values()) < 0.2
 
 
 def test_few_requests_say_nothing() -> None:
     seen = watch(Clock())
     for _ in range(LEAST_REQUESTS - 1):
-        seen.see(inputs(100, shift=5.0))
-    seen.see(inputs(0))
-    assert seen.indices() == {}
+        seen.observe(inputs(100, shift=5.0))
+    seen.observe(inputs(0))
+    assert seen.stability_indices() == {}
 
 
 def test_what_is_longer_ago_than_the_window_is_forgotten() -> None:
     clock = Clock()
     seen = watch(clock)
     for _ in range(LEAST_REQUESTS):
-        seen.see(inputs(50, shift=1.0))
+        seen.observe(inputs(50, shift=1.0))
     clock.now = 60
-    assert seen.indices()
+    assert seen.stability_indices()
     for _ in range(LEAST_REQUESTS):
-        seen.see(inputs(50))
+        seen.observe(inputs(50))
     clock.now = 110
-    assert max(seen.indices().values()) < 0.1
+    assert max(seen.stability_indices().values()) < 0.1
     clock.now = 1000
-    assert seen.indices() == {}
+    assert seen.stability_indices() == {}
 
 
 def test_one_request_in_so_many_is_counted() -> None:
     seen = watch(Clock(), one_in=10)
     for _ in range(10 * LEAST_REQUESTS - 1):
-        seen.see(inputs(5))
-    assert seen.indices() == {}
-    seen.see(inputs(5))
-    assert seen.indices()
+        seen.observe(inputs(5))
+    assert seen.stability_indices() == {}
+    seen.observe(inputs(5))
+    assert seen.stability_indices()
 
 
 def test_a_request_pays_little() -> None:
     seen, matrix = watch(Clock(), one_in=50), inputs(400)
     started = time.process_time()
     for _ in range(5_000):
-        seen.see(matrix)
+        seen.observe(matrix)
     took = (time.process_time() - started) / 5_000
     print(f"\ndrift costs {took * 1e6:.1f} µs a request")
     assert took < 40e-6
 
 
 def test_a_release_without_references_is_not_watched() -> None:
-    seen = DriftWatch({}, NAMES, one_in=1, window_seconds=100, clock=Clock())
+    seen = DriftMonitor({}, NAMES, one_in=1, window_seconds=100, clock=Clock())
     for _ in range(LEAST_REQUESTS):
-        seen.see(inputs(5))
-    assert seen.indices() == {}
+        seen.observe(inputs(5))
+    assert seen.stability_indices() == {}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.local import processes
-from infra.log.client import START, EventLog, LogError, Position, Record, Share, follow
+from infra.log.client import START, EventLog, LogError, PartitionShare, Position, Record, follow
 from infra.log.open import open_log
 from infra.settings import Settings
 
@@ -116,7 +116,7 @@ def test_topics_are_apart_and_an_unknown_one_is_empty(log: EventLog) -> None:
     log.append("two", pairs("b"))
     assert (values(log, "one"), values(log, "two"), values(log, "three")) == (["a"], ["b"], [])
     assert (log.end("three"), log.read("three", START), log.latest("three", 5)) == (START, [], [])
-    assert log.held("three").records == 0
+    assert log.size("three").records == 0
     log.append("one", [])
     assert values(log, "one") == ["a"]
 
@@ -140,7 +140,7 @@ def test_the_latest_records_of_many_keys_are_those_of_the_last_append(log: Event
 def test_what_a_topic_holds_is_counted(log: EventLog) -> None:
     for total in (1, 20):
         log.append("t", [(f"key-{number}", b'{"n": 1}') for number in range(total)])
-    held = log.held("t")
+    held = log.size("t")
     assert (held.records, held.whole) == (21, True)
     assert held.size_bytes is None or held.size_bytes > 21 * 8
 
@@ -163,7 +163,7 @@ def test_sharing_readers_see_every_record_once_and_a_key_is_one_readers(log: Eve
     log.append("t", [(f"card-{number % 40}", b'{"n": %d}' % number) for number in range(200)])
     seen: list[dict[str, list[bytes]]] = []
     for index in range(2):
-        share, position, own = Share(index, 2), START, dict[str, list[bytes]]()
+        share, position, own = PartitionShare(index, 2), START, dict[str, list[bytes]]()
         while records := log.read("t", position, max_records=7, share=share):
             assert all(share.holds(record.partition) for record in records)
             for record in records:
@@ -176,7 +176,7 @@ def test_sharing_readers_see_every_record_once_and_a_key_is_one_readers(log: Eve
     assert both == {f"card-{card}": [b'{"n": %d}' % number for number in range(card, 200, 40)] for card in range(40)}
     committed = open_again().committed("sharing", "t")
     assert committed == log.end("t")
-    assert committed.of(Share(0, 2)).covers(log.end("t").of(Share(0, 2)))
+    assert committed.of(PartitionShare(0, 2)).covers(log.end("t").of(PartitionShare(0, 2)))
 
 
 @pytest.mark.parametrize("key", ["tab\there", "line\nfeed", "half\ud800"])
@@ -261,7 +261,7 @@ def test_a_position_is_its_text_and_covers_what_it_is_not_behind(one: dict[int, 
     assert further.covers(position)
     assert position.covers(further) == (not one)
     assert (position.covers(Position(other)) and Position(other).covers(position)) == (position == Position(other))
-    parts = [position.of(Share(index, 3)).offsets for index in range(3)]
+    parts = [position.of(PartitionShare(index, 3)).offsets for index in range(3)]
     assert Position({**parts[0], **parts[1], **parts[2]}) == position
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from apps.adapters.feast_reader import FeastReader
 from apps.fraud import scorer
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
 from features.contract.events import Transaction, from_milliseconds, key_of, to_json
 from features.fraud.velocity import DAY, FEATURES, HOUR
@@ -84,15 +84,15 @@ class Run:
         self.arrived: dict[str, dict[str, Any]] = {}
         """Every payment, in the order of its first arrival."""
         self._seen: list[NDArray[np.float32]] = []
-        self._decisions = DecisionBook(self._log, decisions_kept=1_000, alerts_kept=10)
+        self._decisions = DecisionStore(self._log, decisions_kept=1_000, alerts_kept=10)
         self._scorer = self._service(self._decisions)
-        self._api = self._service(DecisionBook(self._log, decisions_kept=1_000, alerts_kept=10))
+        self._api = self._service(DecisionStore(self._log, decisions_kept=1_000, alerts_kept=10))
         self._position = LOG_START
         self._batch: list[dict[str, Any]] = []
         self._frauds: list[dict[str, Any]] = []
         self._again: dict[int, dict[str, Any]] = {}
 
-    def _service(self, decisions: DecisionBook) -> FraudService:
+    def _service(self, decisions: DecisionStore) -> FraudService:
         reader = FeastReader(self._job.settings)
         return FraudService(
             lambda: None, reader=reader, log=self._log, decisions=decisions, clock=time.time, watch=self._seen.append

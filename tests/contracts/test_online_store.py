@@ -88,7 +88,7 @@ NUMBERS = st.integers(-(2**63), 2**63 - 1)
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=200)
 LISTS = st.fixed_dictionaries(
     {
-        columns.KINDS: st.just([1]),  # Feast refuses a frame that is null throughout
+        columns.EVENT_TYPES: st.just([1]),  # Feast refuses a frame that is null throughout
         columns.TIMES: st.none() | st.lists(NUMBERS, max_size=40),
         columns.ITEMS: st.none() | st.lists(TEXTS, max_size=40),
         columns.PRICES: st.none() | st.lists(st.floats(allow_nan=False), max_size=40),

@@ -140,7 +140,7 @@ def test_the_real_processes_show_every_metric_that_dashboards_and_rules_name(tmp
     batch = pa.table({"topic": ["t", "t"], "reason": pa.array([None, "bad"], pa.string()), "timestamp": [5_000, 6_000]})
     stream_port = free_port()
     with stream_metrics.served(stream_port, host="127.0.0.1"):
-        stream_metrics.tell_batch(batch, seconds=0.5, now=15.0)
+        stream_metrics.record_batch(batch, seconds=0.5, now=15.0)
         shown |= scraped(f"http://127.0.0.1:{stream_port}/metrics")
     assert REGISTRY.get_sample_value("headrace_stream_lag_seconds") == 10.0
     assert REGISTRY.get_sample_value("headrace_stream_dead_letters_total", {"reason": "bad"}) == 1.0

@@ -113,7 +113,7 @@ def test_neighbours_are_stored_as_of_each_moment(spark: SparkSession, tmp_path: 
     moments = pd.to_datetime([DAY_0 + 1, DAY_0 + 2, DAY_0 + DAY], unit="ms", utc=True)
     examples = pd.DataFrame({columns.ITEM: ["a", "a", "a"], columns.EVENT_TIMESTAMP: moments})
     rows = feature_store.historical(
-        feature_store.open_store(settings), views.ITEM_NEIGHBOURHOOD, examples, before=False
+        feature_store.open_store(settings), views.ITEM_NEIGHBOURS_SERVICE, examples, before=False
     )
     assert rows[f"{views.ITEM_NEIGHBOURS}__{columns.NEIGHBOURS}"].to_pylist() == [None, ["b", "c"], ["c", "b"]]
     assert rows[f"{views.ITEM_NEIGHBOURS}__{columns.SIMILARITIES}"].to_pylist()[2] == pytest.approx(

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from apps.adapters.feast_reader import FeastReader
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
 from features.contract import columns
 from features.contract.events import Transaction, rfc3339
@@ -43,7 +43,7 @@ def test_decided_then_is_known_now(
         lambda: None,
         reader=FeastReader(settings),
         log=log,
-        decisions=DecisionBook(log, decisions_kept=1_000, alerts_kept=10),
+        decisions=DecisionStore(log, decisions_kept=1_000, alerts_kept=10),
         clock=time.time,
         watch=seen.append,
     )
@@ -70,7 +70,7 @@ def test_decided_then_is_known_now(
         })  # fmt: skip
         run(settings)  # what became known reaches the scorer by way of the store
     assert late > 10
-    assert log.held(topics.TRANSACTIONS).records > ROUNDS * PAYMENTS  # some came twice
+    assert log.size(topics.TRANSACTIONS).records > ROUNDS * PAYMENTS  # some came twice
     rows = ds.dataset(settings.offline_dir / views.TRANSACTION_FEATURES).to_table()
     assert rows.num_rows == ROUNDS * PAYMENTS
     matrix = np.stack([rows[name].to_numpy() for name in FEATURES], axis=1).astype(np.float32)

@@ -19,7 +19,7 @@ from features.history import arrays
 from features.store import feature_store, views
 from infra.settings import Settings
 from streaming import tables
-from streaming.histories import Histories
+from streaming.histories import HistoryWriter
 
 START = 20_000 * DAY
 SHOP = {"type": pa.string(), "event_id": pa.string(), "event_time": pa.int64(), "user_id": pa.string(),
@@ -64,7 +64,7 @@ class Job:
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(data_dir=folder)
         self.feast = feature_store.open_store(self.settings)
-        self.histories = Histories(self.feast, self.settings)
+        self.histories = HistoryWriter(self.feast, self.settings)
         self.batches = 0
 
     def _next(self, batch: int | None) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Job:
     def items_at(self, *hours: float, user: str = "ann", before: bool = False) -> list[list[str] | None]:
         moments = pd.to_datetime([START + int(hour * HOUR) for hour in hours], unit="ms", utc=True)
         frame = pd.DataFrame({columns.USER: [user] * len(hours), columns.EVENT_TIMESTAMP: moments})
-        rows = feature_store.historical(self.feast, views.USERS, frame, before=before)
+        rows = feature_store.historical(self.feast, views.USER_SERVICE, frame, before=before)
         found: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
         return found
 
@@ -109,8 +109,8 @@ class Job:
 def shorten(monkeypatch: pytest.MonkeyPatch, cap: int) -> None:
     """Have user histories hold no more than `cap` entries."""
     monkeypatch.setattr(arrays, "USER_CAP", cap)
-    (source,) = views.HISTORIES[views.USER_HISTORY]
-    monkeypatch.setitem(views.HISTORIES, views.USER_HISTORY, (dataclasses.replace(source, cap=cap),))
+    (source,) = views.HISTORY_SOURCES[views.USER_HISTORY]
+    monkeypatch.setitem(views.HISTORY_SOURCES, views.USER_HISTORY, (dataclasses.replace(source, cap=cap),))
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_user_and_an_anonymous_session_have_histories(job: Job) -> None:
     )  # fmt: skip
     ann = job.now(views.USER_HISTORY, "ann")
     assert ann[columns.ITEMS] == ["a", "b"]
-    assert (ann[columns.PRICES], ann[columns.QUANTITIES], ann[columns.KINDS]) == ([0.0, 1.5], [1.0, 2.0], [2, 3])
+    assert (ann[columns.PRICES], ann[columns.QUANTITIES], ann[columns.EVENT_TYPES]) == ([0.0, 1.5], [1.0, 2.0], [2, 3])
     assert ann[columns.TIMES] == [START, START + HOUR]
     assert (job.items("session:s"), job.items("s")) == (["v"], None)
     assert job.items_at(0, 1, 99) == [["a"], ["a", "b"], ["a", "b"]]
@@ -219,8 +219,8 @@ def test_payments_get_features_from_what_was_there_then(job: Job) -> None:
     assert {name: features[name]["card_sum_24h"] for name in features} == {"p1": 10, "p2": 40, "p3": 45, "q": 10}
     assert {name: features[name]["terminal_count_24h"] for name in features} == {"p1": 1, "p2": 2, "p3": 1, "q": 3}
     assert {name: features[name]["terminal_new"] for name in features} == {"p1": 1, "p2": 0, "p3": 1, "q": 1}
-    assert job.now(views.CARD_HISTORY, "c")[columns.PARTNERS] == ["t", "t", "u"]
-    assert sorted(job.now(views.TERMINAL_HISTORY, "t")[columns.PARTNERS]) == ["c", "c", "d"]
+    assert job.now(views.CARD_HISTORY, "c")[columns.COUNTERPARTIES] == ["t", "t", "u"]
+    assert sorted(job.now(views.TERMINAL_HISTORY, "t")[columns.COUNTERPARTIES]) == ["c", "c", "d"]
 
 
 def test_payments_and_labels_that_come_again_change_nothing(job: Job) -> None:

@@ -92,7 +92,9 @@ def test_nobody_learns_from_a_day_that_is_not_over(tmp_path: Path) -> None:
     write_table(settings.offline_dir / views.ITEM_HISTORY, "all", item_rows(counted(), every_day=True, created=CREATED))
     moments = [DAY_0 + int(day * DAY) for day in (0.5, 1.5, 2.0, 39.9)]
     examples = pd.DataFrame({columns.ITEM: "a", columns.EVENT_TIMESTAMP: pd.to_datetime(moments, unit="ms", utc=True)})
-    found = feature_store.historical(feature_store.open_store(settings), views.ITEM_WINDOWS, examples, before=False)
+    found = feature_store.historical(
+        feature_store.open_store(settings), views.ITEM_WINDOWS_SERVICE, examples, before=False
+    )
     known = from_arrow(found, ITEM_COLUMNS, names={name: f"{views.ITEM_HISTORY}__{name}" for name in ITEM_COLUMNS})
     orders = ITEM_WINDOWS.index("item_orders_30d")
     assert [item_windows(known.row(row), moment)[0, orders] for row, moment in enumerate(moments)] == [0, 2, 4, 0]

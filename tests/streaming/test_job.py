@@ -87,7 +87,7 @@ def run(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Callable[[Setti
 def items_at(settings: Settings, *hours: float, user: str = "ann") -> list[list[str] | None]:
     moments = pd.to_datetime([START + int(hour * HOUR) for hour in hours], unit="ms", utc=True)
     frame = pd.DataFrame({columns.USER: [user] * len(hours), columns.EVENT_TIMESTAMP: moments})
-    rows = feature_store.historical(feature_store.open_store(settings), views.USERS, frame, before=True)
+    rows = feature_store.historical(feature_store.open_store(settings), views.USER_SERVICE, frame, before=True)
     found: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
     return [None if items is None else sorted(items) for items in found]
 
@@ -104,7 +104,9 @@ def features(settings: Settings) -> dict[str, list[float]]:
     ids = ["p1", "p2"]
     moments = pd.to_datetime([START + 100 * HOUR] * 2, unit="ms", utc=True)
     frame = pd.DataFrame({columns.TRANSACTION: ids, columns.EVENT_TIMESTAMP: moments})
-    rows = feature_store.historical(feature_store.open_store(settings), views.FRAUD, frame, before=False).to_pylist()
+    rows = feature_store.historical(
+        feature_store.open_store(settings), views.FRAUD_SERVICE, frame, before=False
+    ).to_pylist()
     names = [f"{views.TRANSACTION_FEATURES}__{name}" for name in velocity.FEATURES]
     return {row[columns.TRANSACTION]: [row[name] for name in names] for row in rows}
 
@@ -175,14 +177,14 @@ def test_a_micro_batch_that_is_handled_twice_changes_nothing(spark: SparkSession
     events = [*OTHERS, *SHOP, SHOP[1], {"type": "refund"}]
     rows = [("t", 0, offset, "k", json.dumps(one), 0) for offset, one in enumerate(events)]
     records = spark.createDataFrame(rows, RECORD_SCHEMA)
-    first.handle(records, 0)
+    first.process_records(records, 0)
     assert first.items_touched == {"a", "b", "c"}
     assert first.impressions_seen
     before = (items_at(settings, 0, 1, 49), features(settings), count(settings, "shop_events"))
     assert (first.records, first.rejected) == (len(events), 1)
 
     again = FeatureJob(settings)  # as after a crash
-    again.handle(records, 0)
+    again.process_records(records, 0)
     assert (items_at(settings, 0, 1, 49), features(settings), count(settings, "shop_events")) == before
     assert len(list((settings.offline_dir / "shop_events").iterdir())) == 1
     letters = [
@@ -203,7 +205,7 @@ def test_only_one_job_works_on_a_data_directory(run: Callable[[Settings], list[s
     with job._sole_job(settings):
         with pytest.raises(JobRunningError, match="already works on"), job._sole_job(settings):
             pass
-        FeatureJob(settings).tell({topics.SHOP: open_log(settings).end(topics.SHOP)})
+        FeatureJob(settings).report_progress({topics.SHOP: open_log(settings).end(topics.SHOP)})
         said = run(settings)
         assert "`headrace stream` is running" in said[0]
     with job._sole_job(settings):
@@ -216,14 +218,14 @@ def test_beside_a_running_job_it_waits_until_that_has_read_everything_or_ends(
     settings, log, events = Settings(data_dir=tmp_path), open_log(Settings(data_dir=tmp_path)), list(SHOP)
     send(log, events.pop())
     running = FeatureJob(settings)
-    running.tell({topics.SHOP: log.end(topics.SHOP)})
+    running.report_progress({topics.SHOP: log.end(topics.SHOP)})
     send(log, *events)
     with ThreadPoolExecutor() as pool:
         with job._sole_job(settings):
             waits = pool.submit(job._wait_for_running_job, settings, log)
             time.sleep(0.5)
             assert not waits.done(), "what was told does not reach the end"
-            running.tell({topics.SHOP: log.end(topics.SHOP)})
+            running.report_progress({topics.SHOP: log.end(topics.SHOP)})
             waits.result(timeout=10)
             send(log, SHOP[0])
             waits = pool.submit(job._wait_for_running_job, settings, log)

@@ -20,7 +20,7 @@ from features.fraud import velocity
 from features.fraud.velocity import HOUR
 from features.store import feature_store, recovery, views
 from features.store.online import OnlineStoreError
-from features.store.recovery import MARK_FILE, ForeignStoreError, OnlineGuard, refill
+from features.store.recovery import MARK_FILE, ForeignStoreError, OnlineStoreGuard, refill
 from infra.local import redis_server
 from infra.local.ports import free_port
 from infra.local.redis_server import RedisServer
@@ -68,7 +68,7 @@ def batches(count: int, *, seed: int) -> list[Batch]:
 def run(features: FeatureJob, work: list[Batch], *, first: int = 0) -> None:
     impressions = tables.SCHEMAS["impressions"].empty_table()
     for number, (shop, payments, labels) in enumerate(work, start=first):
-        features.take(shop, payments, labels, impressions, batch=f"batch-{number:06d}")
+        features.process(shop, payments, labels, impressions, batch=f"batch-{number:06d}")
 
 
 def state(settings: Settings, *, hours: int) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def state(settings: Settings, *, hours: int) -> dict[str, Any]:
         "users": feature_store.online_rows(feast, views.USER_HISTORY, USERS),
         "cards": feature_store.online_rows(feast, views.CARD_HISTORY, CARDS),
         "terminals": feature_store.online_rows(feast, views.TERMINAL_HISTORY, TERMINALS),
-        "then": feature_store.historical(feast, views.USERS, frame, before=True).to_pylist(),
+        "then": feature_store.historical(feast, views.USER_SERVICE, frame, before=True).to_pylist(),
         "features": rows.set_index(columns.TRANSACTION)[list(velocity.FEATURES)].sort_index().to_dict(),
     }
 
@@ -230,7 +230,7 @@ def test_a_clean_restart_refills_nothing_but_renews_the_items(
     run(features, work[:2])
     server.kill()
     server.start()
-    guard = OnlineGuard(feature_store.open_store(settings), settings)
+    guard = OnlineStoreGuard(feature_store.open_store(settings), settings)
     assert guard.check()  # items, which are written beside the micro-batches, may be behind
     run(features, work[2:], first=2)
     assert not refills

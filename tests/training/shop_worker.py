@@ -18,14 +18,14 @@ from features.recommender.candidates import CANDIDATE_FEATURES, Candidates, Visi
 from features.recommender.catalogue import Catalogue
 from training.configs import RankerConfig, RetrievalConfig
 from training.core.sharding import is_leader, process_group
-from training.core.trainer import Curve, Watch
-from training.recommender.examples import Drawn, Query
+from training.core.trainer import RunPaths, TrainingHistory
+from training.recommender.examples import RankingExample, RetrievalExample
 from training.recommender.ranker import fit_ranker
 from training.recommender.two_tower import fit_retrieval
 
 ITEMS, ORDERS = 120, 203
-RETRIEVAL = RetrievalConfig(width=16, content_buckets=64, batch_orders=20)
-RANKER = RankerConfig(hidden=(16,), rank=4, batch_orders=10, candidates=20)
+RETRIEVAL = RetrievalConfig(width=16, content_buckets=64, batch_visits=20)
+RANKER = RankerConfig(hidden=(16,), cross_rank=4, batch_visits=10, candidates=20)
 CPU = torch.device("cpu")
 
 
@@ -38,19 +38,19 @@ def catalogue() -> Catalogue:
     return Catalogue(ids, titles, np.ones(ITEMS, np.float32), none, none.astype(np.float32) * 0, vectors, index)
 
 
-def queries(*, seed: int = 5) -> list[Query]:
+def queries(*, seed: int = 5) -> list[RetrievalExample]:
     """Orders of users who like one colour."""
     rng = np.random.default_rng(seed)
     made = []
     for number in range(ORDERS):
         liked = np.arange(number % 3, ITEMS, 3)
         past, bought = rng.choice(liked, 4), rng.choice(liked, 2, replace=False)
-        kinds = np.full(4, columns.KIND_CODES["purchase"])
-        made.append(Query(Visitor(DAY * 9, past, np.arange(4) * DAY, kinds, np.ones(4), np.ones(4)), bought))
+        kinds = np.full(4, columns.EVENT_TYPE_CODES["purchase"])
+        made.append(RetrievalExample(Visitor(DAY * 9, past, np.arange(4) * DAY, kinds, np.ones(4), np.ones(4)), bought))
     return made
 
 
-def drawn(asked: list[Query], *, seed: int = 6) -> list[Drawn]:
+def drawn(asked: list[RetrievalExample], *, seed: int = 6) -> list[RankingExample]:
     rng = np.random.default_rng(seed)
     made = []
     for query in asked:
@@ -59,13 +59,13 @@ def drawn(asked: list[Query], *, seed: int = 6) -> list[Drawn]:
         features = rng.normal(size=(len(items), len(CANDIDATE_FEATURES))).astype(np.float32)
         features[:, 0] += bought
         none = np.zeros(len(items), dtype=np.int64)
-        made.append(Drawn(Candidates(items, none[:, None], features, none), bought))
+        made.append(RankingExample(Candidates(items, none[:, None], features, none), bought))
     return made
 
 
-def fit_both(*, dropout: float, epochs: int, unfinished: Path | None) -> dict[str, Curve]:
+def fit_both(*, dropout: float, epochs: int, unfinished: Path | None) -> dict[str, TrainingHistory]:
     asked = queries()
-    watch = Watch(unfinished, unfinished / "curves", {"shop": "made up"}) if unfinished else None
+    watch = RunPaths(unfinished, unfinished / "curves", {"shop": "made up"}) if unfinished else None
     common = {"dropout": dropout, "epochs": epochs, "patience": epochs}
     retrieval = fit_retrieval(
         catalogue(), asked[:151], asked[151:], replace(RETRIEVAL, **common), device=CPU, seed=3, label="two-tower",

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from infra.cli.commands import cli
-from training.config_file import SettingsFileError, read_config
+from training.config_file import RENAMED, SettingsFileError, read_config
 from training.configs import CONFIGS, Config, small, standard
 
 
@@ -96,3 +96,18 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["train", "--search", "0"])
     assert done.exit_code == 2
     assert "0.0 is not in the range x>0" in done.output
+
+
+def test_names_of_before_are_read_as_what_they_are_now(tmp_path: Path) -> None:
+    file = tmp_path / "old.json"
+    before: dict[str, Any] = {}
+    for (*above, name), _ in RENAMED.items():
+        part = before
+        for step in above:
+            part = part.setdefault(step, {})
+        part[name] = 17
+    file.write_text(json.dumps(before))
+    config = read_config(file, base=standard())
+    assert config.gate_visits == 17
+    assert (config.retrieval.batch_visits, config.retrieval.max_visits_without_purchase) == (17, 17)
+    assert (config.ranker.batch_visits, config.ranker.max_visits, config.ranker.cross_rank) == (17, 17, 17)

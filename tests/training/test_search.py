@@ -80,8 +80,8 @@ def test_what_is_not_searched_stays() -> None:
     trial = optuna.create_study().ask()
     retrieval = suggest_retrieval(trial, replace(START, refit_epochs=9, patience=4))
     assert (retrieval.refit_epochs, retrieval.patience) == (9, 4)
-    ranker = suggest_ranker(optuna.create_study().ask(), replace(RankerConfig(), max_orders=77))
-    assert ranker.max_orders == 77
+    ranker = suggest_ranker(optuna.create_study().ask(), replace(RankerConfig(), max_visits=77))
+    assert ranker.max_visits == 77
     assert ranker != RankerConfig()
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from training.benchmark.interactions import read_interactions
 from training.benchmark.metrics import Measured, measure, ndcg
-from training.benchmark.models import OWN, Entrant, Fitted, Settings
+from training.benchmark.models import OWN, BenchmarkModel, Fitted, Hyperparameters
 from training.benchmark.peers import PEERS, Peer, PeerError
 from training.benchmark.protocols import LEAVE_ONE_OUT, TIME_SPLIT, Split, leave_one_out, new_only, time_split
 from training.core.sharding import choose_device, is_leader, process_group, total
@@ -26,7 +26,7 @@ from training.core.sharding import choose_device, is_leader, process_group, tota
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 KS = (10, 20)
-FLOORS = ("popularity", "item_knn")
+BASELINES = ("popularity", "item_knn")
 """Always beside the models that are asked for."""
 
 
@@ -62,14 +62,14 @@ def run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict[
 
 
 def _run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    entrants = _entrants(request)
+    entrants = _benchmark_models(request)
     try:
         split = _split(request)
         if not as_json:
             say(_told(split))
         rows = []
         for entrant in tqdm(entrants, desc="models", unit="model", leave=False, disable=None if is_leader() else True):
-            rows += _judge(entrant, split, request)
+            rows += _evaluate(entrant, split, request)
             if not as_json:
                 say(_line(rows[-1]))
     finally:
@@ -84,12 +84,12 @@ def _run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict
     return result
 
 
-def _entrants(request: Request) -> list[Entrant]:
+def _benchmark_models(request: Request) -> list[BenchmarkModel]:
     known = (*OWN, *PEERS)
     unknown = [name for name in request.models if name not in known]
     if unknown:
         raise QualityError(f"--model {','.join(unknown)}: the models are {', '.join(known)}")
-    names = dict.fromkeys((*FLOORS, *request.models))
+    names = dict.fromkeys((*BASELINES, *request.models))
     if dist.get_world_size() > 1 and (theirs := [name for name in names if name in PEERS]):
         raise QualityError(f"--model {','.join(theirs)}: peers are fitted by one process: run them without torchrun")
     peers = {name: Peer(name) for name in names if name in PEERS}
@@ -116,9 +116,9 @@ def _split(request: Request) -> Split:
     return time_split(data, split_at=int(moment.timestamp() * 1000))
 
 
-def _judge(entrant: Entrant, split: Split, request: Request) -> list[dict[str, Any]]:
+def _evaluate(entrant: BenchmarkModel, split: Split, request: Request) -> list[dict[str, Any]]:
     """One row a seed: settings chosen once with the first seed, then a judged fit with each."""
-    own: Settings = {} if request.max_length is None else {"length": request.max_length}
+    own: Hyperparameters = {} if request.max_length is None else {"length": request.max_length}
     chosen, trials = _choose(entrant, split, request, own)
     rows = []
     for seed in request.seeds:
@@ -131,14 +131,16 @@ def _judge(entrant: Entrant, split: Split, request: Request) -> list[dict[str, A
     return rows
 
 
-def _choose(entrant: Entrant, split: Split, request: Request, own: Settings) -> tuple[Settings, int]:
+def _choose(
+    entrant: BenchmarkModel, split: Split, request: Request, own: Hyperparameters
+) -> tuple[Hyperparameters, int]:
     """The settings with the best validation NDCG@10 that the budget finds, and how many were tried.
 
     Settings with which a peer fails (its factors diverge, say) count as tried.
     """
     if not request.tune_seconds and not split.refits:
         return own, 0
-    best: tuple[float, Settings] = (-1.0, own)
+    best: tuple[float, Hyperparameters] = (-1.0, own)
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=request.seeds[0], n_startup_trials=5)
     )

@@ -22,7 +22,7 @@ from training.core.sharding import choose_device
 JUDGED_CASES = 6_000
 """Validation cases that stop a training and weigh its memory, drawn by the seed where there are more."""
 
-Settings = dict[str, int | float | str]
+Hyperparameters = dict[str, int | float | str]
 """What a model can be told, by name; empty is as it comes."""
 C = TypeVar("C", bound=Any)
 
@@ -35,19 +35,19 @@ class Fitted:
     """int64 [cases, DEPTH] by the split's rule of masking."""
     new_lists: NDArray[np.int64]
     """The same without what the user took before."""
-    learnt: Settings = field(default_factory=dict)
+    learnt: Hyperparameters = field(default_factory=dict)
     """What fitting itself found on the validation cases (epochs, weights), for the fit that is judged."""
     epoch_seconds: float | None = None
 
 
-class Entrant(Protocol):
+class BenchmarkModel(Protocol):
     name: str
 
-    def suggest(self, trial: optuna.Trial) -> Settings:
+    def suggest(self, trial: optuna.Trial) -> Hyperparameters:
         """Settings to try."""
         ...
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
         """Learn from `split.learn` and list for the validation cases, or (judged) for the test cases.
 
         A judged fit learns from `split.final`, with what an earlier one has `learnt` among its settings. Training by
@@ -56,7 +56,7 @@ class Entrant(Protocol):
         ...
 
 
-def configured(config: C, settings: Settings) -> C:
+def configured(config: C, settings: Hyperparameters) -> C:
     """The config with those of the settings that it has a field for."""
     own = {field.name: type(getattr(config, field.name)) for field in fields(config)}
     return replace(config, **{name: own[name](value) for name, value in settings.items() if name in own})
@@ -70,22 +70,22 @@ def _listed(split: Split, scorer: Scorer, *, judged: bool) -> Fitted:
     return Fitted(*_lists(scorer, split.test if judged else split.validation, split))
 
 
-class PopularityEntrant:
+class PopularityModel:
     name = "popularity"
 
-    def suggest(self, trial: optuna.Trial) -> Settings:
+    def suggest(self, trial: optuna.Trial) -> Hyperparameters:
         return {"days": trial.suggest_categorical("days", [0, 7, 14, 30, 60, 90])}
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
         config = configured(PopularityConfig(), settings)
         learn = split.final if judged else split.learn
         return _listed(split, Popularity(learn, split.items, config), judged=judged)
 
 
-class ItemKnnEntrant:
+class ItemKnnModel:
     name = "item_knn"
 
-    def suggest(self, trial: optuna.Trial) -> Settings:
+    def suggest(self, trial: optuna.Trial) -> Hyperparameters:
         return {
             "recent": trial.suggest_int("recent", 2, 200, log=True),
             "decay": trial.suggest_float("decay", 0.5, 1.0),
@@ -93,19 +93,19 @@ class ItemKnnEntrant:
             "own": trial.suggest_float("own", 0.0, 1.0),
         }
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
         learn = split.final if judged else split.learn
         return _listed(split, ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings)), judged=judged)
 
 
-class SequenceEntrant:
+class SequenceBenchmarkModel:
     """The sequence encoder, and beside it the other signals that the validation cases give a weight."""
 
     def __init__(self, name: str = "sequence", *, blend: bool = True, config: SequenceConfig | None = None) -> None:
         self.name, self._blend = name, blend
         self._config = config or SequenceConfig()
 
-    def suggest(self, trial: optuna.Trial) -> Settings:
+    def suggest(self, trial: optuna.Trial) -> Hyperparameters:
         return {
             "dropout": trial.suggest_float("dropout", 0.1, 0.6),
             "temperature": trial.suggest_float("temperature", 0.05, 0.2, log=True),
@@ -113,7 +113,7 @@ class SequenceEntrant:
             "length": trial.suggest_categorical("length", [50, 100]),
         }
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
         config = configured(self._config, settings)
         drawn = np.random.default_rng(seed).permutation(len(split.validation))[:JUDGED_CASES]
         some = split.validation.rows(np.sort(drawn))
@@ -125,10 +125,10 @@ class SequenceEntrant:
         blind = judged and split.refits and "epochs" in settings
         learn = split.final if judged and split.refits else split.learn
         fitted = fit_sequence(
-            learn, items=split.items, config=config, judge=None if blind else judge,
+            learn, items=split.items, config=config, validate=None if blind else judge,
             device=choose_device(), seed=seed, seconds=seconds, label=self.name,
         )  # fmt: skip
-        learnt: Settings = {"epochs": max(1, fitted.curve.best_epoch)}
+        learnt: Hyperparameters = {"epochs": max(1, fitted.curve.best_epoch)}
         scorer: Scorer = fitted
         if self._blend:
             signals = Signals(fitted, learn, split.items, temperature=config.temperature, own=not split.mask_history)
@@ -144,9 +144,9 @@ class SequenceEntrant:
         return result
 
 
-OWN: dict[str, Callable[[], Entrant]] = {
-    "popularity": PopularityEntrant,
-    "item_knn": ItemKnnEntrant,
-    "sequence": SequenceEntrant,
-    "sequence_encoder": lambda: SequenceEntrant("sequence_encoder", blend=False),
+OWN: dict[str, Callable[[], BenchmarkModel]] = {
+    "popularity": PopularityModel,
+    "item_knn": ItemKnnModel,
+    "sequence": SequenceBenchmarkModel,
+    "sequence_encoder": lambda: SequenceBenchmarkModel("sequence_encoder", blend=False),
 }

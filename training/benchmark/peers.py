@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 
 from training.benchmark.interactions import Sequences
-from training.benchmark.models import Fitted, Settings
+from training.benchmark.models import Fitted, Hyperparameters
 from training.benchmark.protocols import Split
 
 ENVIRONMENT = Path(".venv-peers")
@@ -35,7 +35,7 @@ class Peer:
         self._process: subprocess.Popen[str] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def suggest(self, trial: optuna.Trial) -> Settings:
+    def suggest(self, trial: optuna.Trial) -> Hyperparameters:
         if self.name == "rectools_sasrec":
             return {
                 "dropout": trial.suggest_float("dropout", 0.1, 0.6),
@@ -49,7 +49,7 @@ class Peer:
                 "rate": trial.suggest_float("rate", 0.02, 0.2, log=True),
                 "trees": trial.suggest_int("trees", 50, 300, log=True),
             }
-        settings: Settings = {
+        settings: Hyperparameters = {
             "factors": trial.suggest_categorical("factors", [32, 64, 128, 256]),
             "regularization": trial.suggest_float("regularization", 1e-3, 10.0, log=True),
             "iterations": trial.suggest_int("iterations", 5, 200, log=True),
@@ -58,7 +58,7 @@ class Peer:
             return settings | {"alpha": trial.suggest_float("alpha", 0.5, 60.0, log=True)}
         return settings | {"rate": trial.suggest_float("rate", 3e-3, 0.3, log=True)}
 
-    def fit(self, split: Split, settings: Settings, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
         folder = self._start(split)
         answer = self._ask(
             {"model": self.name, "settings": settings, "judged": judged, "seed": seed, "seconds": seconds}

@@ -17,10 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.benchmark.interactions import Sequences
 from training.benchmark.softmax import cross_entropy
 from training.core.sharding import loss_scale, process_group, replicate, share, total
-from training.core.trainer import Curve, Watch, fit
+from training.core.trainer import RunPaths, TrainingHistory, fit
 from training.models.sequence import TABLE, Encoder, SequenceModel, features_of
 
-Judge = Callable[["FittedSequence"], float]
+Validate = Callable[["FittedSequence"], float]
 """What decides when to stop: higher is better."""
 
 
@@ -39,12 +39,12 @@ class SequenceConfig:
     horizon: int = 1
     """A position learns one of the next so many items, drawn anew each time: 1 is the very next."""
     batch: int = 128
-    rate: float = 2e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.0
     average: float = 0.998
     """Share of the old that the running average of the weights keeps at each step; the average is what is judged."""
     epochs: int = 45
-    judge_every: int = 3
+    validate_every: int = 3
     patience: int = 3
     """Judgements without a better one before training stops."""
 
@@ -56,7 +56,7 @@ class FittedSequence:
     encoder: Encoder
     table: Tensor
     """float32 [items, D], unit length."""
-    curve: Curve
+    curve: TrainingHistory
 
     def vectors(self, inputs: Sequences) -> NDArray[np.float32]:
         """float32 [inputs, D] of unit length; inputs must not be empty rows."""
@@ -132,7 +132,7 @@ def batches(learn: Sequences, windows: _Windows, config: SequenceConfig, rng: np
         )
 
 
-class Rivals:
+class NegativeSampler:
     """The items that a batch's targets are told from: its targets and evenly drawn ones, or the whole catalogue.
 
     An item's logit is lowered by the logarithm of its chance to be among them, which makes the loss an estimate of the
@@ -157,7 +157,9 @@ class Rivals:
         return torch.from_numpy(items), torch.from_numpy(places[: len(targets)]), torch.from_numpy(shift).float()
 
 
-def loss_of(model: nn.Module, batch: Batch, rivals: Rivals, *, temperature: float, rng: np.random.Generator) -> Tensor:
+def loss_of(
+    model: nn.Module, batch: Batch, rivals: NegativeSampler, *, temperature: float, rng: np.random.Generator
+) -> Tensor:
     """Cross entropy of each target among its rivals; logits are cosines over the temperature.
 
     Of this process's rows of the batch, and so scaled that the processes' mean is the whole batch's.
@@ -184,12 +186,12 @@ def fit_sequence(
     *,
     items: int,
     config: SequenceConfig,
-    judge: Judge | None,
+    validate: Validate | None,
     device: torch.device,
     seed: int,
     seconds: float = math.inf,
     label: str = "sequence",
-    watch: Watch | None = None,
+    watch: RunPaths | None = None,
 ) -> FittedSequence:
     """Train until the judge's value stops growing and keep the best epoch; without a judge, all `config.epochs`.
 
@@ -203,11 +205,13 @@ def fit_sequence(
     encoder = Encoder(
         width=config.width, blocks=config.blocks, heads=config.heads, dropout=config.dropout, length=config.length
     )
-    rivals = Rivals(learn, items, config.negatives)
+    rivals = NegativeSampler(learn, items, config.negatives)
     with process_group(device):
         model = replicate(SequenceModel(items=items, encoder=encoder), device=device)
         average = AveragedModel(model.module, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
 
         def epoch(generator: torch.Generator) -> float:
             rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -224,18 +228,21 @@ def fit_sequence(
             return float(np.mean(losses))
 
         def worse() -> float:
-            assert judge is not None
-            return -total(judge(_snapshot(cast(SequenceModel, average.module), Curve()))) / dist.get_world_size()
+            assert validate is not None
+            return (
+                -total(validate(_snapshot(cast(SequenceModel, average.module), TrainingHistory())))
+                / dist.get_world_size()
+            )
 
         curve = fit(
-            model, optimizer, epoch=epoch, judge=worse if judge else None, epochs=config.epochs,
-            patience=config.patience * config.judge_every, seed=seed, label=label, watch=watch,
-            average=average, judge_every=config.judge_every, seconds=seconds,
+            model, optimizer, epoch=epoch, validate=worse if validate else None, epochs=config.epochs,
+            patience=config.patience * config.validate_every, seed=seed, label=label, paths=watch,
+            average=average, validate_every=config.validate_every, seconds=seconds,
         )  # fmt: skip
         return _snapshot(model.module, curve)
 
 
-def _snapshot(model: SequenceModel, curve: Curve) -> FittedSequence:
+def _snapshot(model: SequenceModel, curve: TrainingHistory) -> FittedSequence:
     """The model as it stands now, on the CPU."""
     table = model.embeddings.embeddings[TABLE].weight.detach().float().cpu()
     return FittedSequence(copy.deepcopy(model.encoder).cpu(), F.normalize(table, dim=-1), curve)

@@ -30,10 +30,10 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class RunPaths:
     """Where the fits of one run leave their traces."""
 
-    unfinished: Path
+    checkpoints: Path
     """Folder of checkpoints; those of another configuration, seed or data are not gone on from."""
     curves: Path
     """Folder of TensorBoard files, one folder a fit."""
@@ -42,7 +42,7 @@ class Watch:
 
 
 @dataclass
-class Curve:
+class TrainingHistory:
     """How a fit went."""
 
     losses: list[float] = field(default_factory=list)
@@ -68,33 +68,33 @@ def fit(
     optimizer: torch.optim.Optimizer,
     *,
     epoch: Callable[[torch.Generator], float],
-    judge: Callable[[], float] | None,
+    validate: Callable[[], float] | None,
     epochs: int,
     patience: int,
     seed: int,
     label: str,
-    watch: Watch | None,
+    paths: RunPaths | None,
     average: AveragedModel | None = None,
-    judge_every: int = 1,
+    validate_every: int = 1,
     seconds: float = math.inf,
-) -> Curve:
+) -> TrainingHistory:
     """Train the model in place and leave the weights of the best epoch in it.
 
     epoch: trains one epoch, drawing from the generator, and returns its mean loss (of this process's share, scaled as
-    shard.loss_scale says); judge: the validation value, lower is better, the same in every process; without it all
+    sharding.loss_scale says); judge: the validation value, lower is better, the same in every process; without it all
     epochs are run and the last one is kept. average: a running average of the model's weights, updated by `epoch`, that
     is what `judge` looks at and what is kept. judge_every: epochs from one judgement to the next; the last epoch is
     always judged. No epoch begins when those before took `seconds` together.
     """
-    kept = _Kept(model, optimizer, average=average, watch=watch, label=label, seed=seed)
+    kept = _BestCheckpoint(model, optimizer, average=average, watch=paths, label=label, seed=seed)
     curve = kept.curve
     model.eval()
-    if judge and not curve.losses:
+    if validate and not curve.losses:
         with torch.no_grad():
-            curve.start = judge()
+            curve.start = validate()
     progress = tqdm(range(len(curve.losses), epochs), desc=label, unit="epoch", leave=False, disable=not is_leader())
     for number in progress:
-        if (judge and number - curve.best_epoch >= patience) or sum(curve.seconds) > seconds:
+        if (validate and number - curve.best_epoch >= patience) or sum(curve.seconds) > seconds:
             break
         # Dropout differs between the processes, what is drawn together does not.
         torch.manual_seed((seed * 1009 + number) * 4099 + dist.get_rank())
@@ -107,12 +107,12 @@ def fit(
         model.eval()
         last = number + 1 == epochs or sum(curve.seconds) > seconds
         value = None
-        if judge and (last or (number + 1) % judge_every == 0):
+        if validate and (last or (number + 1) % validate_every == 0):
             with torch.no_grad():
-                value = judge()
-        if not judge or (value is not None and value < curve.best):
+                value = validate()
+        if not validate or (value is not None and value < curve.best):
             kept.keep(number + 1)
-        if judge:
+        if validate:
             curve.values.append(value)
         progress.set_postfix(loss=f"{curve.losses[-1]:.4f}", best=f"{curve.best:.4f}")
         kept.write(number, facts)
@@ -121,7 +121,7 @@ def fit(
     return curve
 
 
-class _Kept:
+class _BestCheckpoint:
     """The best weights so far and the curve to them; in memory, and where `watch` says, on disk."""
 
     def __init__(
@@ -130,7 +130,7 @@ class _Kept:
         optimizer: torch.optim.Optimizer,
         *,
         average: AveragedModel | None,
-        watch: Watch | None,
+        watch: RunPaths | None,
         label: str,
         seed: int,
     ) -> None:
@@ -139,14 +139,14 @@ class _Kept:
         self._average: dict[str, Tensor] = average.state_dict() if average else {}
         self._judged = average.module.state_dict() if average else self._live
         self._best = {name: value.cpu().clone() for name, value in self._judged.items()}
-        self.curve = Curve()
+        self.curve = TrainingHistory()
         self._path: Path | None = None
         self._tracker: Tracker | None = None
         if watch is None:
             return
         name = label.replace("/", "-of-")
         self._facts = {**watch.facts, "label": label, "seed": seed, "processes": dist.get_world_size()}
-        self._path = watch.unfinished / f"{name}.{dist.get_rank()}.safetensors"
+        self._path = watch.checkpoints / f"{name}.{dist.get_rank()}.safetensors"
         self._resume(self._path)
         if is_leader():
             self._tracker = Tracker(watch.curves / name)
@@ -203,5 +203,5 @@ class _Kept:
                 place[name].copy_(value)
         self._best = parts["best"]
         checkpoints.restore_optimizer(self._model, self._optimizer, parts["optimizer"])
-        self.curve = Curve(**known["curve"])
+        self.curve = TrainingHistory(**known["curve"])
         logger.info("going on after epoch %d of %s", mine, self._facts["label"])

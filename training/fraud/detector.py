@@ -21,8 +21,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from features.contract import columns
-from features.contract.drift import references
-from features.contract.release import FRAUD, FraudCard, GateResult
+from features.contract.drift import reference_distributions
+from features.contract.release import FRAUD, FraudModelCard, GateResult
 from features.fraud.velocity import FEATURES, SKEWED
 from features.history.windows import DAY
 from features.store import views
@@ -34,7 +34,7 @@ from training.models.fraud import FraudDetector, Logistic, Scaling, ServedDetect
 
 logger = logging.getLogger(__name__)
 
-MODEL, FLOOR = "dcn_v2", "logistic_regression"
+MODEL, BASELINE = "dcn_v2", "logistic_regression"
 METRIC = "average_precision"
 LABEL_TIME = "label_time"
 
@@ -125,7 +125,7 @@ def split(times: NDArray[np.int64], config: FraudConfig) -> Split:
     return Split(rows[: cuts[0]], rows[cuts[0] : cuts[1]], rows[cuts[2] : cuts[3]], test_start)
 
 
-def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int) -> FraudCard:
+def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int) -> FraudModelCard:
     """Train, judge and export into the folder `out`: the ONNX of what may be served (input `features`,
     float32 [batch, F]; output `probability`, float32 [batch]) and its weights as safetensors.
 
@@ -162,15 +162,15 @@ def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int
         logger.info("fraud %s: %s", name, ", ".join(f"{metric} {value:.3f}" for metric, value in values.items()))
     logger.info("fraud: %s is served; took %.1f s", gate.served, time.perf_counter() - started)
     honest = features[parts.train][~known[parts.train]]
-    return FraudCard(
+    return FraudModelCard(
         feature_service=config.feature_service,
         gate=gate,
         features=FEATURES,
-        baseline=tuple(float(value) for value in np.median(honest, axis=0)),
+        reference_values=tuple(float(value) for value in np.median(honest, axis=0)),
         review_threshold=review,
         decline_threshold=decline,
         alert_budget_per_day=budget,
-        references=references(features[parts.train], FEATURES),
+        references=reference_distributions(features[parts.train], FEATURES),
     )
 
 
@@ -208,7 +208,7 @@ def fit_candidates(
     seed: int,
 ) -> dict[str, ServedDetector]:
     """The detector and its floor by name, learned from the rows parts.train; parts.validation chooses the epoch."""
-    floor = _fit_floor(scaling, features[parts.train], known[parts.train])
+    floor = _fit_baseline(scaling, features[parts.train], known[parts.train])
     threads = torch.get_num_threads()
     # Matrices this small are multiplied faster by one thread than shared among several.
     torch.set_num_threads(1)
@@ -216,10 +216,10 @@ def fit_candidates(
         detector = _fit_detector(config, scaling, floor, features=features, known=known, parts=parts, seed=seed)
     finally:
         torch.set_num_threads(threads)
-    return {MODEL: detector, FLOOR: ServedDetector(scaling, [floor]).eval()}
+    return {MODEL: detector, BASELINE: ServedDetector(scaling, [floor]).eval()}
 
 
-def _fit_floor(scaling: Scaling, features: NDArray[np.float32], known: NDArray[np.bool_]) -> Logistic:
+def _fit_baseline(scaling: Scaling, features: NDArray[np.float32], known: NDArray[np.bool_]) -> Logistic:
     with torch.no_grad():
         scaled = scaling(torch.from_numpy(features)).numpy()
     learned = LogisticRegression(max_iter=1_000).fit(scaled, known)
@@ -318,5 +318,5 @@ def probabilities(model: ServedDetector, features: NDArray[np.float32]) -> NDArr
 
 def _gate(metrics: dict[str, dict[str, float]]) -> GateResult:
     scores = {name: values[METRIC] for name, values in metrics.items()}
-    served = MODEL if scores[MODEL] > scores[FLOOR] else FLOOR
-    return GateResult(metric=METRIC, scores=scores, model=MODEL, best_floor=FLOOR, served=served, metrics=metrics)
+    served = MODEL if scores[MODEL] > scores[BASELINE] else BASELINE
+    return GateResult(metric=METRIC, scores=scores, model=MODEL, best_baseline=BASELINE, served=served, metrics=metrics)

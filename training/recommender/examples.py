@@ -21,7 +21,7 @@ from features.history.arrays import DAY, History, from_arrow
 from features.history.entries import user_entries
 from features.history.fold import fold
 from features.history.timeline import Timeline, holdout_file
-from features.recommender.candidates import Candidates, Visitor, coded_visitor
+from features.recommender.candidates import Candidates, Visitor, visitor_from_indices
 from features.recommender.catalogue import Catalogue, item_windows
 from features.store import feature_store, views
 from features.store.feast_import import FeatureStore
@@ -30,22 +30,22 @@ from training.recommender.visits import Visits
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class RetrievalExample:
     """One visit as a recommender meets it: who asks, and what they then bought (catalogue indices)."""
 
-    who: Visitor
+    visitor: Visitor
     targets: NDArray[np.int64]
-    also: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    auxiliary_targets: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     """What else the visit did, by kind: "view", "cart", and "return" for what of the bought came back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class RankingExample:
     """One visit's candidates, and which of them were bought."""
 
     candidates: Candidates
     bought: NDArray[np.bool_]
-    also: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    auxiliary_labels: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     """Which of them it also viewed, put into the cart or returned; kinds that are not told are none."""
 
 
@@ -82,7 +82,7 @@ def build_catalogue(
     moments = pd.DataFrame(
         {columns.ITEM: ids, columns.EVENT_TIMESTAMP: _timestamps(np.full(len(ids), neighbours_as_of))}
     )
-    rows = feature_store.historical(feast, views.ITEM_NEIGHBOURHOOD, moments, before=False)
+    rows = feature_store.historical(feast, views.ITEM_NEIGHBOURS_SERVICE, moments, before=False)
     near = from_arrow(
         rows,
         {columns.TIMES: object, columns.SIMILARITIES: np.float64},
@@ -104,38 +104,38 @@ def build_catalogue(
     return Catalogue(tuple(ids), tuple(titles), prices, neighbours, similarities, vectors, index, kinds)
 
 
-def states_from_feast(feast: FeatureStore, visits: Visits) -> History:
+def histories_from_feast(feast: FeatureStore, visits: Visits) -> History:
     """The user histories just before each visit, one row a visit."""
     return _states(feast, visits.users, visits.times)
 
 
 def _states(feast: FeatureStore, users: NDArray[np.object_], times: NDArray[np.int64]) -> History:
     examples = pd.DataFrame({columns.USER: users, columns.EVENT_TIMESTAMP: _timestamps(times)})
-    found = feature_store.historical(feast, views.USERS, examples, before=True)
+    found = feature_store.historical(feast, views.USER_SERVICE, examples, before=True)
     names = {name: f"{views.USER_HISTORY}__{name}" for name in arrays.USER_COLUMNS}
     return from_arrow(found, arrays.USER_COLUMNS, names=names)
 
 
-def states_held_back(feast: FeatureStore, visits: Visits, later: pd.DataFrame, *, split: int) -> History:
+def histories_held_back(feast: FeatureStore, visits: Visits, later: pd.DataFrame, *, split: int) -> History:
     """The same for visits after `split`: the state at `split`, and what the held-back events add before each visit."""
     users, key = np.unique(visits.users, return_inverse=True)
     known = _states(feast, users, np.full(len(users), split))
     place = {name: row for row, name in enumerate(users)}
     new = user_entries(pa.Table.from_pandas(later[later[columns.USER].isin(place)], preserve_index=False))
     row = np.array([place[name] for name in new.keys.to_pylist()], dtype=np.int64)
-    merged = fold(known, row, {**new.numbers, columns.ITEMS: new.words[columns.ITEMS].to_numpy()}).merged
+    merged = fold(known, row, {**new.numeric, columns.ITEMS: new.strings[columns.ITEMS].to_numpy()}).merged
     return merged.at(key, visits.times - 1, cap=arrays.USER_CAP, horizon=arrays.USER_HORIZON)
 
 
-def queries_of(visits: Visits, states: History, catalogue: Catalogue) -> list[Query]:
+def retrieval_examples(visits: Visits, states: History, catalogue: Catalogue) -> list[RetrievalExample]:
     """Visits with their states, as queries; items that the catalogue does not know are no targets."""
     # Each id is looked up once for all visits: one by one, the look-ups took longer than a model's epoch.
     codes, names = pd.factorize(states.entries[columns.ITEMS], use_na_sentinel=False)
     known = History(states.offsets, states.entries | {columns.ITEMS: catalogue.indices(names)[codes]})
     did = {kind: _coded(lists, catalogue) for kind, lists in visits.items.items()}
     return [
-        Query(
-            coded_visitor(known.row(row), at=int(visits.times[row])),
+        RetrievalExample(
+            visitor_from_indices(known.row(row), at=int(visits.times[row])),
             did["purchase"][row],
             {kind: lists[row] for kind, lists in did.items() if kind != "purchase"},
         )
@@ -150,7 +150,7 @@ def _coded(lists: list[NDArray[np.object_]], catalogue: Catalogue) -> list[NDArr
     return [np.unique(one[one >= 0]) for one in found]
 
 
-class ItemDays:
+class ItemWindowsByDay:
     """Item windows of the catalogue for any day, from Feast up to the split and from held-back events after it."""
 
     def __init__(self, feast: FeatureStore, catalogue: Catalogue, later: pd.DataFrame, timeline: Timeline) -> None:
@@ -170,7 +170,7 @@ class ItemDays:
             for place, day in enumerate(known):
                 self._days[int(day)] = item_windows(rows.take(np.arange(place * count, (place + 1) * count)), day * DAY)
         for day in days[days > self._split_day]:
-            past = self._later.keep(self._later.times < day * DAY)
+            past = self._later.filter(self._later.times < day * DAY)
             self._days[int(day)] = item_windows(past, int(day) * DAY)
 
     def at(self, moment: int) -> NDArray[np.float32]:
@@ -178,7 +178,7 @@ class ItemDays:
         return self._days[moment // DAY]
 
     def _known(self, days: NDArray[np.int64]) -> History:
-        """Rows of history.ITEM_COLUMNS as of the start of each day, all items of the first day first."""
+        """Rows of arrays.ITEM_COLUMNS as of the start of each day, all items of the first day first."""
         count = len(self._catalogue.ids)
         examples = pd.DataFrame(
             {
@@ -186,7 +186,7 @@ class ItemDays:
                 columns.EVENT_TIMESTAMP: _timestamps(np.repeat(days * DAY, count)),
             }
         )
-        found = feature_store.historical(self._feast, views.ITEM_WINDOWS, examples, before=False)
+        found = feature_store.historical(self._feast, views.ITEM_WINDOWS_SERVICE, examples, before=False)
         names = {name: f"{views.ITEM_HISTORY}__{name}" for name in arrays.ITEM_COLUMNS}
         return from_arrow(found, arrays.ITEM_COLUMNS, names=names)
 

@@ -11,34 +11,53 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tqdm import tqdm
 
-from features.recommender.candidates import CANDIDATE_FEATURES, USER_FEATURES, draw
+from features.recommender.candidates import CANDIDATE_FEATURES, USER_FEATURES, generate_candidates
 from features.recommender.catalogue import ITEM_WINDOWS, Catalogue
 from training.configs import RankerConfig
 from training.core.sharding import dense_parameters, loss_scale, shard, share, table, total
-from training.core.trainer import Curve, Watch, fit
+from training.core.trainer import RunPaths, TrainingHistory, fit
 from training.models.ranker import ITEM, RETURN, Dense, PlainRanker, Ranker, squash
-from training.recommender.examples import Drawn, ItemDays, Query
-from training.recommender.heads import ABSENT, LISTWISE, PURCHASE, Lists, missed, starts, supported
-from training.recommender.two_tower import Retrieval
+from training.recommender.examples import ItemWindowsByDay, RankingExample, RetrievalExample
+from training.recommender.heads import (
+    LISTWISE,
+    MASKED_LOGIT,
+    PURCHASE,
+    PaddedLists,
+    head_loss,
+    initial_weights,
+    supported,
+)
+from training.recommender.two_tower import FittedTwoTower
 
 
-def draw_all(
-    queries: list[Query], catalogue: Catalogue, days: ItemDays, fitted: Retrieval, *, per_source: int, label: str
-) -> list[Drawn]:
+def ranking_examples(
+    queries: list[RetrievalExample],
+    catalogue: Catalogue,
+    days: ItemWindowsByDay,
+    fitted: FittedTwoTower,
+    *,
+    per_source: int,
+    label: str,
+) -> list[RankingExample]:
     """Candidates of each query, drawn as in service (vector search exact)."""
-    days.prepare(np.array([query.who.at for query in queries], dtype=np.int64))
-    vectors = fitted.user_vectors([query.who for query in queries])
+    days.prepare(np.array([query.visitor.at for query in queries], dtype=np.int64))
+    vectors = fitted.user_vectors([query.visitor for query in queries])
     drawn = []
     for query, vector in tqdm(zip(queries, vectors, strict=True), total=len(queries), desc=label, leave=False):
         scores = catalogue.vectors @ vector
         top = min(per_source, len(scores))
         hits = np.argpartition(-scores, top - 1)[:top] if vector.any() else np.empty(0, dtype=np.int64)
         hits = hits[np.argsort(-scores[hits], kind="stable")]
-        candidates = draw(
-            query.who, catalogue, days.at(query.who.at), tower_hits=hits, user_vector=vector, per_source=per_source
+        candidates = generate_candidates(
+            query.visitor,
+            catalogue,
+            days.at(query.visitor.at),
+            tower_hits=hits,
+            user_vector=vector,
+            per_source=per_source,
         )
-        also = {kind: np.isin(candidates.items, items) for kind, items in query.also.items()}
-        drawn.append(Drawn(candidates, np.isin(candidates.items, query.targets), also))
+        also = {kind: np.isin(candidates.items, items) for kind, items in query.auxiliary_targets.items()}
+        drawn.append(RankingExample(candidates, np.isin(candidates.items, query.targets), also))
     return drawn
 
 
@@ -48,10 +67,10 @@ CROSSED = tuple(name for name in CANDIDATE_FEATURES if name not in (*USER_FEATUR
 what does not hold a month later, while the linear part takes them well (docs/quality.md)."""
 
 
-def _pad(drawn: list[Drawn], size: int, heads: Iterable[str], rng: np.random.Generator) -> Lists:
+def _pad(drawn: list[RankingExample], size: int, heads: Iterable[str], rng: np.random.Generator) -> PaddedLists:
     """Every positive candidate and a sample of the others, `size` a visit; visits without a positive one of these heads
     are left out."""
-    marks = [{PURCHASE: one.bought, **one.also} for one in drawn]
+    marks = [{PURCHASE: one.bought, **one.auxiliary_labels} for one in drawn]
     kept = [row for row, one in enumerate(marks) if any(one[head].any() for head in heads if head in one)]
     features = torch.zeros((len(kept), size, len(CANDIDATE_FEATURES)))
     items = torch.zeros((len(kept), size), dtype=torch.long)
@@ -67,13 +86,13 @@ def _pad(drawn: list[Drawn], size: int, heads: Iterable[str], rng: np.random.Gen
         for head in heads:
             if head in mine:
                 labels[head][row, : len(chosen)] = torch.from_numpy(mine[head][chosen].astype(np.float32))
-    return Lists(features, items, labels, real)
+    return PaddedLists(features, items, labels, real)
 
 
 @dataclass
-class Ranking:
+class FittedRanker:
     model: PlainRanker
-    curve: Curve
+    curve: TrainingHistory
 
     @property
     def heads(self) -> dict[str, float]:
@@ -82,15 +101,15 @@ class Ranking:
 
 
 def fit_ranker(
-    training: list[Drawn],
-    validation: list[Drawn],
+    training: list[RankingExample],
+    validation: list[RankingExample],
     *,
     items: int,
     config: RankerConfig,
     device: torch.device,
     seed: int,
-    watch: Watch | None = None,
-) -> Ranking:
+    watch: RunPaths | None = None,
+) -> FittedRanker:
     """Fit a linear model a head, then what crosses add until the validation NDCG of what is bought stops growing; keep
     the best epoch.
 
@@ -105,9 +124,9 @@ def fit_ranker(
     check = _pad(validation, max((len(one.bought) for one in validation), default=1), [PURCHASE], rng)
     if not learn.bought.any() or not len(check.items):
         raise ValueError("no past visit has a bought candidate: there is too little history to train a ranker")
-    squashed = squash(learn.features[learn.real])
+    squashed = squash(learn.features[learn.is_candidate])
     mean, std = squashed.mean(dim=0), squashed.std(dim=0).clamp(min=1e-3)
-    begun = starts(learn, mean=mean, std=std, penalty=config.linear_penalty)
+    begun = initial_weights(learn, mean=mean, std=std, penalty=config.linear_penalty)
     scored = {PURCHASE: 1.0, "cart": config.cart_score, "view": config.view_score, RETURN: config.return_score}
     dense = Dense(
         linear=torch.stack([weights for weights, _ in begun.values()]),
@@ -118,7 +137,7 @@ def fit_ranker(
         embedding=config.embedding,
         hidden=config.hidden,
         crosses=config.crosses,
-        rank=config.rank,
+        rank=config.cross_rank,
         dropout=config.dropout,
         heads={head: scored[head] for head in begun},
     )
@@ -130,21 +149,21 @@ def fit_ranker(
     )
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    def logits_of(mine: Lists) -> Tensor:
+    def logits_of(mine: PaddedLists) -> Tensor:
         """Logits [visits, candidates, H]; hugely negative where there is no candidate."""
-        flat = mine.items[mine.real].to(device)
+        flat = mine.items[mine.is_candidate].to(device)
         jagged = KeyedJaggedTensor(keys=[ITEM], values=flat, lengths=torch.ones_like(flat, dtype=torch.int))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(mine.features[mine.real].to(device), jagged).float()
-        whole = torch.full((*mine.items.shape, len(begun)), ABSENT, device=device)
-        return whole.masked_scatter(mine.real[:, :, None].to(device), logits)
+            logits = model(mine.features[mine.is_candidate].to(device), jagged).float()
+        whole = torch.full((*mine.items.shape, len(begun)), MASKED_LOGIT, device=device)
+        return whole.masked_scatter(mine.is_candidate[:, :, None].to(device), logits)
 
     def epoch(generator: torch.Generator) -> float:
         seen = []
-        for batch in torch.randperm(len(learn.items), generator=generator).split(config.batch_orders):
+        for batch in torch.randperm(len(learn.items), generator=generator).split(config.batch_visits):
             mine = learn.rows(share(batch))
             logits = logits_of(mine)
-            each = [losses[head] * missed(head, logits[:, :, place], mine) for place, head in enumerate(begun)]
+            each = [losses[head] * head_loss(head, logits[:, :, place], mine) for place, head in enumerate(begun)]
             loss = torch.stack(each).sum() * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
@@ -154,17 +173,17 @@ def fit_ranker(
 
     def judge() -> float:
         found = 0.0
-        for batch in torch.arange(len(check.items)).split(config.batch_orders):
+        for batch in torch.arange(len(check.items)).split(config.batch_visits):
             mine = check.rows(share(batch))
-            scores = model.module.dense.score(logits_of(mine)).cpu().masked_fill(~mine.real, ABSENT)
+            scores = model.module.dense.score(logits_of(mine)).cpu().masked_fill(~mine.is_candidate, MASKED_LOGIT)
             found += float(ndcg(scores, mine.bought, k=VALIDATION_TOP).sum())
         return -total(found) / len(check.items)
 
     curve = fit(
-        model, optimizer, epoch=epoch, judge=judge, epochs=config.epochs, patience=config.patience,
-        seed=seed, label="ranker", watch=watch,
+        model, optimizer, epoch=epoch, validate=judge, epochs=config.epochs, patience=config.patience,
+        seed=seed, label="ranker", paths=watch,
     )  # fmt: skip
-    return Ranking(_plain(model), curve)
+    return FittedRanker(_plain(model), curve)
 
 
 def ndcg(scores: Tensor, bought: Tensor, *, k: int) -> Tensor:

@@ -14,23 +14,23 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.history.timeline import NoDataError
 from features.recommender.candidates import Visitor, padded_histories
 from features.recommender.catalogue import Catalogue
-from features.recommender.content_tokens import tokens_of
+from features.recommender.content_tokens import content_tokens
 from training.configs import RetrievalConfig
 from training.core.sharding import dense_parameters, local_tensors, loss_scale, shard, share, table, total
-from training.core.trainer import Curve, Watch, fit
+from training.core.trainer import RunPaths, TrainingHistory, fit
 from training.models.two_tower import CONTENT, ITEM, PooledTower, TwoTower
-from training.recommender.examples import Query
+from training.recommender.examples import RetrievalExample
 
 VALIDATION_TOP = 100
 
 
 @dataclass
-class Retrieval:
+class FittedTwoTower:
     """A fitted model: float32 [items, D] vectors of unit length, and the tower that goes with them."""
 
     vectors: NDArray[np.float32]
     user_tower: PooledTower
-    curve: Curve
+    curve: TrainingHistory
     weights: dict[str, Tensor]
     """What this process trained, its optimizer of tables included: where another fit may begin."""
 
@@ -54,7 +54,7 @@ def content_of(catalogue: Catalogue, buckets: int) -> list[list[int]]:
     """The content tokens of each item."""
     categories = catalogue.categories or ("",) * len(catalogue.ids)
     rows = zip(catalogue.titles, catalogue.prices.tolist(), categories, strict=True)
-    return [tokens_of(*row, buckets=buckets) for row in rows]
+    return [content_tokens(*row, buckets=buckets) for row in rows]
 
 
 class _Bags:
@@ -87,25 +87,28 @@ class _Bags:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
+class _TrainingExample:
     """What one visit teaches: catalogue indices, one entry a kind and item, and what each entry weighs in the loss."""
 
     items: NDArray[np.int64]
     parts: NDArray[np.float32]
 
 
-def _lesson(query: Query, config: RetrievalConfig) -> _Lesson:
+def _training_example(query: RetrievalExample, config: RetrievalConfig) -> _TrainingExample:
     """A kind's items share its weight. Its cross entropy is then the sum of those of a query for each kind."""
     weights = (("cart", config.cart_weight), ("view", config.view_weight))
-    kinds = [(query.targets, 1.0), *((query.also[kind], weight) for kind, weight in weights if kind in query.also)]
+    kinds = [
+        (query.targets, 1.0),
+        *((query.auxiliary_targets[kind], weight) for kind, weight in weights if kind in query.auxiliary_targets),
+    ]
     taken = [(items, weight / len(items)) for items, weight in kinds if weight and len(items)]
-    return _Lesson(
+    return _TrainingExample(
         np.concatenate([np.empty(0, np.int64), *(items for items, _ in taken)]),
         np.repeat(np.array([part for _, part in taken], np.float32), [len(items) for items, _ in taken]),
     )
 
 
-def _together(lessons: list[_Lesson]) -> tuple[Tensor, Tensor, Tensor]:
+def _together(lessons: list[_TrainingExample]) -> tuple[Tensor, Tensor, Tensor]:
     """Row, item and weight of every entry of these lessons."""
     rows = torch.repeat_interleave(torch.tensor([len(lesson.items) for lesson in lessons], dtype=torch.long))
     items = np.concatenate([np.empty(0, np.int64), *(lesson.items for lesson in lessons)])
@@ -115,16 +118,16 @@ def _together(lessons: list[_Lesson]) -> tuple[Tensor, Tensor, Tensor]:
 
 def fit_retrieval(
     catalogue: Catalogue,
-    training: list[Query],
-    validation: list[Query],
+    training: list[RetrievalExample],
+    validation: list[RetrievalExample],
     config: RetrievalConfig,
     *,
     device: torch.device,
     seed: int,
     label: str,
-    watch: Watch | None = None,
-    begin: Retrieval | None = None,
-) -> Retrieval:
+    watch: RunPaths | None = None,
+    begin: FittedTwoTower | None = None,
+) -> FittedTwoTower:
     """Train on visits whose users have a history, until validation recall stops growing; keep the best epoch.
 
     The loss is the cross entropy of a visit's items among all items, or among `config.negatives` drawn in proportion to
@@ -141,18 +144,18 @@ def fit_retrieval(
         for name, value in local_tensors(model).items():
             value.copy_(begin.weights[name])
     bags = _Bags(content_of(catalogue, config.content_buckets), device)
-    both = [(query, _lesson(query, config)) for query in training if len(query.who.recent)]
+    both = [(query, _training_example(query, config)) for query in training if len(query.visitor.recent_items)]
     both = [(query, lesson) for query, lesson in both if len(lesson.items)]
     if not both:
         raise NoDataError("too little history: no user who was there before has come back to buy")
     lessons = [lesson for _, lesson in both]
-    validation = [query for query in validation if len(query.who.recent) and len(query.targets)]
-    items, weights = (torch.from_numpy(part) for part in padded_histories([query.who for query, _ in both]))
+    validation = [query for query in validation if len(query.visitor.recent_items) and len(query.targets)]
+    items, weights = (torch.from_numpy(part) for part in padded_histories([query.visitor for query, _ in both]))
     taken = torch.bincount(_together(lessons)[1], minlength=count)
 
     def epoch(generator: torch.Generator) -> float:
         losses = []
-        for batch in torch.randperm(len(lessons), generator=generator).split(config.batch_orders):
+        for batch in torch.randperm(len(lessons), generator=generator).split(config.batch_visits):
             drawn, log_q = _draw_items([lessons[row] for row in batch.tolist()], taken, config.negatives, generator)
             rows = share(batch)
             real = weights[rows] > 0
@@ -172,20 +175,20 @@ def fit_retrieval(
         return float(np.mean(losses))
 
     def judge() -> float:
-        fitted = _fitted(model, bags, Curve())
+        fitted = _fitted(model, bags, TrainingHistory())
         mine = [validation[row] for row in share(torch.arange(len(validation))).tolist()]
         found = recalls(fitted, mine)
         return -total(sum(found)) / len(validation)
 
     curve = fit(
-        model, optimizer, epoch=epoch, judge=judge if validation else None, epochs=config.epochs,
-        patience=config.patience, seed=seed, label=label, watch=watch,
+        model, optimizer, epoch=epoch, validate=judge if validation else None, epochs=config.epochs,
+        patience=config.patience, seed=seed, label=label, paths=watch,
     )  # fmt: skip
     return _fitted(model, bags, curve)
 
 
 def _draw_items(
-    lessons: list[_Lesson], taken: Tensor, negatives: int, generator: torch.Generator
+    lessons: list[_TrainingExample], taken: Tensor, negatives: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The items a batch is told from, and log of each one's chance to be drawn (0 when all are)."""
     count = len(taken)
@@ -197,21 +200,21 @@ def _draw_items(
     return drawn, torch.log(share[drawn] * negatives).clamp(max=0)
 
 
-def _fitted(model: DistributedModelParallel, bags: _Bags, curve: Curve) -> Retrieval:
+def _fitted(model: DistributedModelParallel, bags: _Bags, curve: TrainingHistory) -> FittedTwoTower:
     """The model as it stands now, on the CPU, without TorchRec."""
     items = table(model, ITEM) + bags.means(table(model, CONTENT))
     user_tower, item_tower = (copy.deepcopy(one).cpu() for one in (model.module.user_tower, model.module.item_tower))
     with torch.no_grad():
         vectors = item_tower.eval()(items).numpy()
     weights = {name: value.clone() for name, value in local_tensors(model).items()}
-    return Retrieval(vectors, PooledTower(items, user_tower).eval(), curve, weights)
+    return FittedTwoTower(vectors, PooledTower(items, user_tower).eval(), curve, weights)
 
 
-def recalls(fitted: Retrieval, queries: list[Query]) -> list[float]:
+def recalls(fitted: FittedTwoTower, queries: list[RetrievalExample]) -> list[float]:
     """Share of what each visit bought among its user's VALIDATION_TOP nearest."""
     if not queries:
         return []
-    scores = fitted.user_vectors([query.who for query in queries]) @ fitted.vectors.T
+    scores = fitted.user_vectors([query.visitor for query in queries]) @ fitted.vectors.T
     top = min(VALIDATION_TOP, scores.shape[1])
     nearest = np.argpartition(-scores, top - 1, axis=1)[:, :top]
     return [float(np.isin(query.targets, row).mean()) for query, row in zip(queries, nearest, strict=True)]

@@ -1,6 +1,6 @@
 """Visits: what one user did in one go. What the recommenders learn from, and what the gate asks about.
 
-A visit is what a user looked at, put into the cart and bought, with at most VISIT_GAP from one event to the next: the
+A visit is what a user looked at, put into the cart and bought, with at most VISIT_GAP_MS from one event to the next: the
 half hour that web analytics ends a session by, called a visit here since a session is a visitor without an account.
 Its first moment is when a home page would be asked for. In a log of purchases alone, a visit is an order. What comes
 back comes back weeks later, and is told with the visit that bought it.
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from features.contract import columns
 from features.history.arrays import DAY
-from features.recommender.recency import VISIT_GAP
+from features.recommender.recency import VISIT_GAP_MS
 
 RETURN_WINDOW = 30 * DAY
 VISITED = ("purchase", "cart", "view")
 """Kinds of events that make a visit."""
-KINDS = (*VISITED, "return")
+EVENT_TYPES = (*VISITED, "return")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ def visits_of(events: pd.DataFrame) -> Visits:
     did = did.sort_values(["user", "event_time"], kind="stable")
     user, time = did["user"].to_numpy(), did["event_time"].to_numpy(np.int64)
     begins = np.ones(len(did), dtype=bool)
-    begins[1:] = (user[1:] != user[:-1]) | (np.diff(time) > VISIT_GAP)
+    begins[1:] = (user[1:] != user[:-1]) | (np.diff(time) > VISIT_GAP_MS)
     order = np.lexsort((user[begins], time[begins]))
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     did = did.assign(visit=place[np.cumsum(begins) - 1]).sort_values("visit", kind="stable")
     users = did[columns.USER].to_numpy(object)[np.searchsorted(did["visit"], np.arange(len(order)))]
     lists = {}
-    for kind in KINDS:
+    for kind in EVENT_TYPES:
         mine = did[did["back"] if kind == "return" else did["type"] == kind].drop_duplicates(["visit", columns.ITEM])
         ends = np.cumsum(np.bincount(mine["visit"], minlength=len(order)))
         lists[kind] = np.split(mine[columns.ITEM].to_numpy(object), ends[:-1]) if len(order) else []

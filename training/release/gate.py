@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contract.release import GateResult
-from features.recommender.candidates import FLOORS, Candidates
-from training.recommender.examples import Drawn, Query
+from features.recommender.candidates import BASELINES, Candidates
+from training.recommender.examples import RankingExample, RetrievalExample
 
 Scorer = Callable[[Candidates], NDArray[np.float32]]
 
@@ -33,33 +33,35 @@ def list_metrics(ranked: NDArray[np.int64], targets: NDArray[np.int64], *, k: in
     return float((discounts[: len(hits)] * hits).sum() / best), found / min(k, len(targets)), float(found > 0)
 
 
-def judge(queries: list[Query], drawn: list[Drawn], scorer: Scorer, *, model: str, k: int, items: int) -> GateResult:
+def evaluate(
+    queries: list[RetrievalExample], drawn: list[RankingExample], scorer: Scorer, *, model: str, k: int, items: int
+) -> GateResult:
     """The model beside every floor, over the same requests; those that bought no known item are left out.
 
     items: size of the catalogue. The model is served only when its NDCG@k is above every floor's.
     """
     rankings: dict[str, Scorer] = {model: scorer}
-    rankings |= {name: _by_floor(name) for name in FLOORS}
+    rankings |= {name: _baseline_scorer(name) for name in BASELINES}
     pairs = [(query, one) for query, one in zip(queries, drawn, strict=True) if len(query.targets)]
     metrics = {name: _measure(pairs, ranking, k=k, items=items) for name, ranking in rankings.items()}
     metric = f"ndcg@{k}"
     scores = {name: measured[metric] for name, measured in metrics.items()}
-    best_floor = max(FLOORS, key=lambda name: scores[name])
+    best_baseline = max(BASELINES, key=lambda name: scores[name])
     return GateResult(
         metric=metric,
         scores=scores,
         model=model,
-        best_floor=best_floor,
-        served=model if scores[model] > scores[best_floor] else best_floor,
+        best_baseline=best_baseline,
+        served=model if scores[model] > scores[best_baseline] else best_baseline,
         metrics=metrics,
     )
 
 
-def _by_floor(name: str) -> Scorer:
+def _baseline_scorer(name: str) -> Scorer:
     """Scores that order candidates as serving does: what a floor says nothing of, or the same, by what sells."""
 
     def score(candidates: Candidates) -> NDArray[np.float32]:
-        order = np.lexsort((-candidates.column("item_orders_30d"), -candidates.column(FLOORS[name])))
+        order = np.lexsort((-candidates.column("item_orders_30d"), -candidates.column(BASELINES[name])))
         scores = np.empty(len(order), dtype=np.float32)
         scores[order] = -np.arange(len(order))
         return scores
@@ -67,7 +69,9 @@ def _by_floor(name: str) -> Scorer:
     return score
 
 
-def _measure(pairs: list[tuple[Query, Drawn]], scorer: Scorer, *, k: int, items: int) -> dict[str, float]:
+def _measure(
+    pairs: list[tuple[RetrievalExample, RankingExample]], scorer: Scorer, *, k: int, items: int
+) -> dict[str, float]:
     rows, shown = [], set()
     for query, one in pairs:
         ranked = one.candidates.items[np.argsort(-scorer(one.candidates), kind="stable")][:k]
@@ -83,7 +87,7 @@ def _measure(pairs: list[tuple[Query, Drawn]], scorer: Scorer, *, k: int, items:
     }
 
 
-def candidate_recall(queries: list[Query], drawn: list[Drawn]) -> float:
+def candidate_recall(queries: list[RetrievalExample], drawn: list[RankingExample]) -> float:
     """Mean share of what each visit bought among its candidates: what no ranker can exceed."""
     shares = [
         np.isin(query.targets, one.candidates.items).mean()

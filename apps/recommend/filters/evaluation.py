@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from apps.http.errors import Problem
 from apps.recommend.filters.language import All, Any_, Compare, Contains, FilterError, In, Node, Not, parse
-from features.recommender.catalogue import Subset
+from features.recommender.catalogue import ItemSet
 
 Mask = NDArray[np.bool_]
-KEPT = 256
+MAX_CACHED = 256
 """Latest expressions whose items are remembered."""
 ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -92,15 +92,15 @@ def parsed(text: str, *, where: str = "filter") -> Node:
         raise Problem(422, "Invalid filter", f"{where}: {error}") from error
 
 
-class Filters:
+class ItemFilters:
     """The items of one release by expression. Safe to use from threads."""
 
     def __init__(self, items: ItemColumns) -> None:
         self.items = items
-        self._known: OrderedDict[str, Subset] = OrderedDict()
+        self._known: OrderedDict[str, ItemSet] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allowed(self, expression: str | None) -> Subset | None:
+    def allowed(self, expression: str | None) -> ItemSet | None:
         """The items that the expression holds for; None without one. Raises Problem 422."""
         if not expression or not expression.strip():
             return None
@@ -110,11 +110,11 @@ class Filters:
                 self._known.move_to_end(expression)
                 return known
         try:
-            made = Subset.of(mask_of(parsed(expression), self.items))
+            made = ItemSet.from_mask(mask_of(parsed(expression), self.items))
         except RecursionError:
             raise Problem(422, "Invalid filter", "filter: it is nested too deeply; write it flatter") from None
         with self._lock:
             self._known[expression] = made
-            if len(self._known) > KEPT:
+            if len(self._known) > MAX_CACHED:
                 self._known.popitem(last=False)
         return made

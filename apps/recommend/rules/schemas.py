@@ -61,7 +61,7 @@ class Quota(_Rule):
     most: int = Field(ge=1, le=100)
 
 
-class Visited(_Rule):
+class InteractedRule(_Rule):
     """What to do with items that the visitor lately bought, or looked at: leave them out, or bury them."""
 
     kind: Literal["bought", "seen"]
@@ -99,7 +99,7 @@ class Exploration(_Rule):
     pool: int = Field(50, ge=1, le=300)
 
 
-Rule = Annotated[Boost | Bury | Hide | Pin | Quota | Visited | Rotate, Field(discriminator="kind")]
+Rule = Annotated[Boost | Bury | Hide | Pin | Quota | InteractedRule | Rotate, Field(discriminator="kind")]
 """Told apart by `kind` where they are applied: `isinstance` of pydantic's models is Python, and takes a microsecond."""
 
 

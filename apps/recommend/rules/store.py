@@ -19,7 +19,7 @@ from infra.log.client import START, EventLog
 logger = logging.getLogger(__name__)
 
 
-class RuleBook:
+class SurfaceRuleStore:
     """`clock` gives seconds since the epoch. Safe to use from many threads."""
 
     def __init__(self, log: EventLog, clock: Callable[[], float]) -> None:
@@ -29,7 +29,7 @@ class RuleBook:
         self._position = START
         self._rules: dict[str, SurfaceRules] = {}
 
-    def of(self, surface: str) -> SurfaceRules:
+    def get(self, surface: str) -> SurfaceRules:
         """The rules in force; without any, NO_RULES."""
         return self._rules.get(surface, NO_RULES)
 

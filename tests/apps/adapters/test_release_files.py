@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from apps.adapters.release_files import RecommenderFiles, Releases
 from features.contract.release import Manifest
-from features.recommender.catalogue import MEMBERS_KEPT, Subset
+from features.recommender.catalogue import MAX_LISTED_MEMBERS, ItemSet
 from infra.bench.sample_release import publish_release
 from training.release import publish
 
@@ -77,7 +77,7 @@ def recommender(tmp_path_factory: pytest.TempPathFactory) -> RecommenderFiles:
 def recall(recommender: RecommenderFiles, mask: NDArray[np.bool_]) -> float:
     """Share of the exact 100 nearest among the allowed that are found, over 40 queries near items."""
     rng, vectors = np.random.default_rng(3), recommender.catalogue.vectors
-    allowed, members = Subset.of(mask), np.flatnonzero(mask)
+    allowed, members = ItemSet.from_mask(mask), np.flatnonzero(mask)
     found = []
     for place in rng.integers(0, MANY, 40):
         query = vectors[place] + rng.normal(scale=0.05, size=vectors.shape[1]).astype(np.float32)
@@ -102,10 +102,13 @@ def test_recall_holds_however_few_items_a_filter_leaves(recommender: Recommender
 
 def test_a_filter_that_leaves_little_is_searched_exactly(recommender: RecommenderFiles) -> None:
     mask = np.zeros(MANY, dtype=bool)
-    mask[:MEMBERS_KEPT] = True
+    mask[:MAX_LISTED_MEMBERS] = True
     assert recall(recommender, mask) == 1.0
     assert (
-        recommender.nearest(recommender.catalogue.vectors[0], 10, Subset.of(np.zeros(MANY, dtype=bool))).tolist() == []
+        recommender.nearest(
+            recommender.catalogue.vectors[0], 10, ItemSet.from_mask(np.zeros(MANY, dtype=bool))
+        ).tolist()
+        == []
     )
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.compute as pc
 import pytest
 
-from apps.commands.simulated_shop import CATEGORIES, DAY, DAYS, ITEMS_EACH, Goods, simulate
+from apps.commands.simulated_shop import CATEGORIES, DAY, DAYS, ITEMS_EACH, ShopItems, simulate
 from features.contract.columns import SHOP_EVENTS_SCHEMA
 from features.contract.events import milliseconds
 
@@ -57,7 +57,7 @@ def test_some_only_look(year: pd.DataFrame) -> None:
 
 
 def test_what_is_true_of_the_items_shows(year: pd.DataFrame) -> None:
-    goods = Goods.made(np.random.default_rng(3), start=milliseconds(END) - DAYS * DAY)
+    goods = ShopItems.made(np.random.default_rng(3), start=milliseconds(END) - DAYS * DAY)
     counts = year[year["user_id"].notna()].groupby(["type", "item_id"]).size().unstack(0).fillna(0)
     place = counts.index.str[1:].astype(int)
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apps.console import views
-from apps.console.data import ConsoleFeed
-from apps.experiments.definitions import Experiments
+from apps.console.data import LiveConsoleData
+from apps.experiments.definitions import ExperimentStore
 from apps.experiments.report import UNITS_FILE, UNITS_SCHEMA
 from apps.experiments.schemas import ExperimentDefinition
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.http.errors import Problem
 from apps.recommend.schemas import InExperiment, ItemReason, RecommendedItem, RecommendRequest, RecommendResponse
 from apps.wiring import Services
@@ -79,7 +79,7 @@ class EvilData(EmptyData):
         )
         return views.Overview(
             now=NOON,
-            stations=(views.Station("Log", "ok", EVIL, EVIL), views.Station("Job", "down", EVIL, EVIL)),
+            components=(views.Component("Log", "ok", EVIL, EVIL), views.Component("Job", "down", EVIL, EVIL)),
             release=views.ReleaseView(EVIL, NOON, NOON, NOON, (gate,), {}),
             topics=(views.TopicReading("shop_events", 12_345, False, 99, NOON),),
             alerts_known=1,
@@ -96,7 +96,7 @@ class EvilData(EmptyData):
         return views.UserView(
             now=NOON,
             user_id=user_id,
-            history=(views.Happening(NOON, "view", EVIL, EVIL, 1.0, 0.0),),
+            history=(views.HistoryEntry(NOON, "view", EVIL, EVIL, 1.0, 0.0),),
             history_length=1,
             items=(views.ItemView(EVIL, EVIL, 1.5, 0.25, EVIL, (views.ReasonView(EVIL, EVIL),), True),),
             model=EVIL,
@@ -160,7 +160,7 @@ class FakeReader:
         day = int(NOON.timestamp() * 1000)
         row = {
             columns.TIMES: [day - 86_400_000, day],
-            columns.KINDS: [columns.KIND_CODES["purchase"], columns.KIND_CODES["view"]],
+            columns.EVENT_TYPES: [columns.EVENT_TYPE_CODES["purchase"], columns.EVENT_TYPE_CODES["view"]],
             columns.ITEMS: ["teapot", "kettle"],
             columns.QUANTITIES: [2.0, 1.0],
             columns.PRICES: [4.25, 9.0],
@@ -191,7 +191,7 @@ def decide(log: FileLog, *decisions: Decision) -> None:
 
 
 def services(folder: Path) -> Any:
-    """What ConsoleFeed reads of apps.wiring.Services, over a log in `folder`; `log` is where decisions go."""
+    """What LiveConsoleData reads of apps.wiring.Services, over a log in `folder`; `log` is where decisions go."""
     settings = Settings(data_dir=folder)
     clock = Hands()
     log = FileLog(settings.log_dir, clock=clock)
@@ -202,13 +202,13 @@ def services(folder: Path) -> Any:
         reader=FakeReader(),
         recommend=FakeRecommend(),
         releases=SimpleNamespace(version=None, recommender=None, fraud=None),
-        experiments=Experiments(log, clock),
-        decisions=DecisionBook(log, decisions_kept=1_000, alerts_kept=100),
+        experiments=ExperimentStore(log, clock),
+        decisions=DecisionStore(log, decisions_kept=1_000, alerts_kept=100),
     )
 
 
-def feed(parts: Any, *, feature_age_seconds: float | None = None) -> ConsoleFeed:
-    return ConsoleFeed(cast(Services, parts), feature_age_seconds=lambda: feature_age_seconds, clock=parts.clock)
+def feed(parts: Any, *, feature_age_seconds: float | None = None) -> LiveConsoleData:
+    return LiveConsoleData(cast(Services, parts), feature_age_seconds=lambda: feature_age_seconds, clock=parts.clock)
 
 
 def run_experiment(parts: Any, key: str = "ranker", *, units: int = 40) -> None:

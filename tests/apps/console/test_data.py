@@ -9,7 +9,7 @@ import pytest
 from apps.console.views import AlertFilter
 from apps.fraud.scorer import GROUP
 from features.contract.events import Transaction, key_of, to_json
-from features.contract.release import MANIFEST, FraudCard, GateResult, Manifest, RecommendCard
+from features.contract.release import MANIFEST, FraudModelCard, GateResult, Manifest, RecommendModelCard
 from infra import topics
 from infra.log.client import START
 from tests.apps.console.fakes import NOON, decide, decision, feed, run_experiment, services
@@ -21,7 +21,7 @@ def parts(tmp_path: Path) -> Any:
 
 
 def states(parts: Any, **more: Any) -> dict[str, str]:
-    return {one.name: one.state for one in feed(parts, **more).overview().stations}
+    return {one.name: one.state for one in feed(parts, **more).overview().components}
 
 
 def gate(served: str) -> GateResult:
@@ -29,23 +29,23 @@ def gate(served: str) -> GateResult:
         metric="m",
         scores={"floor": 0.2, "model": 0.3, "other": 0.1},
         model="model",
-        best_floor="floor",
+        best_baseline="floor",
         served=served,
         metrics={"model": {"m": 0.3}},
     )
 
 
 def publish(parts: Any) -> None:
-    fraud = FraudCard(
+    fraud = FraudModelCard(
         feature_service="fraud_v1",
         gate=gate("floor"),
         features=("a",),
-        baseline=(0.0,),
+        reference_values=(0.0,),
         review_threshold=0.3,
         decline_threshold=0.9,
         alert_budget_per_day=10,
     )
-    recommend = RecommendCard(
+    recommend = RecommendModelCard(
         feature_service="users_v1",
         gate=gate("model"),
         index_kind="Flat",
@@ -129,7 +129,7 @@ def test_looking_at_a_user_writes_nothing(parts: Any) -> None:
     view = feed(parts).user_view("17850", surface="home", n=5)
     assert [request.user_id for request in parts.recommend.previews] == ["17850"]
     assert all(parts.log.end(topic) == START for topic in topics.ALL)
-    assert [(entry.kind, entry.item_id) for entry in view.history] == [("view", "kettle"), ("purchase", "teapot")]
+    assert [(entry.event_type, entry.item_id) for entry in view.history] == [("view", "kettle"), ("purchase", "teapot")]
     assert [(item.item_id, item.owned) for item in view.items] == [("teapot", True)]
     assert view.experiment == ("ranker", "model", 42)
 

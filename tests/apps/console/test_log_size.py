@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.console.log_size import LogMeter
+from apps.console.log_size import LogSizeReader
 from infra import topics
 from infra.log.files import FileLog
 
@@ -23,7 +23,7 @@ def fill(log: FileLog, count: int, *, start: int = 0) -> None:
 
 
 def test_a_topic_is_measured_with_its_last_append(log: FileLog) -> None:
-    meter = LogMeter(log)
+    meter = LogSizeReader(log)
     assert (meter.read(topics.SHOP).records, meter.read(topics.SHOP).last_append) == (0, None)
     fill(log, 150)
     reading = meter.read(topics.SHOP)
@@ -35,22 +35,22 @@ def test_a_topic_is_measured_with_its_last_append(log: FileLog) -> None:
 def test_the_last_keys_come_latest_first_and_once(log: FileLog) -> None:
     fill(log, 150)
     fill(log, 1, start=148)
-    assert LogMeter(log).recent_keys(topics.SHOP, 3) == ("user-148", "user-149", "user-147")
-    assert LogMeter(log).recent_keys(topics.LABELS, 3) == ()
+    assert LogSizeReader(log).recent_keys(topics.SHOP, 3) == ("user-148", "user-149", "user-147")
+    assert LogSizeReader(log).recent_keys(topics.LABELS, 3) == ()
 
 
 def test_damage_in_the_tail_is_passed_over(log: FileLog, tmp_path: Path) -> None:
     fill(log, 3)
     (path,) = (tmp_path / topics.SHOP).glob("*.log")
     path.write_bytes(path.read_bytes().replace(b"user-2", b"user-X"))
-    assert LogMeter(log).recent_keys(topics.SHOP, 5) == ("user-1", "user-0")
+    assert LogSizeReader(log).recent_keys(topics.SHOP, 5) == ("user-1", "user-0")
 
 
 def test_the_first_record_behind_a_moment(tmp_path: Path) -> None:
     seconds = iter((100, 200, 300))
     log = FileLog(tmp_path, clock=lambda: next(seconds))
     fill(log, 3)
-    meter = LogMeter(log)
+    meter = LogSizeReader(log)
 
     def after(second: int) -> float | None:
         found = meter.first_after(topics.SHOP, datetime.fromtimestamp(second, tz=UTC))

@@ -9,14 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from apps import metrics
-from apps.experiments.definitions import Experiments
+from apps.experiments.definitions import ExperimentStore
 from apps.experiments.schemas import ExperimentDefinition
 from apps.ports import FeatureReader, Recommender
-from apps.recommend.item_stats import ItemBoard
+from apps.recommend.item_stats import ItemStats
 from apps.recommend.schemas import RecommendRequest, RecommendResponse
-from apps.recommend.service import RecommendService, Serving
+from apps.recommend.service import ActiveRelease, RecommendService
 from features.contract import columns
-from features.contract.release import GateResult, Manifest, RecommendCard
+from features.contract.release import GateResult, Manifest, RecommendModelCard
 from features.history.arrays import ITEM_COLUMNS, USER_COLUMNS, History, from_lists
 from features.history.windows import DAY
 from features.recommender.candidates import CANDIDATE_FEATURES
@@ -62,10 +62,10 @@ class ThreeItems:
         data_end=NOON,
         packages={},
         seed=1,
-        recommend=RecommendCard(
+        recommend=RecommendModelCard(
             feature_service="users_v1",
             gate=GateResult(
-                metric="m", scores={}, model="ranker", best_floor="popularity", served="ranker", metrics={}
+                metric="m", scores={}, model="ranker", best_baseline="popularity", served="ranker", metrics={}
             ),
             index_kind="Flat",
             index_recall=1.0,
@@ -86,14 +86,14 @@ def log(tmp_path: Path) -> FileLog:
 
 @pytest.fixture
 def service(log: FileLog) -> RecommendService:
-    experiments = Experiments(log, NOON.timestamp)
+    experiments = ExperimentStore(log, NOON.timestamp)
     variations = [{"key": "floor", "weight": 0.5}, {"key": "model", "weight": 0.5}]
     experiments.put(ExperimentDefinition.model_validate({"key": "x", "surface": "home", "variations": variations}))
     reader, release = cast(FeatureReader, Reader()), cast(Recommender, ThreeItems())
-    board = ItemBoard(release)
+    board = ItemStats(release)
     board.refresh(reader, now=int(NOON.timestamp() * 1000))
     return RecommendService(
-        lambda: Serving(release, board),
+        lambda: ActiveRelease(release, board),
         reader,
         FakeImpressions(log),
         experiments,

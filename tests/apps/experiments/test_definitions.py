@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from apps.experiments.definitions import DefinitionRefusedError, Experiments
+from apps.experiments.definitions import DefinitionRefusedError, ExperimentStore
 from apps.experiments.schemas import ExperimentDefinition
 from infra import topics
 from infra.log.client import LogUnreachableError
@@ -29,13 +29,13 @@ def log(tmp_path, clock):
 
 @pytest.fixture
 def experiments(log, clock):
-    return Experiments(log, clock)
+    return ExperimentStore(log, clock)
 
 
 def test_what_was_put_is_got_and_survives_a_restart(experiments, log, clock, define):
     assert experiments.put(define(key="one")) is True
     assert experiments.get("one") == define(key="one")
-    assert Experiments(log, clock).all() == [define(key="one")]
+    assert ExperimentStore(log, clock).all() == [define(key="one")]
     assert experiments.get("other") is None
 
 
@@ -53,7 +53,7 @@ def test_putting_the_same_again_writes_nothing(experiments, log, define):
 
 
 def test_another_process_sees_it_within_a_second_and_reads_no_more_often(experiments, log, clock, define):
-    other = Experiments(log, clock)
+    other = ExperimentStore(log, clock)
     assert other.running_for("home") is None
     experiments.put(define())
     clock.seconds += 0.9

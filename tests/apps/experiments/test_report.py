@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps.experiments.report import UNITS_FILE, UNITS_SCHEMA, load_units, percent, report
-from apps.experiments.schemas import Comparison, MetricName, NoAnswer, Reason
+from apps.experiments.schemas import Comparison, MetricName, NoAnswer, NoAnswerReason
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
@@ -151,7 +151,7 @@ def test_early_days_without_an_answer_say_why(define, units_of):
     )
     first, second = report(table, define(), now=NOW).series
     assert isinstance(first.result, NoAnswer)
-    assert first.result.reason is Reason.TOO_FEW_UNITS
+    assert first.result.reason is NoAnswerReason.TOO_FEW_UNITS
     assert isinstance(second.result, Comparison)
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi import FastAPI
 
-from apps.experiments.definitions import Experiments
+from apps.experiments.definitions import ExperimentStore
 from apps.experiments.report import UNITS_FILE
 from apps.experiments.routes import router
 from apps.experiments.schemas import ExperimentDefinition
@@ -46,7 +46,7 @@ def settings(tmp_path):
 def client(settings):
     app = FastAPI()
     app.state.settings = settings
-    app.state.experiments = Experiments(FileLog(settings.log_dir), lambda: 1_795_000_000.0)
+    app.state.experiments = ExperimentStore(FileLog(settings.log_dir), lambda: 1_795_000_000.0)
     app.include_router(router)
     install_errors(app)
     return Client(app)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.experiments.schemas import Comparison, NoAnswer, Reason
+from apps.experiments.schemas import Comparison, NoAnswer, NoAnswerReason
 from apps.experiments.statistics import Sample, compare, sample, sample_ratio, with_power
 
 COOKIE_CATS = Path(__file__).parents[4] / "shared" / "data" / "cookie_cats" / "cookie_cats.csv.gz"
@@ -88,14 +88,14 @@ def test_the_stated_smallest_effect_is_found_four_times_in_five():
 @pytest.mark.parametrize(
     ("control", "treatment", "reason", "message"),
     [
-        ((0, 0), (50, 5), Reason.EMPTY_VARIATION, "no unit has seen A yet"),
-        ((0, 0), (0, 0), Reason.EMPTY_VARIATION, "A or B"),
-        ((50, 9), (29, 9), Reason.TOO_FEW_UNITS, "B has 29 of the 30 units"),
-        ((500, 0), (500, 0), Reason.ZERO_VARIANCE, "same value, 0"),
-        ((500, 500), (500, 500), Reason.ZERO_VARIANCE, "same value, 1"),
-        ((500, 4), (500, 5), Reason.TOO_FEW_OUTCOMES, "only 9 of 1,000 units have the outcome"),
-        ((500, 496), (500, 495), Reason.TOO_FEW_OUTCOMES, "only 9 of 1,000 units lack the outcome"),
-        ((500, 0), (500, 500), Reason.ZERO_VARIANCE, "do not vary within"),
+        ((0, 0), (50, 5), NoAnswerReason.EMPTY_VARIATION, "no unit has seen A yet"),
+        ((0, 0), (0, 0), NoAnswerReason.EMPTY_VARIATION, "A or B"),
+        ((50, 9), (29, 9), NoAnswerReason.TOO_FEW_UNITS, "B has 29 of the 30 units"),
+        ((500, 0), (500, 0), NoAnswerReason.ZERO_VARIANCE, "same value, 0"),
+        ((500, 500), (500, 500), NoAnswerReason.ZERO_VARIANCE, "same value, 1"),
+        ((500, 4), (500, 5), NoAnswerReason.TOO_FEW_OUTCOMES, "only 9 of 1,000 units have the outcome"),
+        ((500, 496), (500, 495), NoAnswerReason.TOO_FEW_OUTCOMES, "only 9 of 1,000 units lack the outcome"),
+        ((500, 0), (500, 500), NoAnswerReason.ZERO_VARIANCE, "do not vary within"),
     ],
 )
 def test_every_missing_answer_has_its_own_reason(control, treatment, reason, message):

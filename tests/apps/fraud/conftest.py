@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
 from features.contract.events import Transaction
-from features.contract.release import FraudCard, GateResult
+from features.contract.release import FraudModelCard, GateResult
 from features.fraud.velocity import FEATURES
 from features.history.arrays import CARD_COLUMNS, FRAUD_COLUMNS, FRAUD_NAMES, TERMINAL_COLUMNS, History, from_lists
 from infra.log.files import FileLog
@@ -48,11 +48,13 @@ class BurstModel:
 
     def __init__(self) -> None:
         self.broken = False
-        self.card = FraudCard(
+        self.card = FraudModelCard(
             feature_service="fraud_v1",
-            gate=GateResult(metric="average_precision", scores={}, model="m", best_floor="f", served="m", metrics={}),
+            gate=GateResult(
+                metric="average_precision", scores={}, model="m", best_baseline="f", served="m", metrics={}
+            ),
             features=FEATURES,
-            baseline=tuple(1.0 if name.startswith("card_count") else 0.0 for name in FEATURES),
+            reference_values=tuple(1.0 if name.startswith("card_count") else 0.0 for name in FEATURES),
             review_threshold=0.3,
             decline_threshold=0.9,
             alert_budget_per_day=10,
@@ -99,10 +101,10 @@ def model() -> BurstModel:
 
 
 @pytest.fixture
-def book(log: FileLog) -> DecisionBook:
-    return DecisionBook(log, decisions_kept=1_000, alerts_kept=100)
+def book(log: FileLog) -> DecisionStore:
+    return DecisionStore(log, decisions_kept=1_000, alerts_kept=100)
 
 
 @pytest.fixture
-def service(log: FileLog, reader: Reader, model: BurstModel, book: DecisionBook) -> FraudService:
+def service(log: FileLog, reader: Reader, model: BurstModel, book: DecisionStore) -> FraudService:
     return FraudService(lambda: model, reader=reader, log=log, decisions=book, clock=START.timestamp)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from features.contract.events import Decision, key_of, to_json
 from infra import topics
 from infra.log.client import START, Position
@@ -38,7 +38,7 @@ def ids(alerts: Any) -> list[str]:
     return [alert.decision.event_id for alert in alerts]
 
 
-def test_the_first_decision_on_a_transaction_holds(book: DecisionBook, decide: Any) -> None:
+def test_the_first_decision_on_a_transaction_holds(book: DecisionStore, decide: Any) -> None:
     first = decide(1, outcome="approve", score=0.1)
     decide(1, outcome="decline", score=0.9)
     book.refresh()
@@ -47,7 +47,7 @@ def test_the_first_decision_on_a_transaction_holds(book: DecisionBook, decide: A
     assert book.alerts_after(START)[0] == []
 
 
-def test_alerts_are_newest_first_and_pass_every_filter(book: DecisionBook, decide: Any) -> None:
+def test_alerts_are_newest_first_and_pass_every_filter(book: DecisionStore, decide: Any) -> None:
     decide(1)
     decide(2, outcome="approve")
     third = decide(3, outcome="decline", score=0.95, card="card_2")
@@ -61,23 +61,25 @@ def test_alerts_are_newest_first_and_pass_every_filter(book: DecisionBook, decid
     assert ids(book.alerts(limit=2)) == ["tx_4", "tx_3"]
 
 
-def test_a_stream_resumes_behind_any_alert_also_in_a_new_process(book: DecisionBook, log: FileLog, decide: Any) -> None:
+def test_a_stream_resumes_behind_any_alert_also_in_a_new_process(
+    book: DecisionStore, log: FileLog, decide: Any
+) -> None:
     for number in range(6):
         decide(number, outcome="approve" if number % 3 == 1 else "review")
     alerts, _ = book.alerts_after(START)
     assert ids(alerts) == ["tx_0", "tx_2", "tx_3", "tx_5"]
     for seen, alert in enumerate(alerts):
-        restarted = DecisionBook(log, decisions_kept=10, alerts_kept=1)
+        restarted = DecisionStore(log, decisions_kept=10, alerts_kept=1)
         assert ids(restarted.alerts_after(alert.resume)[0]) == ids(alerts)[seen + 1 :]
 
 
-def test_a_stream_whose_position_the_log_does_not_have_starts_again(book: DecisionBook, decide: Any) -> None:
+def test_a_stream_whose_position_the_log_does_not_have_starts_again(book: DecisionStore, decide: Any) -> None:
     decide(1)
     assert ids(book.alerts_after(Position({0: 10**9}))[0]) == ["tx_1"]
 
 
 def test_only_so_many_decisions_and_alerts_are_kept(log: FileLog, decide: Any) -> None:
-    small = DecisionBook(log, decisions_kept=3, alerts_kept=2)
+    small = DecisionStore(log, decisions_kept=3, alerts_kept=2)
     for number in range(5):
         decide(number)
     assert ids(small.alerts()) == ["tx_4", "tx_3"]
@@ -85,7 +87,7 @@ def test_only_so_many_decisions_and_alerts_are_kept(log: FileLog, decide: Any) -
     assert small.get("tx_2") is not None
 
 
-def test_an_unreadable_decision_is_passed_over(book: DecisionBook, log: FileLog, decide: Any) -> None:
+def test_an_unreadable_decision_is_passed_over(book: DecisionStore, log: FileLog, decide: Any) -> None:
     log.append(topics.DECISIONS, [("x", b"{}"), ("x", b"not json")])
     decide(1)
     assert ids(book.alerts()) == ["tx_1"]

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.routes import alert_events, router
 from apps.fraud.service import FraudService
 from apps.http.errors import install_errors
@@ -48,7 +48,7 @@ class Client:
 
 
 @pytest.fixture
-def client(service: FraudService, book: DecisionBook) -> Client:
+def client(service: FraudService, book: DecisionStore) -> Client:
     app = FastAPI()
     app.include_router(router)
     install_errors(app)
@@ -168,7 +168,7 @@ def test_alerts_are_listed_with_filters(client: Client) -> None:
     assert client.get("/v1/alerts", params={"limit": 0}).status_code == 422
 
 
-def test_the_stream_resumes_behind_the_last_event_id(client: Client, book: DecisionBook) -> None:
+def test_the_stream_resumes_behind_the_last_event_id(client: Client, book: DecisionStore) -> None:
     for number in range(3):
         score(client, transaction_id=f"tx_{number}", card_id=f"card_{number}", amount=2_000)
     book.closing.set()
@@ -183,7 +183,7 @@ def test_the_stream_resumes_behind_the_last_event_id(client: Client, book: Decis
     assert [alert["alert_id"] for alert in listed] == [position for position, _ in reversed(alerts)]
 
 
-def test_a_stream_without_a_position_starts_now_and_says_where_that_is(client: Client, book: DecisionBook) -> None:
+def test_a_stream_without_a_position_starts_now_and_says_where_that_is(client: Client, book: DecisionStore) -> None:
     score(client, amount=2_000)
     book.closing.set()
     text = client.get("/v1/alerts/stream").text
@@ -199,7 +199,7 @@ def test_a_position_that_the_stream_never_gave_is_refused(client: Client, positi
 
 
 def test_an_alert_reaches_an_open_stream(
-    service: FraudService, book: DecisionBook, new_payment: Any, monkeypatch: pytest.MonkeyPatch
+    service: FraudService, book: DecisionStore, new_payment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("apps.fraud.routes.POLL_SECONDS", 0.01)
     monkeypatch.setattr("apps.fraud.routes.HEARTBEAT_SECONDS", 0.02)

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from apps.fraud import scorer
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
 from features.contract.events import Decision, Transaction, key_of, to_json
 from infra import topics
@@ -20,7 +20,7 @@ from infra.log.files import FileLog
 
 
 @pytest.fixture
-def scored(log: FileLog, service: FraudService, book: DecisionBook) -> Callable[[], list[Decision]]:
+def scored(log: FileLog, service: FraudService, book: DecisionStore) -> Callable[[], list[Decision]]:
     """Run the scorer until it has committed everything that is in the log, and give all decisions."""
 
     def run(**more: Any) -> list[Decision]:

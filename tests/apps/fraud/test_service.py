@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from apps.fraud.decisions import DecisionBook
+from apps.fraud.decisions import DecisionStore
 from apps.fraud.recent_payments import RecentPayments
 from apps.fraud.service import RULES, FraudService
 from features.contract import columns
@@ -22,7 +22,7 @@ def stored(payments: list[Transaction], partner: str) -> dict[str, Any]:
     return {
         columns.TIMES: [milliseconds(payment.event_time) for payment in payments],
         columns.AMOUNTS: [payment.amount for payment in payments],
-        columns.PARTNERS: [getattr(payment, partner) for payment in payments],
+        columns.COUNTERPARTIES: [getattr(payment, partner) for payment in payments],
         columns.EVENT_HASHES: hash_ids([payment.event_id for payment in payments]).tolist(),
     }
 
@@ -49,7 +49,7 @@ def test_reasons_are_told_in_words_with_the_numbers(service: FraudService, new_p
 
 
 def test_payments_scored_together_see_each_other_as_those_scored_alone_do(
-    log: FileLog, reader: Any, model: Any, book: DecisionBook, service: FraudService, new_payment: NewPayment
+    log: FileLog, reader: Any, model: Any, book: DecisionStore, service: FraudService, new_payment: NewPayment
 ) -> None:
     payments = [new_payment(number, seconds=number, card=f"card_{number % 2}") for number in range(8)]
     alone = [service.score(payment).score for payment in payments]
@@ -92,9 +92,9 @@ def test_a_repeated_transaction_gets_its_first_decision_and_is_recorded_once(
 
 
 def test_a_decision_made_by_another_process_meanwhile_holds(
-    service: FraudService, log: FileLog, book: DecisionBook, model: Any, reader: Any, new_payment: NewPayment
+    service: FraudService, log: FileLog, book: DecisionStore, model: Any, reader: Any, new_payment: NewPayment
 ) -> None:
-    other_book = DecisionBook(log, decisions_kept=10, alerts_kept=10)
+    other_book = DecisionStore(log, decisions_kept=10, alerts_kept=10)
     other = FraudService(lambda: model, reader=reader, log=log, decisions=other_book, clock=lambda: 0.0)
     first = other.score(new_payment(1, amount=2_000))
     assert first.outcome == "decline"
@@ -130,7 +130,7 @@ def test_without_the_store_it_answers_from_recent_payments_and_says_so(
 
 @pytest.mark.parametrize("fault", ["no model", "broken model", "other features"])
 def test_without_a_model_two_plain_rules_stand_in(
-    log: FileLog, reader: Any, model: Any, book: DecisionBook, new_payment: NewPayment, fault: str
+    log: FileLog, reader: Any, model: Any, book: DecisionStore, new_payment: NewPayment, fault: str
 ) -> None:
     model.broken = fault == "broken model"
     if fault == "other features":
@@ -150,11 +150,11 @@ def test_recent_payments_are_forgotten_after_their_time_and_beyond_their_number(
     recent = RecentPayments(clock=lambda: now[0], seconds=60, most=3)
 
     def held() -> int:
-        recent.told([new_payment(99, card="elsewhere")], [99])  # whenever it learns of one, it looks
-        return len(recent.meet([], [], cards=["card_1"], terminals=[])[0].key)
+        recent.observe([new_payment(99, card="elsewhere")], [99])  # whenever it learns of one, it looks
+        return len(recent.observe_arrived([], [], cards=["card_1"], terminals=[])[0].key)
 
     for number in range(5):
-        recent.told([new_payment(number, seconds=number)], [number])
+        recent.observe([new_payment(number, seconds=number)], [number])
     assert held() == 2
     now[0] = 61
     assert held() == 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from apps.http.admission import Overload, Places, Priority, priority_of
+from apps.http.admission import AdmissionControl, ConcurrencyLimiter, Priority, priority_of
 
 QUEUE_SECONDS = 0.05
 
@@ -47,7 +47,7 @@ class App:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def call(gate: Overload, path: str, body: bytes = b"", length: int | None = None) -> list[Message]:
+async def call(gate: AdmissionControl, path: str, body: bytes = b"", length: int | None = None) -> list[Message]:
     sent: list[Message] = []
     headers = [] if length is None else [(b"content-length", str(length).encode())]
 
@@ -61,10 +61,10 @@ async def call(gate: Overload, path: str, body: bytes = b"", length: int | None 
     return sent
 
 
-def run(story: Callable[[App, Overload, Places], Awaitable[Any]], *, places: int = 2) -> Any:
+def run(story: Callable[[App, AdmissionControl, ConcurrencyLimiter], Awaitable[Any]], *, places: int = 2) -> Any:
     async def go() -> Any:
-        app, held = App(), Places(places, queue_seconds=QUEUE_SECONDS)
-        return await asyncio.wait_for(story(app, Overload(app, places=held, most_bytes=100), held), 10)
+        app, held = App(), ConcurrencyLimiter(places, queue_seconds=QUEUE_SECONDS)
+        return await asyncio.wait_for(story(app, AdmissionControl(app, places=held, most_bytes=100), held), 10)
 
     return asyncio.run(go())
 
@@ -74,7 +74,7 @@ def statuses(answers: list[list[Message]]) -> list[int]:
 
 
 def test_who_waits_too_long_is_refused_and_told_when_to_come_back() -> None:
-    async def story(app: App, gate: Overload, places: Places) -> None:
+    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
         tasks = [asyncio.create_task(call(gate, "/v1/recommend")) for _ in range(3)]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         (refused,) = [task.result() for task in tasks if task.done()]
@@ -84,13 +84,13 @@ def test_who_waits_too_long_is_refused_and_told_when_to_come_back() -> None:
         app.go.set()
         answers = await asyncio.gather(*tasks)
         assert sorted(statuses(answers)) == [200, 200, 503]
-        assert (app.most, places.working) == (2, 0)
+        assert (app.most, places.running) == (2, 0)
 
     run(story)
 
 
 def test_a_standing_queue_refuses_sooner_than_a_burst() -> None:
-    async def story(app: App, gate: Overload, places: Places) -> None:
+    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
         loop = asyncio.get_running_loop()
         busy = [asyncio.create_task(call(gate, "/v1/recommend")) for _ in range(2)]
         await asyncio.sleep(0)
@@ -115,16 +115,16 @@ def test_a_standing_queue_refuses_sooner_than_a_burst() -> None:
 
 
 def test_a_queue_that_stands_is_left_in_order_and_by_those_first_who_waited_longest() -> None:
-    async def story(app: App, gate: Overload, places: Places) -> None:
+    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
         loop = asyncio.get_running_loop()
-        assert all([await places.take("interactive") for _ in range(2)])
+        assert all([await places.acquire("interactive") for _ in range(2)])
         order: list[int] = []
 
         async def one(number: int) -> float:
             started = loop.time()
-            if await places.take("interactive"):
+            if await places.acquire("interactive"):
                 order.append(number)
-                loop.call_later(QUEUE_SECONDS / 10, places.leave, "interactive")
+                loop.call_later(QUEUE_SECONDS / 10, places.release, "interactive")
                 return 0.0
             return loop.time() - started
 
@@ -132,30 +132,30 @@ def test_a_queue_that_stands_is_left_in_order_and_by_those_first_who_waited_long
         await asyncio.sleep(QUEUE_SECONDS / 2)
         waiting.append(asyncio.create_task(one(1)))
         await asyncio.sleep(QUEUE_SECONDS * 0.6)
-        assert (waiting[0].done(), waiting[1].done(), places.standing("interactive")) == (True, False, True)
+        assert (waiting[0].done(), waiting[1].done(), places.queue_length("interactive")) == (True, False, True)
         waiting += [asyncio.create_task(one(number)) for number in (2, 3)]
         await asyncio.sleep(0)
         assert await waiting[1] > QUEUE_SECONDS / 2, "refused at once when the next came"
-        places.leave("interactive")
-        places.leave("interactive")
+        places.release("interactive")
+        places.release("interactive")
         assert await asyncio.gather(*waiting[2:]) == [0.0, 0.0]
         assert order == [2, 3]
         await asyncio.sleep(QUEUE_SECONDS / 4)
-        assert places.working == 0
-        assert await places.take("interactive")
-        assert not places.standing("interactive")
+        assert places.running == 0
+        assert await places.acquire("interactive")
+        assert not places.queue_length("interactive")
 
     run(story)
 
 
 def test_bulk_takes_half_of_the_places_and_interactive_goes_first() -> None:
-    async def story(app: App, gate: Overload, places: Places) -> None:
+    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
         bulk = [asyncio.create_task(call(gate, "/v1/events")) for _ in range(4)]
         await asyncio.sleep(0.01)
-        assert places.working == 1
+        assert places.running == 1
         recommend = asyncio.create_task(call(gate, "/v1/recommend"))
         await asyncio.sleep(0.01)
-        assert places.working == 2
+        assert places.running == 2
         await asyncio.sleep(QUEUE_SECONDS * 1.5)
         app.go.set()
         assert statuses([await recommend]) == [200]
@@ -165,7 +165,7 @@ def test_bulk_takes_half_of_the_places_and_interactive_goes_first() -> None:
 
 
 def test_health_is_answered_whatever_waits() -> None:
-    async def story(app: App, gate: Overload, places: Places) -> None:
+    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
         tasks = [asyncio.create_task(call(gate, "/v1/recommend")) for _ in range(5)]
         health = asyncio.create_task(call(gate, "/healthz"))
         await asyncio.sleep(0.01)
@@ -178,7 +178,7 @@ def test_health_is_answered_whatever_waits() -> None:
 
 
 def test_a_body_that_is_too_large_takes_no_place() -> None:
-    async def story(app: App, gate: Overload, places: Places) -> None:
+    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
         answers = [await call(gate, "/v1/events", length=101), await call(gate, "/v1/recommend", b"x" * 101)]
         assert statuses(answers) == [413, 413]
         assert app.most == 0
@@ -187,11 +187,11 @@ def test_a_body_that_is_too_large_takes_no_place() -> None:
 
 
 def test_an_answer_that_fails_gives_its_place_back() -> None:
-    async def story(app: App, gate: Overload, places: Places) -> None:
+    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
         for _ in range(5):
             with pytest.raises(ValueError, match="broken"):
                 await call(gate, "/v1/recommend", b"fail")
-        assert places.working == 0
+        assert places.running == 0
 
     run(story)
 
@@ -210,15 +210,15 @@ def granted(waiting: list[tuple[asyncio.Task[bool], Priority]]) -> list[Priority
 )
 def test_places_are_never_lost_nor_given_twice(steps: list[tuple[str, bool]], most: int) -> None:
     async def go() -> None:
-        places = Places(most, queue_seconds=0.002)
+        places = ConcurrencyLimiter(most, queue_seconds=0.002)
         waiting: list[tuple[asyncio.Task[bool], Priority]] = []
         held: list[Priority] = []
         for step, bulk in steps:
             priority: Priority = "bulk" if bulk else "interactive"
             if step == "take":
-                waiting.append((asyncio.create_task(places.take(priority)), priority))
+                waiting.append((asyncio.create_task(places.acquire(priority)), priority))
             elif step == "leave" and held:
-                places.leave(held.pop())
+                places.release(held.pop())
             elif step == "cancel" and waiting:
                 waiting[-1][0].cancel()
             else:
@@ -228,8 +228,8 @@ def test_places_are_never_lost_nor_given_twice(steps: list[tuple[str, bool]], mo
             assert len(held) <= most
         await asyncio.sleep(0.01)
         for mine in held + granted(waiting):
-            places.leave(mine)
-        assert places.working == 0
-        assert await places.take("interactive")
+            places.release(mine)
+        assert places.running == 0
+        assert await places.acquire("interactive")
 
     asyncio.run(go())

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 
 from apps import metrics
 from apps.http.errors import install_errors
-from apps.http.request_context import Edge
+from apps.http.request_context import RequestContext
 from apps.ingest.service import IngestService
 from apps.main import create_app
 from infra import topics
@@ -56,7 +56,7 @@ def small_app() -> FastAPI:
     def broken(part: str) -> None:
         raise ValueError("inside")
 
-    app.add_middleware(Edge, log_requests=False)
+    app.add_middleware(RequestContext, log_requests=False)
     return app
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contract import columns
-from features.contract.release import GateResult, Manifest, RecommendCard
+from features.contract.release import GateResult, Manifest, RecommendModelCard
 from features.history.arrays import CARD_COLUMNS, FRAUD_COLUMNS, ITEM_COLUMNS, USER_COLUMNS, History, from_lists
 from features.history.windows import DAY
-from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, Subset
+from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, ItemSet
 from infra import topics
 from infra.log.client import EventLog
 
@@ -26,9 +26,9 @@ class FakeRecommender:
     def __init__(self) -> None:
         scores = {"ranker": 0.3, "repurchase": 0.2, "popularity": 0.1, "co_purchase": 0.1}
         gate = GateResult(
-            metric="ndcg@20", scores=scores, model="ranker", best_floor="repurchase", served="ranker", metrics={}
+            metric="ndcg@20", scores=scores, model="ranker", best_baseline="repurchase", served="ranker", metrics={}
         )
-        card = RecommendCard(
+        card = RecommendModelCard(
             feature_service="users_v1",
             gate=gate,
             index_kind="Flat",
@@ -61,9 +61,9 @@ class FakeRecommender:
         vectors[:, 5] = 1.0
         return vectors
 
-    def nearest(self, vector: NDArray[np.float32], count: int, allowed: Subset | None) -> NDArray[np.int64]:
+    def nearest(self, vector: NDArray[np.float32], count: int, allowed: ItemSet | None) -> NDArray[np.int64]:
         order = np.argsort(-(self.catalogue.vectors @ vector), kind="stable")
-        return order[: min(count, 2)] if allowed is None else order[allowed.holds(order)][:count]
+        return order[: min(count, 2)] if allowed is None else order[allowed.contains(order)][:count]
 
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
         return items.astype(np.float32)
@@ -95,7 +95,7 @@ class FakeReader:
         self.users[user] = {
             columns.TIMES: [NOW - days_ago * DAY] * count,
             columns.ITEMS: list(items),
-            columns.KINDS: [columns.KIND_CODES["purchase"]] * count,
+            columns.EVENT_TYPES: [columns.EVENT_TYPE_CODES["purchase"]] * count,
             columns.PRICES: [1.0] * count,
             columns.QUANTITIES: [1.0] * count,
             columns.EVENT_HASHES: list(range(count)),

@@ -9,7 +9,7 @@ import pytest
 
 from apps.adapters.listed_items import NewItems
 from apps.ports import ListedItem
-from apps.recommend.cold_items import MOST
+from apps.recommend.cold_items import MAX_COLD_ITEMS
 from features.contract.columns import SHOP_EVENTS_SCHEMA
 from infra.settings import Settings
 from streaming.tables import SHOP_EVENTS, write_table
@@ -29,7 +29,7 @@ def shop(tmp_path: Path) -> Shop:
 
 def list_items(shop: Shop, *items: ListedItem) -> None:
     assert shop.serving is not None
-    shop.serving.board.refresh(shop.reader, now=NOW, new_items=lambda moment: list(items))
+    shop.serving.item_stats.refresh(shop.reader, now=NOW, new_items=lambda moment: list(items))
 
 
 def test_a_new_item_is_shown_with_its_own_price_and_reason(shop: Shop) -> None:
@@ -59,10 +59,10 @@ def test_filters_exclusions_and_rules_know_it(shop: Shop) -> None:
 def test_it_goes_when_the_next_release_knows_it_and_only_the_latest_are_kept(shop: Shop) -> None:
     list_items(shop, replace(TEAPOT, item_id="tea"), SOFA)
     assert shop.items(n=20).count("tea") <= 1
-    list_items(shop, *(replace(TEAPOT, item_id=f"new-{number}") for number in range(MOST + 5)))
+    list_items(shop, *(replace(TEAPOT, item_id=f"new-{number}") for number in range(MAX_COLD_ITEMS + 5)))
     assert shop.serving is not None
-    kept = [item.item_id for item in shop.serving.board.newcomers.items]
-    assert (len(kept), kept[0], kept[-1]) == (MOST, "new-5", f"new-{MOST + 4}")
+    kept = [item.item_id for item in shop.serving.item_stats.newcomers.items]
+    assert (len(kept), kept[0], kept[-1]) == (MAX_COLD_ITEMS, "new-5", f"new-{MAX_COLD_ITEMS + 4}")
 
 
 def test_a_list_that_cannot_be_read_leaves_what_is_known(shop: Shop) -> None:
@@ -71,7 +71,7 @@ def test_a_list_that_cannot_be_read_leaves_what_is_known(shop: Shop) -> None:
     def fails(moment: int) -> list[ListedItem]:
         raise OSError("the table is away")
 
-    shop.serving.board.refresh(shop.reader, now=NOW, new_items=fails)
+    shop.serving.item_stats.refresh(shop.reader, now=NOW, new_items=fails)
     assert "teapot" in shop.items(n=20)
     assert not shop.ask().degraded
 
@@ -104,5 +104,5 @@ def test_listings_are_read_from_the_feature_jobs_table_the_last_word_on_an_item_
 
 def test_its_vector_is_the_mean_of_its_likes(shop: Shop) -> None:
     assert shop.serving is not None
-    vectors = shop.serving.board.newcomers.vectors
+    vectors = shop.serving.item_stats.newcomers.vectors
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)

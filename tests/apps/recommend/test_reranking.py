@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from apps.recommend.reranking import Ground, Slate, arrange, diversify
+from apps.recommend.reranking import RerankContext, Slate, diversify, rerank
 from apps.recommend.rules.schemas import Diversity, SurfaceRules
 
 COLOURS = ["red", "red", "red", "blue", "blue", "green"]
@@ -17,9 +17,11 @@ COUNT = len(COLOURS)
 VECTORS = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 2]]
 
 
-def ground(*, bought: tuple[int, ...] = (), seen: tuple[int, ...] = (), shown: dict[int, int] | None = None) -> Ground:
+def ground(
+    *, bought: tuple[int, ...] = (), seen: tuple[int, ...] = (), shown: dict[int, int] | None = None
+) -> RerankContext:
     """Six candidates with ids i0 to i5, best first."""
-    return Ground(
+    return RerankContext(
         items=np.arange(COUNT),
         matches=lambda when: np.array([f"category == '{one}'" == when for one in COLOURS]),
         values_of=lambda field, rows: [COLOURS[row] for row in rows],
@@ -33,11 +35,11 @@ def ground(*, bought: tuple[int, ...] = (), seen: tuple[int, ...] = (), shown: d
 
 
 def arranged(
-    *rules: dict[str, Any], n: int = COUNT, on: Ground | None = None, drop_seen: bool = False, **more: Any
+    *rules: dict[str, Any], n: int = COUNT, on: RerankContext | None = None, drop_seen: bool = False, **more: Any
 ) -> Slate:
     document = SurfaceRules.model_validate({"rules": rules, **more})
     log_odds: NDArray[np.float64] = np.linspace(1.0, 0.0, COUNT)
-    return arrange(
+    return rerank(
         np.arange(COUNT), log_odds, on or ground(), document,
         n=n, drop_seen=drop_seen, exploration=document.exploration, rng=np.random.default_rng(2), traced=True,
     )  # fmt: skip

@@ -10,13 +10,13 @@ import orjson
 import pytest
 
 from apps.experiments import definitions
-from apps.experiments.definitions import Experiments
+from apps.experiments.definitions import ExperimentStore
 from apps.experiments.schemas import ExperimentDefinition
 from apps.http.errors import Problem
-from apps.recommend.item_stats import ItemBoard
+from apps.recommend.item_stats import ItemStats
 from apps.recommend.rules.schemas import NO_RULES
 from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
-from apps.recommend.service import Call, RecommendService, Serving
+from apps.recommend.service import ActiveRelease, RecommendService, RequestState
 from infra import topics
 from infra.log.client import START, LogError, Record
 from infra.log.files import FileLog
@@ -31,9 +31,9 @@ class Shop:
         self.log = FileLog(folder)
         self.shown = FakeImpressions(self.log)
         self.reader = FakeReader()
-        self.experiments = Experiments(self.log, lambda: NOW / 1000)
-        self.serving: Serving | None = Serving(FakeRecommender(), ItemBoard(FakeRecommender()))
-        self.serving.board.refresh(self.reader, now=NOW)
+        self.experiments = ExperimentStore(self.log, lambda: NOW / 1000)
+        self.serving: ActiveRelease | None = ActiveRelease(FakeRecommender(), ItemStats(FakeRecommender()))
+        self.serving.item_stats.refresh(self.reader, now=NOW)
         self.service = RecommendService(
             lambda: self.serving,
             self.reader,
@@ -140,12 +140,12 @@ def test_an_experiment_may_explore(shop: Shop) -> None:
 
 def test_histories_of_many_items_are_read_in_slices(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shop.serving is not None
-    board = shop.serving.board
+    board = shop.serving.item_stats
     pauses: list[float] = []
-    whole = board.sales(NOW).windows
+    whole = board.windows_at(NOW).windows
     monkeypatch.setattr("apps.recommend.item_stats.SLICE", 4)
     board.refresh(shop.reader, now=NOW, pause=pauses.append)
-    assert np.array_equal(board.sales(NOW).windows, whole)
+    assert np.array_equal(board.windows_at(NOW).windows, whole)
     assert len(pauses) == 2
 
 
@@ -261,16 +261,16 @@ def test_who_is_answered_with_others_gets_what_they_would_get_alone(shop: Shop) 
     calls = []
     for number, body in enumerate(bodies):
         REQUEST_ID.set(f"call-{number}")
-        calls.append(Call(RecommendRequest.model_validate(body)))
+        calls.append(RequestState(RecommendRequest.model_validate(body)))
     REQUEST_ID.set(None)
     shop.service.recommend_all(calls)
     logged = {one["http_request_id"]: one for one in shop.impressions()}
     for number, (body, call) in enumerate(zip(bodies, calls, strict=True)):
         if number == 2:
             with pytest.raises(Problem, match="character 8"):
-                call.whole()
+                call.result()
             continue
-        answer = RecommendResponse.model_validate(call.whole())
+        answer = RecommendResponse.model_validate(call.result())
         assert answer.items == shop.ask(**body).items
         if answer.items:
             assert logged[f"call-{number}"]["event_id"] == answer.request_id

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.contract.drift import BINS, population_stability, reference, references
+from features.contract.drift import BINS, population_stability_index, reference_distribution, reference_distributions
 
 VALUES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=200)
 
 
 @given(VALUES)
 def test_bins_hold_every_value_and_their_shares_sum_to_one(values: list[float]) -> None:
-    made = reference(np.array(values, dtype=np.float32))
+    made = reference_distribution(np.array(values, dtype=np.float32))
     assert len(made.shares) == len(made.edges) + 1 <= BINS
     assert sum(made.shares) == pytest.approx(1)
     assert list(made.edges) == sorted(set(made.edges))
@@ -24,24 +24,24 @@ def test_bins_hold_every_value_and_their_shares_sum_to_one(values: list[float]) 
 def test_it_is_the_sum_of_its_definition() -> None:
     then, now = [0.1, 0.2, 0.3, 0.4], np.array([400, 300, 200, 100])
     expected = sum((b - a) * math.log(b / a) for a, b in zip(then, now / 1000, strict=True))
-    assert population_stability(then, now) == pytest.approx(expected)
+    assert population_stability_index(then, now) == pytest.approx(expected)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=10).filter(lambda counts: sum(counts) > 0))
 def test_it_is_never_negative_and_zero_for_the_same_shares(counts: list[int]) -> None:
     now = np.array(counts)
-    assert population_stability([1 / len(counts)] * len(counts), now) >= 0
-    assert population_stability((now / now.sum()).tolist(), now) == pytest.approx(0, abs=1e-12)
+    assert population_stability_index([1 / len(counts)] * len(counts), now) >= 0
+    assert population_stability_index((now / now.sum()).tolist(), now) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_shift_by_a_standard_deviation_is_found_and_noise_is_not() -> None:
     rng = np.random.default_rng(3)
-    made = reference(rng.normal(size=50_000).astype(np.float32))
+    made = reference_distribution(rng.normal(size=50_000).astype(np.float32))
 
     def measured(values: np.ndarray) -> float:
         edges = np.array(made.edges, dtype=np.float32)
         counts = np.bincount(np.searchsorted(edges, values.astype(np.float32)), minlength=len(edges) + 1)
-        return population_stability(made.shares, counts)
+        return population_stability_index(made.shares, counts)
 
     assert measured(rng.normal(size=2_000)) < 0.02
     assert measured(rng.normal(1.0, size=2_000)) > 0.25
@@ -49,5 +49,5 @@ def test_a_shift_by_a_standard_deviation_is_found_and_noise_is_not() -> None:
 
 def test_columns_are_named_and_no_rows_say_nothing() -> None:
     matrix = np.arange(20, dtype=np.float32).reshape(10, 2)
-    assert set(references(matrix, ["a", "b"])) == {"a", "b"}
-    assert references(matrix[:0], ["a", "b"]) == {}
+    assert set(reference_distributions(matrix, ["a", "b"])) == {"a", "b"}
+    assert reference_distributions(matrix[:0], ["a", "b"]) == {}

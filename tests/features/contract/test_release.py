@@ -1,12 +1,23 @@
 """A release is read only when every file in it is what the manifest says."""
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from features.contract.release import CURRENT, MANIFEST, Manifest, ReleaseError, checksum, current_version, read_release
+from features.contract.release import (
+    CURRENT,
+    MANIFEST,
+    FraudModelCard,
+    GateResult,
+    Manifest,
+    ReleaseError,
+    checksum,
+    current_version,
+    read_release,
+)
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 RANKER_SHA256 = "310bcf575dace095466158e1f51c2f69d67855e4a0980c92b0d969a988e04945"
@@ -85,3 +96,18 @@ def test_the_pointer_names_the_version(release: Path) -> None:
     assert current_version(release.parent / "nothing") is None
     os.symlink("v1", release.parent / CURRENT)
     assert current_version(release.parent) == "v1"
+
+
+def test_manifests_from_before_0_2_are_read() -> None:
+    gate = GateResult(
+        metric="ndcg@20", scores={}, model="ranker", best_baseline="popularity", served="ranker", metrics={}
+    )
+    card = FraudModelCard(
+        feature_service="fraud_v1", gate=gate, features=("amount",), reference_values=(1.0,), review_threshold=0.5,
+        decline_threshold=0.9, alert_budget_per_day=10,
+    )  # fmt: skip
+    now = json.loads(card.model_dump_json())
+    before = {"baseline" if name == "reference_values" else name: value for name, value in now.items()}
+    before["gate"] = {"best_floor" if name == "best_baseline" else name: value for name, value in now["gate"].items()}
+    assert before.keys() != now.keys()
+    assert FraudModelCard.model_validate_json(json.dumps(before)) == card

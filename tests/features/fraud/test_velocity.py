@@ -30,7 +30,7 @@ def payment_lists(draw: st.DrawFn) -> dict[str, list[Any]]:
     return {
         columns.TIMES: [NOW - age for age in ages],
         columns.AMOUNTS: [draw(st.floats(0, 1e4)) for _ in ages],
-        columns.PARTNERS: [draw(st.sampled_from(TERMINALS)) for _ in ages],
+        columns.COUNTERPARTIES: [draw(st.sampled_from(TERMINALS)) for _ in ages],
         columns.EVENT_HASHES: [draw(st.integers(0, 6)) for _ in ages],
     }
 
@@ -141,7 +141,7 @@ def test_a_planted_future_payment_or_label_changes_nothing(row: dict[str, Any], 
     payment = {
         columns.TIMES: at + later,
         columns.AMOUNTS: 1e6,
-        columns.PARTNERS: row["place"],
+        columns.COUNTERPARTIES: row["place"],
         columns.EVENT_HASHES: 99,
     }
     frauds = [(at + later, at + later), (at - later, at + later)]
@@ -163,7 +163,7 @@ def test_a_payment_that_is_stored_already_counts_once(row: dict[str, Any]) -> No
     own = {
         columns.TIMES: row["time"],
         columns.AMOUNTS: row["amount"],
-        columns.PARTNERS: row["place"],
+        columns.COUNTERPARTIES: row["place"],
         columns.EVENT_HASHES: row["hash"],
     }
     stored = dict(row)
@@ -178,7 +178,7 @@ def test_large_batches_are_encoded_as_their_parts_are(monkeypatch: pytest.Monkey
     entries = {
         columns.TIMES: NOW - rng.integers(0, 40 * DAY, offsets[-1]),
         columns.AMOUNTS: rng.gamma(2, 20, offsets[-1]),
-        columns.PARTNERS: np.array(TERMINALS, dtype=object)[rng.integers(0, 3, offsets[-1])],
+        columns.COUNTERPARTIES: np.array(TERMINALS, dtype=object)[rng.integers(0, 3, offsets[-1])],
         columns.EVENT_HASHES: rng.integers(0, 99, offsets[-1]),
     }
     past = History(offsets, entries)

@@ -57,7 +57,7 @@ def test_rows_are_taken_in_any_order_and_more_than_once(rows: Rows, data: st.Dat
 @given(ROWS, st.integers(0, 99))
 def test_only_kept_entries_stay_and_no_row_is_lost(rows: Rows, after: int) -> None:
     history = ragged(rows)
-    kept = history.keep(history.times > after)
+    kept = history.filter(history.times > after)
     assert plain(kept) == [[(time, item) for time, item in row if time > after] for row in rows]
 
 

@@ -27,7 +27,7 @@ SHOP = pa.schema(
 EVENTS = st.lists(
     st.fixed_dictionaries(
         {
-            "type": st.sampled_from([*columns.KIND_CODES, "item"]),
+            "type": st.sampled_from([*columns.EVENT_TYPE_CODES, "item"]),
             "event_id": st.sampled_from([f"e{number}" for number in range(40)]),
             "event_time": st.integers(0, 120),
             "user_id": st.sampled_from(["ann", "bob", None]),
@@ -47,8 +47,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("offline")
 
 
-def sources(view: str) -> list[as_of.Source]:
-    return [dataclasses.replace(one, cap=CAP, horizon=HORIZON) for one in views.HISTORIES[view]]
+def sources(view: str) -> list[as_of.HistorySource]:
+    return [dataclasses.replace(one, cap=CAP, horizon=HORIZON) for one in views.HISTORY_SOURCES[view]]
 
 
 def keep(offline: Path, *batches: list[Event]) -> None:
@@ -65,7 +65,7 @@ def naive(events: list[Event], user: str, moment: int) -> list[tuple[int, str, f
     first: dict[str, Event] = {}
     for one in events:
         who = one["user_id"] or (one["session_id"] and f"session:{one['session_id']}")
-        if who == user and one["type"] in columns.KIND_CODES:
+        if who == user and one["type"] in columns.EVENT_TYPE_CODES:
             first.setdefault(one["event_id"], one)
     order = {name: int(hash_ids([name])[0]) for name in first}
     seen = sorted((one["event_time"], order[name], name) for name, one in first.items() if one["event_time"] <= moment)
@@ -127,15 +127,15 @@ def test_a_terminal_has_its_payments_and_its_frauds(offline: Path) -> None:
     for table, rows in ((views.TRANSACTION_FEATURES, payments), (columns.LABELS, labels)):
         (offline / table).mkdir()
         pq.write_table(pa.table(rows), offline / table / "batch-0.parquet")
-    ((ids, times, lists),) = as_of.newest(views.HISTORIES[views.TERMINAL_HISTORY], offline)
+    ((ids, times, lists),) = as_of.newest(views.HISTORY_SOURCES[views.TERMINAL_HISTORY], offline)
     rows = {
         name: (time, {column: lists[column][row].as_py() for column in lists})
         for row, (name, time) in enumerate(zip(ids.to_pylist(), times.tolist(), strict=True))
     }
     assert set(rows["t"][1]) == {*arrays.TERMINAL_COLUMNS, *views.FRAUD_LISTS}
     assert rows["t"][0] == 3 * DAY
-    assert rows["t"][1][columns.PARTNERS] == ["c", "c", "d", "c"]
+    assert rows["t"][1][columns.COUNTERPARTIES] == ["c", "c", "d", "c"]
     assert (rows["t"][1][columns.FRAUD_TIMES], rows["t"][1][columns.FRAUD_KNOWN_TIMES]) == ([DAY], [9 * DAY])
     assert (rows["u"][0], rows["u"][1][columns.TIMES], rows["u"][1][columns.FRAUD_TIMES]) == (9 * DAY, [], [9 * DAY])
-    ((cards, _, _),) = as_of.newest(views.HISTORIES[views.CARD_HISTORY], offline)
+    ((cards, _, _),) = as_of.newest(views.HISTORY_SOURCES[views.CARD_HISTORY], offline)
     assert sorted(cards.to_pylist()) == ["c", "d"]

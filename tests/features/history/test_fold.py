@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from features.contract import columns
 from features.history.arrays import History, from_lists
-from features.history.fold import Folded, fold
+from features.history.fold import FoldResult, fold
 
 CAP, HORIZON = 4, 50
 DTYPES = {columns.TIMES: np.int64, columns.EVENT_HASHES: np.int64}
@@ -17,7 +17,7 @@ def empty(keys: int = 3) -> History:
     return from_lists([{} for _ in range(keys)], DTYPES)
 
 
-def run(known: History, events: list[tuple[int, int, int]]) -> Folded:
+def run(known: History, events: list[tuple[int, int, int]]) -> FoldResult:
     key, time, event = (
         np.array(part, dtype=np.int64) for part in (zip(*events, strict=True) if events else ([], [], []))
     )
@@ -46,7 +46,7 @@ def test_rows_hold_the_latest_events_up_to_a_moment(
     folded = run(empty(), events)
     expected = naive(events)
     assert as_lists(folded.merged) == [expected[key] for key in range(3)]
-    assert folded.changed.tolist() == sorted({key for key, _, _ in events})
+    assert folded.changed_rows.tolist() == sorted({key for key, _, _ in events})
 
     def cut(entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
         return [(t, e) for t, e in entries if t > entries[-1][0] - HORIZON][-CAP:]
@@ -67,9 +67,9 @@ def test_an_entry_tells_when_it_arrived(first: list[tuple[int, int, int]], secon
     for number, (key, _, event) in enumerate(second):
         place.setdefault((key, event), number)
     rows, hashes = after.merged.row_of_entry.tolist(), after.merged.entries[columns.EVENT_HASHES].tolist()
-    assert after.arrival.tolist() == [place.get(one, -1) for one in zip(rows, hashes, strict=True)]
+    assert after.arrival_index.tolist() == [place.get(one, -1) for one in zip(rows, hashes, strict=True)]
     known = {(key, event) for key, _, event in first}
-    assert after.changed.tolist() == sorted({key for key, _, event in second if (key, event) not in known})
+    assert after.changed_rows.tolist() == sorted({key for key, _, event in second if (key, event) not in known})
 
 
 @given(EVENTS, EVENTS)
@@ -84,4 +84,4 @@ def test_a_batch_that_arrives_again_changes_nothing(events: list[tuple[int, int,
     once = run(empty(), events)
     again = run(once.merged, events)
     assert as_lists(again.merged) == as_lists(once.merged)
-    assert again.changed.tolist() == []
+    assert again.changed_rows.tolist() == []

@@ -21,7 +21,7 @@ def test_a_window_holds_what_is_younger_than_its_width_and_not_later(
 ) -> None:
     at = data.draw(st.lists(st.integers(0, 40), min_size=len(rows), max_size=len(rows)))
     history = ragged(rows)
-    inside = windows.inside(history, np.array(at), width)
+    inside = windows.in_window(history, np.array(at), width)
     expected = [[moment - width < time <= moment for time in row] for row, moment in zip(rows, at, strict=True)]
     assert inside.tolist() == [is_in for row in expected for is_in in row]
     assert windows.row_sums(history, inside).tolist() == [sum(row) for row in expected]
@@ -38,6 +38,6 @@ def test_sums_and_maxima_of_rows(rows: list[list[int]]) -> None:
 
 def test_no_rows_and_no_entries() -> None:
     nothing = ragged([])
-    assert windows.inside(nothing, np.empty(0, dtype=np.int64), 5).shape == (0,)
+    assert windows.in_window(nothing, np.empty(0, dtype=np.int64), 5).shape == (0,)
     assert windows.row_sums(nothing, np.empty(0)).shape == (0,)
     assert windows.row_sums(ragged([[], []]), np.empty(0)).tolist() == [0.0, 0.0]

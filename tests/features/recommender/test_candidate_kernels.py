@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.recommender import candidate_kernels
-from features.recommender.candidate_kernels import ABSENT
+from features.recommender.candidate_kernels import UNRANKED
 
 ITEMS = st.lists(st.integers(0, 40), max_size=30)
 """Indices of 41 items."""
@@ -32,7 +32,7 @@ def test_the_highest_are_those_that_sorting_puts_first(
 ) -> None:
     items, scores = numbers([item for item, _ in scored]), np.array([score for _, score in scored], dtype=np.float64)
     wanted = [item for item, _ in sorted(scored, key=lambda one: (-one[1], one[0])) if item in allowed]
-    assert candidate_kernels.highest(items, scores, count, bits(allowed)).tolist() == wanted[:count]
+    assert candidate_kernels.top_k_allowed(items, scores, count, bits(allowed)).tolist() == wanted[:count]
 
 
 ENTRIES = st.lists(st.tuples(st.integers(-1, 40), st.integers(0, 12), st.integers(0, 3)))
@@ -41,25 +41,27 @@ ENTRIES = st.lists(st.tuples(st.integers(-1, 40), st.integers(0, 12), st.integer
 @given(ITEMS, st.integers(0, 12), ITEMS)
 def test_the_first_allowed_keep_their_order(items: list[int], count: int, allowed: list[int]) -> None:
     wanted = [item for item in items if item in allowed][:count]
-    assert candidate_kernels.first(numbers(items), count, bits(allowed)).tolist() == wanted
-    assert candidate_kernels.first(numbers(items), count, np.empty(0, dtype=np.uint8)).tolist() == items[:count]
-    assert candidate_kernels.held(bits(allowed), numbers(items)).tolist() == [item in allowed for item in items]
+    assert candidate_kernels.first_k_allowed(numbers(items), count, bits(allowed)).tolist() == wanted
+    assert (
+        candidate_kernels.first_k_allowed(numbers(items), count, np.empty(0, dtype=np.uint8)).tolist() == items[:count]
+    )
+    assert candidate_kernels.are_allowed(bits(allowed), numbers(items)).tolist() == [item in allowed for item in items]
 
 
 @given(ITEMS, st.lists(st.integers(-1, 40), max_size=30))
 def test_membership_takes_repeated_and_unknown_items(items: list[int], others: list[int]) -> None:
-    assert candidate_kernels.among(numbers(items), numbers(others)).tolist() == [item in others for item in items]
+    assert candidate_kernels.isin(numbers(items), numbers(others)).tolist() == [item in others for item in items]
 
 
 @given(st.lists(ITEMS, min_size=1, max_size=4))
 def test_drawn_items_are_there_once_with_their_places(sources: list[list[int]]) -> None:
     flat = numbers([item for source in sources for item in source])
     ends = np.cumsum([len(source) for source in sources])
-    items, ranks = candidate_kernels.united(flat, np.sort(flat), ends)
+    items, ranks = candidate_kernels.merge_sources(flat, np.sort(flat), ends)
     assert items.tolist() == sorted(set(flat.tolist()))
     for column, source in enumerate(sources):
         once = list(dict.fromkeys(source))
-        assert ranks[:, column].tolist() == [once.index(item) if item in once else ABSENT for item in items.tolist()]
+        assert ranks[:, column].tolist() == [once.index(item) if item in once else UNRANKED for item in items.tolist()]
 
 
 @given(ITEMS, st.integers(0, 2**31))
@@ -68,7 +70,9 @@ def test_neighbours_add_up_and_the_strongest_pull_is_told(recent: list[int], see
     neighbours = rng.integers(-1, 41, (41, 4)).astype(np.int32)
     similarities = rng.random((41, 4), dtype=np.float32)
     weights = rng.random(len(recent), dtype=np.float32)
-    _, items, total, best, because = candidate_kernels.bought_with(numbers(recent), weights, neighbours, similarities)
+    _, items, total, best, because = candidate_kernels.co_purchase_scores(
+        numbers(recent), weights, neighbours, similarities
+    )
     pulls: dict[int, list[tuple[float, int]]] = {}
     for one, weight in zip(recent, weights, strict=True):
         for item, similarity in zip(neighbours[one].tolist(), similarities[one], strict=True):
@@ -88,7 +92,7 @@ def test_what_a_visitor_met_is_told_by_time_and_kind(
     items = list(dict.fromkeys(items))
     others, times, kinds = (numbers([entry[part] for entry in entries]) for part in range(3))
     met = {other for other, time, one in entries if time > since and kind in (-1, one)}
-    assert candidate_kernels.visited(numbers(items), others, times, kinds, since, kind).tolist() == [
+    assert candidate_kernels.interacted_since(numbers(items), others, times, kinds, since, kind).tolist() == [
         item in met for item in items
     ]
 
@@ -97,7 +101,7 @@ def test_what_a_visitor_met_is_told_by_time_and_kind(
 def test_variety_is_chosen_one_by_one(pool: int, most: int, weight: float, seed: int) -> None:
     vectors: NDArray[Any] = np.random.default_rng(seed).normal(size=(pool, 3))
     vectors = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
-    order = candidate_kernels.varied(vectors, weight, most).tolist()
+    order = candidate_kernels.mmr_order(vectors, weight, most).tolist()
     chosen, rest = order[:most], order[most:]
     assert sorted(order) == list(range(pool))
     assert rest == sorted(rest)

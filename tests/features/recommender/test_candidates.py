@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from features.contract import columns
 from features.history.arrays import DAY, USER_COLUMNS, from_lists, hash_ids
 from features.recommender.candidates import (
-    ABSENT,
+    BASELINES,
     CANDIDATE_FEATURES,
-    FLOORS,
     NEVER_DAYS,
     RECENT_ITEMS,
     SOURCES,
+    UNRANKED,
     Candidates,
     Visitor,
-    draw,
-    visitor,
+    build_visitor,
+    generate_candidates,
 )
-from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, Subset
+from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, ItemSet
 
 AT = 20_000 * DAY
 IDS = tuple("abcdefgh")
-VIEW, CART, PURCHASE, RETURN = (columns.KIND_CODES[kind] for kind in ("view", "cart", "purchase", "return"))
+VIEW, CART, PURCHASE, RETURN = (columns.EVENT_TYPE_CODES[kind] for kind in ("view", "cart", "purchase", "return"))
 NOBODY = np.zeros(2, dtype=np.float32)
 NO_HITS = np.empty(0, dtype=np.int64)
 
@@ -61,17 +61,17 @@ def who(catalogue: Catalogue, *entries: Entry, at: int = AT, session: list[str] 
     row: dict[str, list[Any]] = {
         columns.TIMES: [AT - days * DAY for days, _, _ in entries],
         columns.ITEMS: [item for _, item, _ in entries],
-        columns.KINDS: [kind for _, _, kind in entries],
+        columns.EVENT_TYPES: [kind for _, _, kind in entries],
         columns.PRICES: [2.0] * len(entries),
         columns.QUANTITIES: [3.0] * len(entries),
         columns.EVENT_HASHES: hash_ids([str(number) for number in range(len(entries))]).tolist(),
     }
-    return visitor(from_lists([row], USER_COLUMNS), catalogue, at=at, session_items=session)
+    return build_visitor(from_lists([row], USER_COLUMNS), catalogue, at=at, session_items=session)
 
 
 def drawn(catalogue: Catalogue, person: Visitor, sold: NDArray[np.float32] | None = None, **more: Any) -> Candidates:
     options: dict[str, Any] = {"tower_hits": NO_HITS, "user_vector": NOBODY, "per_source": 6} | more
-    return draw(person, catalogue, windows() if sold is None else sold, **options)
+    return generate_candidates(person, catalogue, windows() if sold is None else sold, **options)
 
 
 def names(candidates: Candidates) -> str:
@@ -81,7 +81,7 @@ def names(candidates: Candidates) -> str:
 def source(candidates: Candidates, name: str) -> str:
     """The items that a source drew, best first."""
     ranks = candidates.ranks[:, SOURCES.index(name)]
-    return "".join(IDS[candidates.items[place]] for place in np.argsort(ranks) if ranks[place] != ABSENT)
+    return "".join(IDS[candidates.items[place]] for place in np.argsort(ranks) if ranks[place] != UNRANKED)
 
 
 def test_each_source_draws_its_own_best_first(catalogue: Catalogue) -> None:
@@ -101,8 +101,8 @@ def test_scores_of_co_purchase_add_up_and_name_the_item_that_speaks_most(catalog
     c = names(found).index("c")
     assert found.column("co_score")[c] == pytest.approx(0.5 * 0.5 + 0.8)  # a visit earlier counts half
     assert found.column("co_best")[c] == pytest.approx(0.8)
-    assert IDS[found.because[c]] == "b"
-    assert found.because[names(found).index("a")] == -1
+    assert IDS[found.seed_items[c]] == "b"
+    assert found.seed_items[names(found).index("a")] == -1
 
 
 def test_what_a_visitor_did_before_is_described(catalogue: Catalogue) -> None:
@@ -127,12 +127,12 @@ def test_what_a_visitor_did_before_is_described(catalogue: Catalogue) -> None:
         }
     )  # fmt: skip
     assert found.column("price_ratio")[b] == pytest.approx(0)
-    assert set(FLOORS.values()) <= set(CANDIDATE_FEATURES)
+    assert set(BASELINES.values()) <= set(CANDIDATE_FEATURES)
 
 
 def test_nobody_and_strangers_get_what_is_trending(catalogue: Catalogue) -> None:
     for person in (who(catalogue), who(catalogue, (1, "unknown", PURCHASE)), who(catalogue, session=["unknown"])):
-        assert len(person.recent) == 0
+        assert len(person.recent_items) == 0
         found = drawn(catalogue, person, windows(e=1))
         assert names(found) == "e"
         assert np.isfinite(found.features).all()
@@ -141,7 +141,7 @@ def test_nobody_and_strangers_get_what_is_trending(catalogue: Catalogue) -> None
 
 def test_items_of_the_session_are_recent_before_the_store_knows_them(catalogue: Catalogue) -> None:
     person = who(catalogue, (3, "e", PURCHASE), session=["a", "unknown", "b"])
-    assert [IDS[item] for item in person.recent] == ["e", "a", "b"]
+    assert [IDS[item] for item in person.recent_items] == ["e", "a", "b"]
     assert person.recency_weights.tolist() == [0.5, 1, 1]
     assert source(drawn(catalogue, person), "co_purchase") == "cb"
     assert person.prices.tolist() == [2, 1, 0, 2]
@@ -149,8 +149,8 @@ def test_items_of_the_session_are_recent_before_the_store_knows_them(catalogue: 
 
 def test_only_the_latest_items_are_read(catalogue: Catalogue) -> None:
     person = who(catalogue, *((day, IDS[day % 8], PURCHASE) for day in range(1, 90)))
-    assert len(person.recent) == len(person.recency_weights) == RECENT_ITEMS
-    assert IDS[person.recent[-1]] == "b"
+    assert len(person.recent_items) == len(person.recency_weights) == RECENT_ITEMS
+    assert IDS[person.recent_items[-1]] == "b"
 
 
 def test_a_mask_is_kept_by_every_source_and_may_leave_nothing(catalogue: Catalogue) -> None:
@@ -158,7 +158,7 @@ def test_a_mask_is_kept_by_every_source_and_may_leave_nothing(catalogue: Catalog
     hits = np.array([6, 1, 3])
     for allowed in ("", "b", "agh", "bcef"):
         mask = np.array([name in allowed for name in IDS])
-        found = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits, allowed=Subset.of(mask))
+        found = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits, allowed=ItemSet.from_mask(mask))
         whole = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits)
         assert set(names(found)) == set(names(whole)) & set(allowed)
         assert found.features.shape == (len(found.items), len(CANDIDATE_FEATURES))
@@ -178,7 +178,7 @@ def test_a_planted_future_event_changes_nothing(catalogue: Catalogue, kind: int)
     without, planted = drawn(catalogue, who(catalogue, *past), sold), drawn(catalogue, later, sold)
     assert np.array_equal(planted.items, without.items)
     assert np.array_equal(planted.features, without.features)
-    assert np.array_equal(planted.because, without.because)
+    assert np.array_equal(planted.seed_items, without.seed_items)
 
 
 ENTRIES = st.lists(
@@ -201,9 +201,9 @@ def test_whatever_the_past_features_are_finite_and_items_are_there_once(
     tower = np.array(hits[0] if hits else [], dtype=np.int64)
     found = drawn(
         catalogue, who(catalogue, *entries), windows(a=2, e=7), tower_hits=tower, per_source=per_source,
-        allowed=Subset.of(np.array(allowed)), user_vector=catalogue.vectors[3],
+        allowed=ItemSet.from_mask(np.array(allowed)), user_vector=catalogue.vectors[3],
     )  # fmt: skip
     assert np.isfinite(found.features).all()
     assert len(set(found.items.tolist())) == len(found.items)
     assert all(allowed[item] for item in found.items)
-    assert (found.ranks.min(axis=1, initial=ABSENT) < ABSENT).all()
+    assert (found.ranks.min(axis=1, initial=UNRANKED) < UNRANKED).all()

@@ -7,7 +7,7 @@ import pytest
 
 from features.contract import columns
 from features.history.arrays import DAY, ITEM_COLUMNS, History, from_lists
-from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, item_windows, trending_now
+from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, item_windows, trending_scores
 
 TODAY = 20_000 * DAY
 NOON = TODAY + DAY // 2
@@ -51,7 +51,7 @@ def test_an_item_that_never_sold_has_a_steady_trend_and_zeros() -> None:
 
 def test_trending_sees_today_and_weighs_younger_days_more() -> None:
     one = (1.0, 1.0, 1.0, 0.0)
-    today, yesterday, six, seven, nothing = trending_now(items({0: one}, {1: one}, {6: one}, {7: one}, {}), NOON)
+    today, yesterday, six, seven, nothing = trending_scores(items({0: one}, {1: one}, {6: one}, {7: one}, {}), NOON)
     assert (today, yesterday) == (1.0, pytest.approx(0.7))
     assert six == pytest.approx(0.7**6)
     assert (seven, nothing) == (0, 0)

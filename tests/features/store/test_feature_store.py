@@ -40,8 +40,9 @@ def user_row(user: str, minutes: float, *items: str, created: float = 0) -> dict
     """A row of the user history that holds from so many minutes after noon on."""
     count = len(items)
     return {
-        columns.USER: user, columns.TIMES: list(range(count)), columns.ITEMS: list(items), columns.KINDS: [2] * count,
-        columns.PRICES: [0.5] * count, columns.QUANTITIES: [1.0] * count, columns.EVENT_HASHES: [-(2**63), 7][:count],
+        columns.USER: user, columns.TIMES: list(range(count)), columns.ITEMS: list(items),
+        columns.EVENT_TYPES: [2] * count, columns.PRICES: [0.5] * count,
+        columns.QUANTITIES: [1.0] * count, columns.EVENT_HASHES: [-(2**63), 7][:count],
         columns.EVENT_TIMESTAMP: at(minutes), columns.CREATED_TIMESTAMP: at(created),
     }  # fmt: skip
 
@@ -88,7 +89,7 @@ def near_at(feast: Any) -> Callable[..., list[list[str] | None]]:
         items, minutes = zip(*examples, strict=True)
         moments = pd.to_datetime([at(minute) for minute in minutes], utc=True)
         frame = pd.DataFrame({columns.ITEM: items, columns.EVENT_TIMESTAMP: moments})
-        rows = feature_store.historical(feast, views.ITEM_NEIGHBOURHOOD, frame, before=before)
+        rows = feature_store.historical(feast, views.ITEM_NEIGHBOURS_SERVICE, frame, before=before)
         found: list[list[str] | None] = rows[NEIGHBOURS].to_pylist()
         return found
 
@@ -131,7 +132,7 @@ def test_a_row_that_was_written_again_replaces_the_older_one(write: Write, near_
 def test_the_columns_of_a_service_are_named_after_their_view(feast: Any, write: Write) -> None:
     write(near("fay", 0, "a"))
     frame = pd.DataFrame({columns.ITEM: ["fay"], columns.EVENT_TIMESTAMP: [pd.Timestamp(NOON)], "mine": [5]})
-    found = feature_store.historical(feast, views.ITEM_NEIGHBOURHOOD, frame, before=False)
+    found = feature_store.historical(feast, views.ITEM_NEIGHBOURS_SERVICE, frame, before=False)
     assert set(found.column_names) >= {NEIGHBOURS, f"{views.ITEM_NEIGHBOURS}__{columns.SIMILARITIES}"}
     assert found["mine"].to_pylist() == [5]
     assert frame[columns.EVENT_TIMESTAMP][0] == NOON  # the caller's frame is left as it was

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra.log.files import FileLog
-from infra.log.record_count import LineCounter
+from infra.log.record_count import RecordCounter
 
 
 @pytest.fixture
@@ -19,21 +19,21 @@ def fill(log: FileLog, count: int, *, start: int = 0) -> None:
 
 
 def test_records_are_counted_over_segments_and_appends(log: FileLog, tmp_path: Path) -> None:
-    counter = LineCounter()
+    counter = RecordCounter()
     assert counter.count(tmp_path / "t").records == 0
     for total in (1, 150, 151):
         fill(log, total - counter.count(tmp_path / "t").records)
         held = counter.count(tmp_path / "t")
         assert (held.records, held.whole) == (total, True)
         assert held.size_bytes == log.end_offset("t")
-        assert log.held("t") == held
+        assert log.size("t") == held
     assert len(list((tmp_path / "t").glob("*.log"))) > 2
 
 
 def test_a_count_that_takes_too_long_goes_on_at_the_next_look(log: FileLog, tmp_path: Path) -> None:
     fill(log, 150)
     ticks = iter(range(1_000))
-    counter = LineCounter(budget_seconds=1.5, clock=lambda: float(next(ticks)))
+    counter = RecordCounter(budget_seconds=1.5, clock=lambda: float(next(ticks)))
     first = counter.count(tmp_path / "t")
     assert 0 < first.records < 150
     assert not first.whole
@@ -44,7 +44,7 @@ def test_a_count_that_takes_too_long_goes_on_at_the_next_look(log: FileLog, tmp_
 
 def test_a_segment_that_was_mended_is_counted_anew(log: FileLog, tmp_path: Path) -> None:
     fill(log, 3)
-    counter = LineCounter()
+    counter = RecordCounter()
     (path,) = (tmp_path / "t").glob("*.log")
     whole = path.read_bytes()
     path.write_bytes(whole + b"torn")

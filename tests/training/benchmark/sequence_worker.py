@@ -14,9 +14,9 @@ import torch
 from training.benchmark.interactions import Sequences
 from training.benchmark.sequence import FittedSequence, SequenceConfig, fit_sequence
 from training.core.sharding import is_leader, process_group
-from training.core.trainer import Watch
+from training.core.trainer import RunPaths
 
-CONFIG = SequenceConfig(width=16, length=8, batch=16, rate=1e-2, average=0.9, epochs=6, judge_every=1)
+CONFIG = SequenceConfig(width=16, length=8, batch=16, learning_rate=1e-2, average=0.9, epochs=6, validate_every=1)
 ITEMS = 20
 CPU = torch.device("cpu")
 
@@ -45,11 +45,11 @@ def main() -> None:
     parser.add_argument("--unfinished", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    watch = Watch(asked.unfinished, asked.unfinished / "curves", {}) if asked.unfinished else None
+    watch = RunPaths(asked.unfinished, asked.unfinished / "curves", {}) if asked.unfinished else None
     config = replace(CONFIG, dropout=asked.dropout, epochs=asked.epochs, patience=asked.epochs)
     with process_group(CPU):
         fitted = fit_sequence(
-            ring(asked.users), items=ITEMS, config=config, judge=next_found, device=CPU, seed=5, watch=watch
+            ring(asked.users), items=ITEMS, config=config, validate=next_found, device=CPU, seed=5, watch=watch
         )
         if is_leader():
             asked.out.write_text(json.dumps(asdict(fitted.curve) | {"table": fitted.table.tolist()}))

@@ -37,7 +37,7 @@ def request_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         python.write_text(f'#!/bin/sh\nPYTHONPATH=. exec {sys.executable} {tmp_path / "worker.py"} "$3"\n')
         python.chmod(0o755)
         monkeypatch.setitem(Peer.__init__.__kwdefaults__, "environment", tmp_path / "env")
-        monkeypatch.setattr(evaluation, "FLOORS", ())  # they would search for as long
+        monkeypatch.setattr(evaluation, "BASELINES", ())  # they would search for as long
         data = tmp_path / "data.txt"
         data.write_text("\n".join(f"u{user} a b c d" for user in range(40)))
         return Request(data, "leave-one-out", ("bpr",), (1,), tune_seconds=8.0)

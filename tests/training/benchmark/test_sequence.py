@@ -18,9 +18,9 @@ from tests.training.benchmark.sequence_worker import CONFIG, CPU, ITEMS, ring
 from training.benchmark.interactions import Sequences
 from training.benchmark.sequence import (
     FittedSequence,
-    Judge,
-    Rivals,
+    NegativeSampler,
     SequenceConfig,
+    Validate,
     batches,
     fit_sequence,
     loss_of,
@@ -28,7 +28,7 @@ from training.benchmark.sequence import (
 )
 from training.core.checkpoints import load
 from training.core.sharding import process_group
-from training.core.trainer import Watch
+from training.core.trainer import RunPaths
 from training.models.sequence import Encoder, SequenceModel
 
 ROOT = Path(__file__).parents[3]
@@ -36,8 +36,8 @@ GOLDEN = ROOT / "tests" / "golden" / "sequence_loss.json"
 WORKER = [sys.executable, "-W", "ignore", "-m", "tests.training.benchmark.sequence_worker"]
 
 
-def fit(config: SequenceConfig, *, judge: Judge | None, watch: Watch | None = None) -> FittedSequence:
-    return fit_sequence(ring(), items=ITEMS, config=config, judge=judge, device=CPU, seed=5, watch=watch)
+def fit(config: SequenceConfig, *, judge: Validate | None, watch: RunPaths | None = None) -> FittedSequence:
+    return fit_sequence(ring(), items=ITEMS, config=config, validate=judge, device=CPU, seed=5, watch=watch)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 12))
@@ -82,21 +82,25 @@ def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
     with torch.no_grad(), process_group(CPU):
         whole, drawn, fewer = (
             np.mean([loss_of(model, batch, rivals, temperature=1.0, rng=rng).item() for _ in range(20)])
-            for rivals in (Rivals(learn, 1000, 500), Rivals(learn, 1000, 499), Rivals(learn, 1000, 100))
+            for rivals in (
+                NegativeSampler(learn, 1000, 500),
+                NegativeSampler(learn, 1000, 499),
+                NegativeSampler(learn, 1000, 100),
+            )
         )
     assert drawn == pytest.approx(whole, abs=0.01)
     assert fewer == pytest.approx(whole, abs=0.05)
 
 
 def test_a_run_that_goes_on_gives_what_it_would_have_given(tmp_path: Path) -> None:
-    watch = Watch(tmp_path / "unfinished", tmp_path / "curves", {})
+    watch = RunPaths(tmp_path / "unfinished", tmp_path / "curves", {})
     whole = fit(CONFIG, judge=None)
     fit(replace(CONFIG, epochs=2), judge=None, watch=watch)
     gone_on = fit(CONFIG, judge=None, watch=watch)
     assert gone_on.curve.losses == pytest.approx(whole.curve.losses)
     torch.testing.assert_close(gone_on.table, whole.table)
-    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=6, watch=watch)
-    alone = fit_sequence(ring(), items=ITEMS, config=CONFIG, judge=None, device=CPU, seed=6)
+    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6, watch=watch)
+    alone = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6)
     assert other.curve.losses == pytest.approx(alone.curve.losses), "it went on from another seed's checkpoint"
 
 
@@ -120,7 +124,7 @@ def test_a_killed_run_leaves_a_checkpoint_that_goes_on_with_the_same_curve(tmp_p
     np.testing.assert_allclose(found["table"], expected["table"], atol=1e-4)
 
 
-def judged_as(*values: float) -> Judge:
+def judged_as(*values: float) -> Validate:
     """The values, one a judgement, the first before any epoch; the last one again and again."""
     rest = itertools.chain(values, itertools.repeat(values[-1]))
     return lambda _: next(rest)
@@ -136,18 +140,18 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
 
 
 def test_a_judgement_every_so_many_epochs_and_after_the_last() -> None:
-    config = replace(CONFIG, epochs=7, judge_every=3, patience=3)
+    config = replace(CONFIG, epochs=7, validate_every=3, patience=3)
     curve = fit(config, judge=judged_as(0.0, 0.1, 0.3, 0.2)).curve
     assert curve.values == [None, None, -0.1, None, None, -0.3, -0.2]
     assert curve.best_epoch == 6
-    patient = replace(CONFIG, epochs=30, judge_every=3, patience=2)
+    patient = replace(CONFIG, epochs=30, validate_every=3, patience=2)
     assert len(fit(patient, judge=judged_as(0.0, 0.3, 0.2)).curve.losses) == 9
 
 
 def test_no_epoch_begins_after_its_time() -> None:
-    config = replace(CONFIG, judge_every=3)
+    config = replace(CONFIG, validate_every=3)
     fitted = fit_sequence(
-        ring(), items=ITEMS, config=config, judge=judged_as(0.1, 0.5), device=CPU, seed=5, seconds=0.0
+        ring(), items=ITEMS, config=config, validate=judged_as(0.1, 0.5), device=CPU, seed=5, seconds=0.0
     )
     assert len(fitted.curve.losses) == 1
     assert fitted.curve.best == -0.5

@@ -17,7 +17,7 @@ from features.fraud.velocity import FEATURES, SKEWED
 from features.history.windows import DAY
 from training.fraud import detector
 from training.fraud.detector import (
-    FLOOR,
+    BASELINE,
     LABEL_TIME,
     MODEL,
     FraudConfig,
@@ -152,8 +152,8 @@ def test_what_does_not_beat_its_floor_is_not_served(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(detector, "_fit_detector", poor)
     card = train_fraud(QUICK, examples=labelled(*tables()), out=tmp_path, seed=0)
-    assert card.gate.served == card.gate.best_floor == FLOOR
-    assert card.gate.scores[MODEL] < card.gate.scores[FLOOR]
+    assert card.gate.served == card.gate.best_baseline == BASELINE
+    assert card.gate.scores[MODEL] < card.gate.scores[BASELINE]
     saved = load_file(tmp_path / FRAUD.replace(".onnx", ".safetensors"))
     assert not any("cross" in name for name in saved)
     assert score_with_onnx(tmp_path, np.ones((1, len(FEATURES)), dtype=np.float32)).shape == (1,)
@@ -171,10 +171,10 @@ def test_a_run_learns_exports_and_repeats_itself(tmp_path: Path) -> None:
     examples = labelled(*tables())
     card = train_fraud(config, examples=examples, out=tmp_path / "a", seed=1)
     chance = examples["fraud"].to_numpy().mean()
-    assert card.gate.scores[MODEL] > card.gate.scores[FLOOR] > 1.5 * chance
+    assert card.gate.scores[MODEL] > card.gate.scores[BASELINE] > 1.5 * chance
     assert card.gate.served == MODEL
     assert card.gate.metrics[MODEL]["auc_roc"] > 0.7
-    assert len(card.baseline) == len(card.features) == len(FEATURES)
+    assert len(card.reference_values) == len(card.features) == len(FEATURES)
     assert 0 < card.review_threshold <= card.decline_threshold <= 1
 
     again = train_fraud(config, examples=examples, out=tmp_path / "b", seed=1)

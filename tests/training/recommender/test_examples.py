@@ -17,16 +17,16 @@ from features.history.timeline import Timeline, holdout_file
 from features.recommender.catalogue import Catalogue
 from features.store import feature_store, views
 from infra.settings import Settings
-from streaming.histories import Histories
+from streaming.histories import HistoryWriter
 from streaming.items import item_rows
 from streaming.tables import SCHEMAS, write_table
 from training.recommender.examples import (
-    ItemDays,
+    ItemWindowsByDay,
     build_catalogue,
-    queries_of,
+    histories_from_feast,
+    histories_held_back,
     read_events,
-    states_from_feast,
-    states_held_back,
+    retrieval_examples,
 )
 from training.recommender.visits import visits_of
 
@@ -105,7 +105,7 @@ class Shop:
         known = [row for row in rows if not hold_back or row["event_time"] < SPLIT]
         write_table(self.settings.offline_dir / "shop_events", "batch-0", table(known))
         write_table(self.settings.offline_dir / "shop_events", "batch-1", table(known[:20]))  # some arrived twice
-        Histories(self.feast, self.settings).fold_users(table(known), created=CREATED)
+        HistoryWriter(self.feast, self.settings).fold_users(table(known), created=CREATED)
         write_table(
             self.settings.offline_dir / views.ITEM_HISTORY, "all",
             item_rows(totals(known), every_day=True, created=CREATED),
@@ -129,7 +129,14 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 def as_sets(states: History) -> list[set[tuple[Any, ...]]]:
-    names = [columns.TIMES, columns.EVENT_HASHES, columns.ITEMS, columns.KINDS, columns.PRICES, columns.QUANTITIES]
+    names = [
+        columns.TIMES,
+        columns.EVENT_HASHES,
+        columns.ITEMS,
+        columns.EVENT_TYPES,
+        columns.PRICES,
+        columns.QUANTITIES,
+    ]
     return [
         set(zip(*(row.entries[name].tolist() for name in names), strict=True))
         for row in (states.row(place) for place in range(len(states)))
@@ -147,8 +154,8 @@ def test_events_are_read_once_each_in_order_and_divided_at_the_split(whole: Shop
 
 def test_states_are_what_happened_strictly_before_the_visit(whole: Shop) -> None:
     visits = visits_of(pd.concat([whole.early, whole.later]))
-    rows = [row for row in made_up() if row["type"] in columns.KIND_CODES]
-    found = states_from_feast(whole.feast, visits)
+    rows = [row for row in made_up() if row["type"] in columns.EVENT_TYPE_CODES]
+    found = histories_from_feast(whole.feast, visits)
     for place, state in enumerate(as_sets(found)):
         before = [
             row for row in rows if row["user_id"] == visits.users[place] and row["event_time"] < visits.times[place]
@@ -158,8 +165,8 @@ def test_states_are_what_happened_strictly_before_the_visit(whole: Shop) -> None
 
 def test_held_back_states_are_those_that_the_job_would_have_made(whole: Shop, split: Shop) -> None:
     visits = visits_of(split.later)
-    held_back = states_held_back(split.feast, visits, split.later, split=SPLIT)
-    assert as_sets(held_back) == as_sets(states_from_feast(whole.feast, visits))
+    held_back = histories_held_back(split.feast, visits, split.later, split=SPLIT)
+    assert as_sets(held_back) == as_sets(histories_from_feast(whole.feast, visits))
     assert max(held_back.lengths) > 3
 
 
@@ -168,7 +175,7 @@ def test_a_planted_future_event_does_not_leak_into_held_back_states(split: Shop)
     future = {"event_id": "future", "type": "purchase", "event_time": START + 400 * DAY, "user_id": visits.users[0]}
     planted = pd.concat([split.later, table([{**future, "item_id": "i0"}]).to_pandas()])
     without, found = (
-        as_sets(states_held_back(split.feast, visits, rows, split=SPLIT)) for rows in (split.later, planted)
+        as_sets(histories_held_back(split.feast, visits, rows, split=SPLIT)) for rows in (split.later, planted)
     )
     assert found == without
 
@@ -178,8 +185,8 @@ def test_item_windows_of_any_day_are_those_of_the_whole_history(whole: Shop, spl
     moments = np.array([START + 10 * DAY, SPLIT - 1, SPLIT, SPLIT + DAY, SPLIT + 20 * DAY + 5, START + 89 * DAY])
     # With nothing held out, Feast knows every day: a split at the end asks it for all of them.
     at_the_end = Timeline(START, START + 30 * DAY, START + 120 * DAY, START + 120 * DAY)
-    from_feast = ItemDays(whole.feast, split.catalogue, split.later[:0], at_the_end)
-    held_back = ItemDays(split.feast, split.catalogue, split.later, timeline)
+    from_feast = ItemWindowsByDay(whole.feast, split.catalogue, split.later[:0], at_the_end)
+    held_back = ItemWindowsByDay(split.feast, split.catalogue, split.later, timeline)
     for days in (from_feast, held_back):
         days.prepare(moments)
         days.prepare(moments[:2])
@@ -202,15 +209,15 @@ def test_the_catalogue_has_what_was_bought_with_known_neighbours(split: Shop) ->
 
 def test_queries_name_known_items_once(split: Shop) -> None:
     visits = visits_of(split.early)
-    states = states_from_feast(split.feast, visits)
-    queries = queries_of(visits, states, split.catalogue)
-    assert [query.who.at for query in queries] == visits.times.tolist()
+    states = histories_from_feast(split.feast, visits)
+    queries = retrieval_examples(visits, states, split.catalogue)
+    assert [query.visitor.at for query in queries] == visits.times.tolist()
     assert [set(query.targets) for query in queries] == [
         {split.catalogue.index[item] for item in items} for items in visits.items["purchase"]
     ]
     for kind in ("view", "return"):
-        assert [{split.catalogue.ids[place] for place in query.also[kind]} for query in queries] == [
+        assert [{split.catalogue.ids[place] for place in query.auxiliary_targets[kind]} for query in queries] == [
             set(items) for items in visits.items[kind]
         ]
     few = build_catalogue(split.feast, split.early[split.early["item_id"] == "i0"], neighbours_as_of=SPLIT)
-    assert all(set(query.targets) <= {0} for query in queries_of(visits, states, few))
+    assert all(set(query.targets) <= {0} for query in retrieval_examples(visits, states, few))

@@ -12,16 +12,16 @@ from tests.training.shop_worker import CPU, ITEMS, RANKER, drawn, queries
 from training.configs import RankerConfig
 from training.core.export import export, open_onnx
 from training.core.sharding import process_group
-from training.recommender.examples import Drawn
-from training.recommender.heads import ENOUGH, supported
-from training.recommender.ranker import Ranking, fit_ranker
+from training.recommender.examples import RankingExample
+from training.recommender.heads import MIN_EXAMPLES, supported
+from training.recommender.ranker import FittedRanker, fit_ranker
 
 VISITS, SHOWN = 500, 12
 LURE, GOOD, POOR = 0, 1, 2
 """Items: looked at always and never bought; bought always; the same, and it always comes back."""
 
 
-def visits(*, seed: int = 4, tells: bool = True) -> list[Drawn]:
+def visits(*, seed: int = 4, tells: bool = True) -> list[RankingExample]:
     """Visits whose candidates differ in nothing but their item, what was looked at the day before, sold and returned.
 
     tells: whether what comes back is the poor item, or is drawn by lot.
@@ -41,11 +41,11 @@ def visits(*, seed: int = 4, tells: bool = True) -> list[Drawn]:
             "cart": bought,
             "return": bought & ((items == POOR) if tells else (rng.random(SHOWN) < 0.3)),
         }
-        made.append(Drawn(Candidates(items, none[:, None], features, none), bought, also))
+        made.append(RankingExample(Candidates(items, none[:, None], features, none), bought, also))
     return made
 
 
-def fitted(lists: list[Drawn], config: RankerConfig) -> Ranking:
+def fitted(lists: list[RankingExample], config: RankerConfig) -> FittedRanker:
     with process_group(CPU):
         return fit_ranker(lists[:440], lists[440:], items=ITEMS, config=config, device=CPU, seed=2)
 
@@ -54,23 +54,23 @@ ALL = replace(RANKER, cart_loss=0.3, view_loss=0.3, return_loss=0.3)
 
 
 @pytest.fixture(scope="module")
-def ranking() -> Ranking:
+def ranking() -> FittedRanker:
     return fitted(visits(), replace(ALL, return_score=4.0, cart_score=0.5, view_score=0.1))
 
 
-def logits(ranking: Ranking, one: Drawn) -> dict[str, torch.Tensor]:
+def logits(ranking: FittedRanker, one: RankingExample) -> dict[str, torch.Tensor]:
     """Each head's logits of the candidates; the first three are LURE, GOOD and POOR."""
     model, (features, items) = ranking.model, inputs(one)
     with torch.no_grad():
         return dict(zip(ranking.heads, model.dense(features, model.table(items)).T, strict=True))
 
 
-def inputs(one: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(one: RankingExample) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(one.candidates.features), torch.from_numpy(one.candidates.items)
 
 
 @pytest.mark.slow
-def test_each_head_tells_what_was_planted(ranking: Ranking) -> None:
+def test_each_head_tells_what_was_planted(ranking: FittedRanker) -> None:
     told = logits(ranking, visits()[450])
     assert list(ranking.heads) == ["purchase", "cart", "view", "return"]
     for head in ("purchase", "cart"):
@@ -82,7 +82,7 @@ def test_each_head_tells_what_was_planted(ranking: Ranking) -> None:
 
 
 @pytest.mark.slow
-def test_what_comes_back_is_scored_lower_by_the_log_of_its_chance_to_be_kept(ranking: Ranking) -> None:
+def test_what_comes_back_is_scored_lower_by_the_log_of_its_chance_to_be_kept(ranking: FittedRanker) -> None:
     one = visits()[450]
     told, model = logits(ranking, one), ranking.model
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_what_comes_back_is_scored_lower_by_the_log_of_its_chance_to_be_kept(ran
 
 
 @pytest.mark.slow
-def test_the_file_answers_what_the_model_does(ranking: Ranking, tmp_path: Path) -> None:
+def test_the_file_answers_what_the_model_does(ranking: FittedRanker, tmp_path: Path) -> None:
     features, items = inputs(visits(seed=8)[0])
     export(ranking.model, tmp_path / "ranker.onnx", {"features": features, "items": items}, output="score")
     session = open_onnx(tmp_path / "ranker.onnx")
@@ -111,7 +111,7 @@ def test_the_file_answers_what_the_model_does(ranking: Ranking, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_with_purchases_alone_there_is_one_head_and_the_same_fit_whatever_is_asked_for() -> None:
-    alone = [Drawn(one.candidates, one.bought) for one in visits()[:150]]
+    alone = [RankingExample(one.candidates, one.bought) for one in visits()[:150]]
     with process_group(CPU):
         asked, not_asked = (
             fit_ranker(alone[:120], alone[120:], items=ITEMS, config=config, device=CPU, seed=2)
@@ -134,8 +134,11 @@ def test_returns_that_follow_nothing_make_no_head() -> None:
 
 def test_a_head_needs_enough_to_learn_from_and_a_weight() -> None:
     lists = visits()
-    few = [Drawn(one.candidates, one.bought, {"view": one.also["view"]}) for one in lists[: ENOUGH - 1]]
+    few = [
+        RankingExample(one.candidates, one.bought, {"view": one.auxiliary_labels["view"]})
+        for one in lists[: MIN_EXAMPLES - 1]
+    ]
     assert supported(few, ALL) == {"purchase": 1.0}
-    assert list(supported(lists[:ENOUGH], ALL)) == ["purchase", "cart", "view", "return"]
+    assert list(supported(lists[:MIN_EXAMPLES], ALL)) == ["purchase", "cart", "view", "return"]
     assert list(supported(lists, replace(ALL, view_loss=0.0))) == ["purchase", "cart", "return"]
     assert list(supported(drawn(queries()), ALL)) == ["purchase"]

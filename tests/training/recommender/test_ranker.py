@@ -63,14 +63,14 @@ def test_an_item_that_was_in_no_order_is_near_to_whoever_likes_its_words(tmp_pat
     shop = catalogue()
     with process_group(CPU):
         fitted = fit_retrieval(shop, asked, [], replace(RETRIEVAL, epochs=4), device=CPU, seed=1, label="t")
-    lists = padded_histories([query.who for query in asked[:30]])
+    lists = padded_histories([query.visitor for query in asked[:30]])
     path = tmp_path / "user_tower.onnx"
     export(
         fitted.user_tower, path, dict(zip(("items", "weights"), map(torch.from_numpy, lists), strict=True)), output="v"
     )
     (users,) = open_onnx(path).run(None, {"items": lists[0], "weights": lists[1]})
     assert np.linalg.norm(users, axis=1) == pytest.approx(np.ones(30), abs=1e-5)
-    assert np.allclose(users, fitted.user_vectors([query.who for query in asked[:30]]), atol=1e-5)
+    assert np.allclose(users, fitted.user_vectors([query.visitor for query in asked[:30]]), atol=1e-5)
     liked = (users @ fitted.vectors[:6].T).argmax(axis=1) % 3
     assert np.mean(liked == np.arange(30) % 3) > 0.8, "no order held the first six"
     assert np.mean(recalls(fitted, queries())) > 0.8

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.history.arrays import DAY
-from features.recommender.recency import VISIT_GAP
-from training.recommender.visits import KINDS, RETURN_WINDOW, VISITED, visits_of
+from features.recommender.recency import VISIT_GAP_MS
+from training.recommender.visits import EVENT_TYPES, RETURN_WINDOW, VISITED, visits_of
 
 MINUTE = 60_000
 
@@ -23,7 +23,7 @@ def events(*rows: tuple[str, str | None, str, int]) -> pd.DataFrame:
 
 def as_lists(found: Any) -> list[tuple[str, int, dict[str, list[str]]]]:
     return [
-        (found.users[row], int(found.times[row]), {kind: found.items[kind][row].tolist() for kind in KINDS})
+        (found.users[row], int(found.times[row]), {kind: found.items[kind][row].tolist() for kind in EVENT_TYPES})
         for row in range(len(found))
     ]
 
@@ -31,7 +31,7 @@ def as_lists(found: Any) -> list[tuple[str, int, dict[str, list[str]]]]:
 ROWS = st.lists(
     st.tuples(
         st.sampled_from([*VISITED, "return", "item"]), st.sampled_from(["ann", "bob", None]), st.sampled_from("xyz"),
-        st.integers(0, 12).map(lambda step: step * VISIT_GAP // 2 + 5),
+        st.integers(0, 12).map(lambda step: step * VISIT_GAP_MS // 2 + 5),
     ),
     max_size=40,
 )  # fmt: skip
@@ -50,7 +50,7 @@ def test_a_visit_is_what_one_user_did_without_a_longer_gap(rows: list[tuple[str,
         visit: dict[str, list[str]] = {}
         last = None
         for row in mine.itertuples():
-            if last is None or row.event_time - last > VISIT_GAP:
+            if last is None or row.event_time - last > VISIT_GAP_MS:
                 visit = {kind: [] for kind in VISITED}
                 expected.append((row.event_time, user, visit))
             last = row.event_time

@@ -9,25 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.recommender.candidates import ABSENT, CANDIDATE_FEATURES, FLOORS, SOURCES, Candidates, Visitor
-from training.recommender.examples import Drawn, Query
-from training.release.gate import candidate_recall, judge, list_metrics
+from features.recommender.candidates import BASELINES, CANDIDATE_FEATURES, SOURCES, UNRANKED, Candidates, Visitor
+from training.recommender.examples import RankingExample, RetrievalExample
+from training.release.gate import candidate_recall, evaluate, list_metrics
 
 NOBODY = Visitor(0, *([np.empty(0, dtype=np.int64)] * 3), *([np.empty(0)] * 2))
 
 
-def order(*targets: int) -> Query:
-    return Query(NOBODY, np.array(targets, dtype=np.int64))
+def order(*targets: int) -> RetrievalExample:
+    return RetrievalExample(NOBODY, np.array(targets, dtype=np.int64))
 
 
-def drawn(items: list[int], **features: list[float]) -> Drawn:
+def drawn(items: list[int], **features: list[float]) -> RankingExample:
     """Candidates of one order with these values of these features, zeros elsewhere."""
     values = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
     for name, column in features.items():
         values[:, CANDIDATE_FEATURES.index(name)] = column
-    ranks = np.full((len(items), len(SOURCES)), ABSENT, dtype=np.int64)
+    ranks = np.full((len(items), len(SOURCES)), UNRANKED, dtype=np.int64)
     candidates = Candidates(np.array(items, dtype=np.int64), ranks, values, ranks[:, 0])
-    return Drawn(candidates, np.zeros(len(items), dtype=bool))
+    return RankingExample(candidates, np.zeros(len(items), dtype=bool))
 
 
 def metrics(ranked: list[int], targets: list[int], k: int) -> tuple[float, float, float]:
@@ -90,14 +90,14 @@ def scorer(*scores: float) -> Any:
 )
 def test_a_model_that_is_not_better_than_every_floor_is_not_served(scores: tuple[float, ...]) -> None:
     candidates = [drawn(ITEMS, **FLOOR_FEATURES) for _ in ORDERS]
-    result = judge(ORDERS, candidates, scorer(*scores), model="ranker", k=2, items=10)
-    assert (result.served, result.best_floor) == ("co_purchase", "co_purchase")
+    result = evaluate(ORDERS, candidates, scorer(*scores), model="ranker", k=2, items=10)
+    assert (result.served, result.best_baseline) == ("co_purchase", "co_purchase")
 
 
 def test_a_better_model_is_served_and_everything_is_told() -> None:
     candidates = [drawn(ITEMS, item_orders_30d=[3.0, 2.0, 1.0]) for _ in ORDERS]
-    result = judge(ORDERS, candidates, scorer(0, 3, 2), model="ranker", k=2, items=10)
-    assert (result.served, result.metric, set(result.scores)) == ("ranker", "ndcg@2", {"ranker", *FLOORS})
+    result = evaluate(ORDERS, candidates, scorer(0, 3, 2), model="ranker", k=2, items=10)
+    assert (result.served, result.metric, set(result.scores)) == ("ranker", "ndcg@2", {"ranker", *BASELINES})
     assert result.metrics["ranker"] == {"ndcg@2": 1, "recall@2": 1, "hit@2": 1, "coverage": 0.2, "orders": 2}
     popularity = ((1 / log2(3)) + (1 / log2(3)) / (1 + 1 / log2(3))) / 2
     assert result.scores["popularity"] == pytest.approx(popularity)
@@ -106,13 +106,13 @@ def test_a_better_model_is_served_and_everything_is_told() -> None:
 
 def test_a_floor_falls_back_on_what_sells_as_it_does_in_service() -> None:
     candidates = [drawn(ITEMS, item_orders_30d=[1.0, 2.0, 3.0])]
-    result = judge([order(3)], candidates, scorer(0, 0, 0), model="ranker", k=1, items=10)
+    result = evaluate([order(3)], candidates, scorer(0, 0, 0), model="ranker", k=1, items=10)
     assert result.scores["repurchase"] == result.scores["popularity"] == 1
 
 
 def test_without_orders_the_floor_is_served() -> None:
-    result = judge([order()], [drawn(ITEMS)], scorer(1, 2, 3), model="ranker", k=5, items=0)
-    assert result.served in FLOORS
+    result = evaluate([order()], [drawn(ITEMS)], scorer(1, 2, 3), model="ranker", k=5, items=0)
+    assert result.served in BASELINES
     assert result.metrics["ranker"] == {"ndcg@5": 0, "recall@5": 0, "hit@5": 0, "coverage": 0, "orders": 0}
 
 

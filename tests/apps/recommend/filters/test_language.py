@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.http.errors import Problem
-from apps.recommend.filters.evaluation import KEPT, Filters, ItemColumns, mask_of
+from apps.recommend.filters.evaluation import MAX_CACHED, ItemColumns, ItemFilters, mask_of
 from apps.recommend.filters.language import MOST_CHARACTERS, FilterError, parse
 
 WORDS = st.text(alphabet="aAbé '\"\\%_", max_size=3)
@@ -140,19 +140,19 @@ def test_deep_nesting_is_worked_out_or_refused() -> None:
         if frames:
             deep_in_a_server(frames - 1)
         else:
-            Filters(columns).allowed(alternating)
+            ItemFilters(columns).allowed(alternating)
 
     with pytest.raises(Problem, match="nested too deeply"):
         deep_in_a_server(600)
 
 
 def test_filters_are_worked_out_once_and_the_oldest_is_forgotten() -> None:
-    filters = Filters(ItemColumns(("a", "b"), ("", ""), np.array([1, 2], dtype=np.float32), ()))
+    filters = ItemFilters(ItemColumns(("a", "b"), ("", ""), np.array([1, 2], dtype=np.float32), ()))
     first = filters.allowed("price < 2")
     assert first is not None
     assert first.count == 1
     assert filters.allowed("price < 2") is first
-    for number in range(KEPT):
+    for number in range(MAX_CACHED):
         filters.allowed(f"price < {number + 10}")
     assert filters.allowed("price < 2") is not first
     assert filters.allowed(None) is filters.allowed("  ") is None
