@@ -1,9 +1,9 @@
 """Visits: what one user did in one go. What the recommenders learn from, and what the gate asks about.
 
-A visit is what a user looked at, put into the cart and bought, with at most VISIT_GAP_MS from one event to the
-next: the half hour that web analytics ends a session by, called a visit here since a session is a visitor without an account.
-Its first moment is when a home page would be asked for. In a log of purchases alone, a visit is an order. What comes
-back comes back weeks later, and is told with the visit that bought it.
+A visit is what a user looked at, put into the cart and bought, with at most VISIT_GAP_MS from one event to the next:
+the half hour after which web analytics ends a session. It is called a visit here, since a session is a visitor without
+an account. Its first moment is when a home page would be asked for. In a log of purchases alone, a visit is an order.
+What comes back comes back weeks later, and is told with the visit that bought it.
 """
 
 from dataclasses import dataclass
