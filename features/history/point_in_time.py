@@ -32,15 +32,15 @@ class PointInTimeHistory:
         *,
         cap: int,
         horizon: int,
-        partners: bool = True,
+        counterparties: bool = True,
     ) -> None:
-        """partners: whether anybody looks at PARTNERS."""
+        """counterparties: whether COUNTERPARTIES are read."""
         self._cap = cap
         merged = folded.merged
         latest, late = _latest_so_far(folded, key, times)
         self._late = bool(late.any())
         entries = dict(merged.entries)
-        if not partners:
+        if not counterparties:
             entries.pop(columns.COUNTERPARTIES)
         self._merged = History(merged.offsets, {**entries, _ARRIVAL: folded.arrival_index} if self._late else entries)
         self._ends = merged.positions(key, latest)
