@@ -47,8 +47,8 @@ setup-peers: .venv-peers/ready
 	@touch $@
 
 # Numba keeps the machine code; whoever comes first would compile for twenty seconds.
-.venv/loops: .venv/ready features/recommender/compiled.py features/recommender/candidate_kernels.py features/recommender/recency.py
-	@$(BIN)/python -m features.recommender.candidates
+.venv/loops: .venv/ready features/recommender/compiled.py $(addprefix features/recommender/,candidate_kernels.py diversity.py recency.py)
+	@$(BIN)/python -c 'import features.recommender.candidates, features.recommender.diversity'
 	@touch $@
 
 # Spark starts in half the time with its classes in an archive; it does without where this fails.

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from features.contract.columns import IMPRESSIONS, SHOP_EVENTS
 from features.contract.events import ExperimentDefined
+from features.contract.timestamps import DAY
 from infra import topics
 from infra.log.client import read_all
 from infra.log.open import open_log
@@ -23,7 +24,6 @@ UNITS_TABLE = "experiment_units"
 HORIZON_DAYS = 30
 """An outcome later than this after its impression is not the impression's merit."""
 
-DAY_MILLISECONDS = 86_400_000
 ROW = ("experiment", "variation", "unit", "day")
 COUNTED = {
     "exposures": "bigint",
@@ -102,7 +102,7 @@ def _attributed(exposures: DataFrame, outcomes: DataFrame) -> DataFrame:
     return (
         outcomes.join(seen, "request_id")
         .where(F.array_contains("seen_items", F.col("item_id")))
-        .where(F.col("event_time") <= F.col("seen_time") + HORIZON_DAYS * DAY_MILLISECONDS)
+        .where(F.col("event_time") <= F.col("seen_time") + HORIZON_DAYS * DAY)
         .select(
             "experiment",
             "variation",
@@ -151,7 +151,7 @@ def _session_unit() -> Column:
 
 def _day(milliseconds: str) -> Column:
     """UTC date, whatever the session's time zone."""
-    return F.date_from_unix_date(F.floor(F.col(milliseconds) / DAY_MILLISECONDS).cast("int")).alias("day")
+    return F.date_from_unix_date(F.floor(F.col(milliseconds) / DAY).cast("int")).alias("day")
 
 
 def run(spark: SparkSession, settings: Settings) -> int:

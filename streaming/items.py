@@ -14,15 +14,14 @@ from pyspark.sql import functions as F
 
 from features.contract import columns
 from features.contract.columns import SHOP_EVENTS
-from features.history import arrays
-from features.history.arrays import DAY, History, history_rows
+from features.contract.timestamps import DAY
+from features.history import arrays, item_totals
+from features.history.arrays import History, history_rows
 from features.store import views
 from features.store.feast_import import FeatureStore
 from features.store.feature_store import write_online
 from infra.settings import Settings
 from streaming.tables import write_table
-
-COUNTED = ("event_id", "type", "event_time", columns.ITEM, "quantity", "price", "order_id")
 
 
 def read_shop_events(spark: SparkSession, settings: Settings, wanted: Sequence[str]) -> DataFrame:
@@ -32,18 +31,10 @@ def read_shop_events(spark: SparkSession, settings: Settings, wanted: Sequence[s
 
 def daily_totals(events: DataFrame) -> DataFrame:
     """Shop events to one row per item and UTC day: ORDERS, UNITS, REVENUE, RETURNS (double)."""
-    bought = F.col("type") == "purchase"
-    units = F.when(bought, F.coalesce("quantity", F.lit(1.0)))
     return (
-        events.where(F.col("type").isin("purchase", "return"))
-        .withColumn("day", F.col("event_time") - F.pmod(F.col("event_time"), F.lit(DAY)))
-        .groupBy(columns.ITEM, "day")
-        .agg(
-            F.count_distinct(F.when(bought, F.coalesce("order_id", "event_id"))).cast("double").alias(columns.ORDERS),
-            F.coalesce(F.sum(units), F.lit(0.0)).alias(columns.UNITS),
-            F.coalesce(F.sum(units * F.coalesce("price", F.lit(0.0))), F.lit(0.0)).alias(columns.REVENUE),
-            F.sum(F.when(bought, 0.0).otherwise(1.0)).alias(columns.RETURNS),
-        )
+        events.where(item_totals.COUNTED)
+        .groupBy(columns.ITEM, F.expr(item_totals.START_OF_DAY).alias("day"))
+        .agg(*(F.expr(sql).cast("double").alias(name) for name, sql in item_totals.TOTALS.items()))
     )
 
 
@@ -70,7 +61,7 @@ def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Tab
 
 def rebuild(spark: SparkSession, store: FeatureStore, settings: Settings) -> int:
     """Write every day's row of every item; returns the number of rows."""
-    totals = daily_totals(read_shop_events(spark, settings, COUNTED)).toArrow()
+    totals = daily_totals(read_shop_events(spark, settings, item_totals.FIELDS)).toArrow()
     created = datetime.now(UTC)
     write_table(settings.offline_dir / views.ITEM_HISTORY, "all", item_rows(totals, every_day=True, created=created))
     write_online(store, views.ITEM_HISTORY, item_rows(totals, every_day=False, created=created))
@@ -82,7 +73,7 @@ def refresh(
 ) -> None:
     """Renew the online row of the `touched` items from the events of the days before `latest` (ms)."""
     # The time is filtered first, so that old row groups are never read.
-    recent = spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*COUNTED)
+    recent = spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*item_totals.FIELDS)
     recent = recent.where(F.col("event_time") > latest - arrays.ITEM_HORIZON).dropDuplicates(["event_id"])
     totals = daily_totals(recent).toArrow()
     totals = totals.filter(pc.is_in(totals[columns.ITEM], pa.array(list(touched), pa.string())))

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from features.contract.drift import reference_distributions
-from features.contract.events import from_milliseconds
 from features.contract.release import (
     ARRAYS,
     CATALOGUE,
@@ -32,6 +31,7 @@ from features.contract.release import (
     Manifest,
     RecommendModelCard,
 )
+from features.contract.timestamps import from_milliseconds
 from features.history.timeline import NoDataError, Timeline, read_timeline
 from features.recommender.candidates import CANDIDATE_FEATURES, RECENT_ITEMS, Candidates
 from features.recommender.catalogue import Catalogue

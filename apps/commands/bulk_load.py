@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.contract.events import rfc3339
+from features.contract.timestamps import rfc3339
 from infra import topics
 from infra.log.client import EventLog
 

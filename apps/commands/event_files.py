@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from apps.commands.online_retail import DataError, Imported
 from features.contract.columns import SHOP_EVENTS_SCHEMA
-from features.contract.events import ACCEPTED, Transaction, milliseconds
+from features.contract.events import ACCEPTED, Transaction
+from features.contract.timestamps import milliseconds
 
 READERS = {
     ".csv": pyarrow.csv.read_csv,

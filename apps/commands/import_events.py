@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from apps.commands import event_files, online_retail, simulated_shop
 from apps.commands.bulk_load import HOLDOUT, append_dead_letters, append_events, split_at, write_holdout
+from features.contract.timestamps import DAY
 from infra.log.open import open_log
 from infra.settings import Settings
 
 Say = Callable[[str], None]
 SHARED = Path("../shared/data/online_retail")
 """Looked for beside the project before anything is fetched."""
-DAY = 24 * 3_600_000
 
 
 class ImportRefusedError(Exception):

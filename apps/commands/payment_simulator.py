@@ -24,9 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.contract import columns
-from features.contract.events import milliseconds
+from features.contract.timestamps import DAY, HOUR, milliseconds
 from features.fraud.velocity import CHANNELS
-from features.history.windows import DAY, HOUR
 from infra import topics
 from infra.log.client import EventLog
 

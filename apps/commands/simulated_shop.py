@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from apps.commands.online_retail import Imported
 from features.contract.columns import EVENT_TYPE_CODES, SHOP_EVENTS_SCHEMA
-from features.contract.events import milliseconds
+from features.contract.timestamps import DAY, milliseconds
 
 CATEGORIES, ITEMS_EACH, DAYS = 40, 40, 365
-SECOND, DAY = 1000, 24 * 3_600_000
+SECOND = 1000
 AGAIN = 0.25
 """Share of looks at what was bought before, where anything was."""
 ONLY_LOOK = 0.12

@@ -21,7 +21,7 @@ import orjson
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from features.contract.events import rfc3339
+from features.contract.timestamps import rfc3339
 from features.recommender.recency import VISIT_GAP_MS
 from infra.settings import Settings
 

@@ -22,8 +22,8 @@ from apps.ports import Clock
 from apps.recommend.schemas import RecommendRequest, RecommendResponse
 from apps.wiring import Services
 from features.contract import columns
-from features.contract.events import from_milliseconds
 from features.contract.release import MANIFEST, FraudModelCard, GateResult, Manifest, RecommendModelCard
+from features.contract.timestamps import from_milliseconds
 from infra import topics
 
 RECENT_ALERTS = 5

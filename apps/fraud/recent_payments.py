@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contract.events import Transaction, milliseconds
+from features.contract.events import Transaction
+from features.contract.timestamps import milliseconds
 from features.history import arrays
 from features.history.arrays import Array
 

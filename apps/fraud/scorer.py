@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from apps import metrics
 from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
-from features.contract.events import Decision, Transaction, dead_letter, key_of, milliseconds, to_json
+from features.contract.events import Decision, Transaction, dead_letter, key_of, to_json
+from features.contract.timestamps import milliseconds
 from features.history.point_in_time import arrival_order
 from infra import topics
 from infra.log.client import (

@@ -21,7 +21,8 @@ from apps.fraud.detector import FraudModel, explain
 from apps.fraud.labels import LabelService
 from apps.fraud.recent_payments import RecentHistory, RecentPayments
 from features.contract import columns
-from features.contract.events import Decision, Reason, Transaction, key_of, milliseconds, to_json
+from features.contract.events import Decision, Reason, Transaction, key_of, to_json
+from features.contract.timestamps import milliseconds
 from features.fraud import velocity
 from features.history import arrays
 from features.history.arrays import History, from_lists, hash_ids

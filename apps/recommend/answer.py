@@ -11,7 +11,7 @@ from apps.recommend.reasons import Reasons
 from apps.recommend.reranking import Slate
 from apps.recommend.rules.schemas import SurfaceRules
 from apps.recommend.schemas import RecommendRequest
-from features.contract import events
+from features.contract.timestamps import rfc3339
 from infra.observability.logs import REQUEST_ID
 
 
@@ -74,7 +74,7 @@ def impression(request: RecommendRequest, response: dict[str, Any], at: int) -> 
     experiment = response["experiment"] or {}
     told = {
         "event_id": response["request_id"],
-        "event_time": events.rfc3339(at),
+        "event_time": rfc3339(at),
         "schema_version": 1,
         "user_id": request.user_id,
         "session_id": session or anonymous,

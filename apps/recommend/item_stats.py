@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from apps.ports import FeatureReader, ListedItem, Recommender
 from apps.recommend.cold_items import ColdItems, match_cold_items
 from apps.recommend.filters.evaluation import ItemColumns, ItemFilters
-from features.contract import events
+from features.contract.timestamps import DAY, milliseconds
 from features.history.arrays import History
-from features.history.windows import DAY
 from features.recommender.catalogue import PopularItems, item_windows, popular_items, trending_scores
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class ItemStats:
             self._days[now // DAY] = today
             self.stale = False
         try:
-            listed = new_items(events.milliseconds(self._recommender.manifest.data_end))
+            listed = new_items(milliseconds(self._recommender.manifest.data_end))
             self.newcomers = match_cold_items(listed, catalogue, self.filters.items, known=self.newcomers)
         except Exception:
             logger.exception("new items cannot be read; the list of them stays as it is")

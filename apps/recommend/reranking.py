@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from apps.recommend.exploration import explore
 from apps.recommend.rules.schemas import Diversity, Exploration, SurfaceRules
-from features.recommender.candidate_kernels import count_occurrences, isin, mmr_order
+from features.recommender.candidate_kernels import count_occurrences, isin
+from features.recommender.diversity import mmr_order
 
 RowArray = NDArray[np.int64]
-MS_PER_HOUR = 3_600_000
 
 
 @dataclass(slots=True)

@@ -28,13 +28,13 @@ from apps.recommend.answer import answer_items, impression, trace
 from apps.recommend.candidate_generation import CandidateSet, generate, user_vectors
 from apps.recommend.item_stats import ItemStats
 from apps.recommend.recent_impressions import RecentImpressions
-from apps.recommend.reranking import MS_PER_HOUR, RerankContext, Slate, rerank
+from apps.recommend.reranking import RerankContext, Slate, rerank
 from apps.recommend.rules.schemas import NO_RULES, Exploration, SurfaceRules
 from apps.recommend.schemas import RecommendRequest, RecommendResponse, SimilarRequest
-from features.contract import columns, events
+from features.contract import columns
+from features.contract.timestamps import DAY, HOUR, milliseconds
 from features.history import arrays
 from features.history.arrays import History, from_lists
-from features.history.windows import DAY
 from features.recommender.candidate_kernels import interacted_since
 from features.recommender.candidates import BASELINES, Visitor, build_visitor
 from infra import topics
@@ -262,7 +262,7 @@ class RecommendService:
         now = int(self._clock() * 1000)
         if request.context.request_time is None:
             return now
-        at = events.milliseconds(request.context.request_time)
+        at = milliseconds(request.context.request_time)
         if at > now + self._max_future_ms:
             raise Problem(422, "Invalid request", "context.request_time lies in the future; leave it out to mean now")
         return at
@@ -303,7 +303,7 @@ class RecommendService:
             vectors=found.vectors,
             row_of=row_of,
             visited=met,
-            shown=lambda hours: self._shown.items(key, request.surface, since=int(who.at - hours * MS_PER_HOUR)),
+            shown=lambda hours: self._shown.items(key, request.surface, since=int(who.at - hours * HOUR)),
         )
 
     def _log_impression(self, call: RequestState) -> bool:

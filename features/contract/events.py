@@ -5,7 +5,6 @@ The Spark jobs read the same JSON with the schema that streaming/source.py deriv
 Knows nothing of transport, storage or features.
 """
 
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import orjson
@@ -18,8 +17,6 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[
 """An identifier: 1 to 128 characters, none of them a control character."""
 Code = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
 """A short machine-readable word."""
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Event(BaseModel):
@@ -215,17 +212,3 @@ def dead_letter(
         "value": value,
     }
     return reason, orjson.dumps(letter)
-
-
-def milliseconds(moment: datetime) -> int:
-    """Whole milliseconds since the epoch of an aware datetime; a part of one is cut off, as Spark does."""
-    return (moment - EPOCH) // timedelta(milliseconds=1)
-
-
-def from_milliseconds(moment: int) -> datetime:
-    return EPOCH + timedelta(milliseconds=moment)
-
-
-def rfc3339(moment: int) -> str:
-    """Milliseconds since the epoch as RFC 3339 in UTC."""
-    return from_milliseconds(moment).isoformat(timespec="milliseconds").replace("+00:00", "Z")

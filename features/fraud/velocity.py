@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contract import columns
+from features.contract.timestamps import DAY, HOUR
 from features.history import arrays
 from features.history.arrays import History
-from features.history.windows import DAY, HOUR
 
 CHANNELS = ("chip", "contactless", "online")
 CHANNEL_CODES = {name: code for code, name in enumerate(CHANNELS)}

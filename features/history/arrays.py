@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.contract import columns
+from features.contract.timestamps import DAY
 
 Array = NDArray[Any]
 
@@ -49,7 +50,6 @@ FRAUD_COLUMNS: dict[str, Any] = {
 }
 """Known frauds of a terminal: TIMES is when the fraud happened (stored as FRAUD_TIMES)."""
 
-DAY = 24 * 3_600_000
 USER_CAP, USER_HORIZON = 512, 400 * DAY
 CARD_CAP, CARD_HORIZON = 256, 37 * DAY
 TERMINAL_CAP, TERMINAL_HORIZON = 512, 37 * DAY

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from features.contract import columns
-from features.history.arrays import DAY
+from features.contract.timestamps import DAY
 from infra.settings import Settings
 
 HOLDOUT_DAYS = 30

@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from features.history.arrays import Array, History
 
-HOUR = 3_600_000
-DAY = 24 * HOUR
-
 
 def in_window(history: History, at: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
     """Which entries lie in the window that ends at their row's moment.

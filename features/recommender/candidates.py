@@ -13,24 +13,15 @@ from numpy.typing import NDArray
 from features.contract import columns
 from features.history.arrays import History
 from features.recommender import candidate_kernels, recency
+from features.recommender.candidate_kernels import CANDIDATE_FEATURES as CANDIDATE_FEATURES
 from features.recommender.candidate_kernels import NEVER_DAYS as NEVER_DAYS
+from features.recommender.candidate_kernels import SOURCES as SOURCES
 from features.recommender.candidate_kernels import UNRANKED as UNRANKED
-from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, ItemSet, PopularItems, popular_items
+from features.recommender.candidate_kernels import USER_FEATURES as USER_FEATURES
+from features.recommender.catalogue import Catalogue, ItemSet, PopularItems, popular_items
 
-SOURCES = ("co_purchase", "repurchase", "two_tower", "trending")
 RECENT_ITEMS = 50
 """Items that the user tower and co-purchase read."""
-
-USER_FEATURES = (
-    "user_orders_30d", "user_orders_90d", "user_orders_400d", "user_spend_90d", "user_mean_price",
-    "user_items", "user_basket", "user_idle_days", "user_interval_days",
-)  # fmt: skip
-USER_ITEM_FEATURES = ("own_orders", "own_score", "own_idle_days", "own_due", "own_share", "own_returned", "own_viewed")
-CANDIDATE_FEATURES = (
-    "tower_score", "co_score", "co_best", *(f"rank_{source}" for source in SOURCES), *USER_ITEM_FEATURES, *ITEM_WINDOWS,
-    "item_price", "price_ratio", *USER_FEATURES,
-)  # fmt: skip
-"""Columns of Candidates.features, in order. Ranks are 1 / (1 + place in the source), 0 when not drawn."""
 
 BASELINES = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchase": "own_score"}
 """Rankings without a model: each orders the candidates by one feature."""

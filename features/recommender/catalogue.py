@@ -7,21 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contract import columns
+from features.contract.timestamps import DAY
 from features.history import windows
 from features.history.arrays import History
-from features.history.windows import DAY
+from features.recommender.candidate_kernels import ITEM_WINDOWS as ITEM_WINDOWS
 from features.recommender.candidate_kernels import are_allowed
-
-ITEM_WINDOWS = (
-    "item_orders_1d",
-    "item_orders_7d",
-    "item_orders_30d",
-    "item_units_30d",
-    "item_revenue_30d",
-    "item_returns_30d",
-    "item_trend",
-)
-"""Columns of `item_windows`. Orders etc. are counts; item_trend is this week's share of the month, 1 when steady."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +108,8 @@ def _descending(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def item_windows(items: History, at: int) -> NDArray[np.float32]:
-    """What sold in the whole days before the day of `at` (ms), shape [rows, len(ITEM_WINDOWS)].
+    """What sold in the whole days before the day of `at` (ms), shape [rows, len(ITEM_WINDOWS)]. item_trend is
+    this week's share of the month, 1 when steady; the others are counts and sums.
 
     items: rows of arrays.ITEM_COLUMNS. Today does not count, for training cannot know how it ends.
     """

@@ -13,16 +13,14 @@ from numba import types
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-INT64, FLOAT64, FLOAT32, INT32, UINT8 = types.int64, types.float64, types.float32, types.int32, types.uint8
-"""int64, float64, float32, int32, uint8."""
-
 
 def array(dtype: Any, dimensions: int = 1) -> Any:
     """An array that is read and not written, row by row in memory; the mapped files of a release are such."""
     return types.Array(dtype, dimensions, "C", readonly=True)
 
 
-INT64S, FLOAT64S, FLOAT32S, UINT8S = array(INT64), array(FLOAT64), array(FLOAT32), array(UINT8)
+INT64S, FLOAT64S = array(types.int64), array(types.float64)
+FLOAT32S, UINT8S = array(types.float32), array(types.uint8)
 
 
 def compiled(*arguments: Any, any_order: bool = False) -> Callable[[Function], Function]:

@@ -1,15 +1,16 @@
 """What a visitor did last, and how much of it still counts. Compiled, as candidate_kernels.py is."""
 
 import numpy as np
+from numba import int64
 from numpy.typing import NDArray
 
-from features.recommender.compiled import FLOAT32S, INT64, INT64S, compiled
+from features.recommender.compiled import FLOAT32S, INT64S, compiled
 
 VISIT_GAP_MS = 1_800_000
 """Most ms from one event of a visit to the next."""
 
 
-@compiled(INT64S, INT64S, INT64S, INT64, INT64)
+@compiled(INT64S, INT64S, INT64S, int64, int64)
 def latest_items(
     items: NDArray[np.int64], kinds: NDArray[np.int64], times: NDArray[np.int64], returned: int, most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -30,7 +31,7 @@ def latest_items(
     return items[places[first:]], weights
 
 
-@compiled(INT64S, FLOAT32S, INT64)
+@compiled(INT64S, FLOAT32S, int64)
 def pad_row(
     items: NDArray[np.int64], weights: NDArray[np.float32], width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

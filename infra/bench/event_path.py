@@ -25,9 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.contract import columns
-from features.contract.events import rfc3339
+from features.contract.timestamps import HOUR, rfc3339
 from features.fraud import velocity
-from features.history.windows import HOUR
 from features.store.codec import entity_keys
 from features.store.online import EncodedRows, OnlineStore, OnlineView
 from features.store.recovery import OnlineStoreGuard

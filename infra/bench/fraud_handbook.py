@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import torch
 
 from features.contract import columns
-from features.contract.events import milliseconds
+from features.contract.timestamps import DAY, milliseconds
 from features.fraud.velocity import CHANNEL_CODES, Payments, encode
 from features.history.arrays import Array, History, hash_ids
-from features.history.windows import DAY
 from training.fraud.detector import BASELINE, MODEL, FraudConfig, Split, fit_candidates, probabilities, skewed_features
 from training.fraud.metrics import Outcomes, quality
 from training.models.fraud import Scaling

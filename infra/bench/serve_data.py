@@ -32,8 +32,9 @@ from features.contract.release import (
     current_version,
     read_release,
 )
+from features.contract.timestamps import DAY
 from features.history import arrays
-from features.history.arrays import DAY, History, to_arrow
+from features.history.arrays import History, to_arrow
 from features.recommender.candidates import CANDIDATE_FEATURES, RECENT_ITEMS
 from features.recommender.catalogue import ITEM_WINDOWS
 from features.store import views

@@ -22,8 +22,9 @@ from apps.adapters.feast_reader import FeastReader
 from apps.fraud import scorer
 from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
-from features.contract.events import Transaction, from_milliseconds, key_of, to_json
-from features.fraud.velocity import DAY, FEATURES, HOUR
+from features.contract.events import Transaction, key_of, to_json
+from features.contract.timestamps import DAY, HOUR, from_milliseconds
+from features.fraud.velocity import FEATURES
 from features.history import arrays
 from infra import topics
 from infra.log.client import START as LOG_START

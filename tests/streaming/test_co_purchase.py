@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 from features.contract import columns
 from features.contract.columns import SHOP_EVENTS
-from features.history.arrays import DAY
+from features.contract.timestamps import DAY
 from features.store import feature_store, views
 from infra.settings import Settings
 from streaming import co_purchase

@@ -18,8 +18,9 @@ from apps.adapters.feast_reader import FeastReader
 from apps.fraud.decisions import DecisionStore
 from apps.fraud.service import FraudService
 from features.contract import columns
-from features.contract.events import Transaction, rfc3339
-from features.fraud.velocity import FEATURES, HOUR
+from features.contract.events import Transaction
+from features.contract.timestamps import HOUR, rfc3339
+from features.fraud.velocity import FEATURES
 from features.store import views
 from infra import topics
 from infra.log.open import open_log

@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 import pytest
 
 from features.contract import columns
+from features.contract.timestamps import DAY, HOUR
 from features.fraud import velocity
-from features.fraud.velocity import DAY, HOUR
 from features.history import arrays
 from features.store import feature_store, views
 from infra.settings import Settings
@@ -287,6 +287,16 @@ def test_payments_that_a_card_has_forgotten_may_come_again_without_harm(
         job.pay(*part)
         assert job.features() == expected
         assert job.now(views.CARD_HISTORY, "c") == card
+
+
+def test_a_forgotten_payment_that_comes_again_still_counts_at_its_terminal(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "CARD_CAP", 3)
+    forgotten = paid("p0", 0)
+    job.pay(forgotten, *(paid(f"p{hour}", hour, terminal="u") for hour in (1, 2, 3)))
+    job.pay(paid("q", 4, card="d"), forgotten)
+    assert job.features()["q"]["terminal_count_24h"] == 2
 
 
 def test_a_payment_twice_in_a_batch_counts_once_whatever_its_second_time(job: Job) -> None:

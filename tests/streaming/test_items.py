@@ -9,11 +9,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from features.contract import columns
 from features.contract.columns import SHOP_EVENTS
-from features.history.arrays import DAY, ITEM_COLUMNS, from_arrow, from_lists
+from features.contract.timestamps import DAY
+from features.history import item_totals
+from features.history.arrays import ITEM_COLUMNS, from_arrow, from_lists
 from features.recommender.catalogue import ITEM_WINDOWS, item_windows
 from features.store import feature_store, views
 from infra.settings import Settings
@@ -47,18 +49,25 @@ def table(events: list[dict[str, Any]]) -> pa.Table:
     )
 
 
-@pytest.fixture
-def frame(spark: SparkSession) -> DataFrame:
-    return spark.createDataFrame(table(EVENTS)).dropDuplicates(["event_id"])
+def by_day(totals: pa.Table) -> dict[tuple[str, int], tuple[float, ...]]:
+    return {
+        (row[columns.ITEM], (row["day"] - DAY_0) // DAY): tuple(row[name] for name in item_totals.TOTALS)
+        for row in totals.to_pylist()
+    }
+
+
+def test_totals_are_those_counted_by_hand() -> None:
+    once = list({event["event_id"]: event for event in EVENTS}.values())
+    assert by_day(item_totals.daily_totals(table(once))) == TOTALS
+    before_1970 = item_totals.daily_totals(table([event("x1", 0, event_time=-1)]))
+    assert before_1970["day"].to_pylist() == [-DAY]
 
 
 @pytest.mark.slow
-def test_totals_are_those_counted_by_hand(frame: DataFrame) -> None:
-    found = {
-        (row.item_id, (row.day - DAY_0) // DAY): (row.orders, row.units, row.revenue, row.returns)
-        for row in daily_totals(frame).collect()
-    }
-    assert found == TOTALS
+def test_spark_counts_the_same(spark: SparkSession) -> None:
+    early = event("x9", 0, event_time=-1)
+    frame = spark.createDataFrame(table([*EVENTS, early])).dropDuplicates(["event_id"])
+    assert by_day(daily_totals(frame).toArrow()) == TOTALS | {("a", -1 - DAY_0 // DAY): (1, 2, 3, 0)}
 
 
 def counted() -> pa.Table:

@@ -14,9 +14,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from features.contract import columns
-from features.contract.events import TOPIC_OF, rfc3339
+from features.contract.events import TOPIC_OF
+from features.contract.timestamps import DAY, rfc3339
 from features.fraud import velocity
-from features.history.arrays import DAY
 from features.store import feature_store, views
 from infra import topics
 from infra.log import client

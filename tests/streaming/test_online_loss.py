@@ -16,8 +16,8 @@ import pyarrow.dataset as ds
 import pytest
 
 from features.contract import columns
+from features.contract.timestamps import HOUR
 from features.fraud import velocity
-from features.fraud.velocity import HOUR
 from features.store import feature_store, recovery, views
 from features.store.online import OnlineStoreError
 from features.store.recovery import MARK_FILE, ForeignStoreError, OnlineStoreGuard, refill

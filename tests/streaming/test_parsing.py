@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import AwareDatetime, BaseModel
 
 from features.contract import events
+from features.contract.timestamps import milliseconds
 from streaming import parsing
 from streaming.parsing import EVENT_SCHEMA, NEEDED, in_order_of_arrival, parse
 from streaming.source import READ_TOPICS
@@ -110,7 +111,7 @@ def test_records_are_told_from_events_with_a_reason() -> None:
         None if row["reason"] is None else value for row, value in zip(parsed, values, strict=True)
     ]
     good = [row for row in parsed if row["reason"] is None]
-    assert {row["event_time"] for row in good} == {events.milliseconds(datetime.fromisoformat(TIME))}
+    assert {row["event_time"] for row in good} == {milliseconds(datetime.fromisoformat(TIME))}
 
 
 @settings(max_examples=60, deadline=None)

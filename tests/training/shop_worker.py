@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from features.contract import columns
-from features.history.arrays import DAY
+from features.contract.timestamps import DAY
 from features.recommender.candidates import CANDIDATE_FEATURES, Candidates, Visitor
 from features.recommender.catalogue import Catalogue
 from training.configs import RankerConfig, RetrievalConfig

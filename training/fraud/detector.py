@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from features.contract import columns
 from features.contract.drift import reference_distributions
 from features.contract.release import FRAUD, FraudModelCard, GateResult
+from features.contract.timestamps import DAY
 from features.fraud.velocity import FEATURES, SKEWED
-from features.history.windows import DAY
 from features.store import views
 from infra.settings import Settings
 from training.core.export import export

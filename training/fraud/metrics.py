@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from features.contract.timestamps import DAY
 from features.history.arrays import Array
-from features.history.windows import DAY
 
 BLOCKED_DAYS = 7
 """A card whose fraud became known is out of the game this long before the test; then it has been replaced."""

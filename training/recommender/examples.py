@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.contract import columns
-from features.history import arrays
-from features.history.arrays import DAY, History, from_arrow
+from features.contract.timestamps import DAY
+from features.history import arrays, item_totals
+from features.history.arrays import History, from_arrow
 from features.history.entries import user_entries
 from features.history.fold import fold
 from features.history.timeline import Timeline, holdout_file
@@ -192,22 +193,13 @@ class ItemWindowsByDay:
 
     def _fold_later(self, later: pd.DataFrame, timeline: Timeline) -> History:
         known = self._known(np.array([timeline.split // DAY + 1]))
-        moved = later[later["type"].isin(("purchase", "return"))]
-        moved = moved[moved[columns.ITEM].isin(self._catalogue.index)].copy()
-        if not len(moved):
+        fields = pa.schema([columns.SHOP_EVENTS_SCHEMA.field(name) for name in item_totals.FIELDS])
+        listed = later[later[columns.ITEM].isin(self._catalogue.index)]
+        totals = item_totals.daily_totals(pa.Table.from_pandas(listed, schema=fields, preserve_index=False))
+        if not totals.num_rows:
             return known
-        moved["day"] = moved["event_time"] // DAY * DAY
-        bought = moved["type"] == "purchase"
-        moved["spend"] = (moved["price"].fillna(0.0) * moved["quantity"].fillna(1.0)).where(bought, 0.0)
-        moved["units"] = moved["quantity"].fillna(1.0).where(bought, 0.0)
-        moved["returned"] = (~bought).astype(float)
-        moved["order"] = moved["order_id"].fillna(moved["event_id"]).where(bought)
-        totals = moved.groupby([columns.ITEM, "day"]).agg(
-            orders=("order", "nunique"), units=("units", "sum"), revenue=("spend", "sum"), returns=("returned", "sum")
-        )
-        totals = totals.reset_index()
-        entries = {columns.TIMES: totals["day"].to_numpy(np.int64)} | {
-            name: totals[name].to_numpy(np.float64) for name in arrays.ITEM_COLUMNS if name != columns.TIMES
+        entries = {columns.TIMES: totals["day"].to_numpy()} | {
+            name: totals[name].to_numpy() for name in arrays.ITEM_COLUMNS if name != columns.TIMES
         }
-        key = self._catalogue.indices(totals[columns.ITEM].tolist())
+        key = self._catalogue.indices(totals[columns.ITEM].to_pylist())
         return fold(known, key, entries, hash_column=columns.TIMES).merged

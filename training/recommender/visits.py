@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.contract import columns
-from features.history.arrays import DAY
+from features.contract.timestamps import DAY
 from features.recommender.recency import VISIT_GAP_MS
 
 RETURN_WINDOW = 30 * DAY

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from apps.commands import bulk_load
 from apps.commands.bulk_load import append_dead_letters, append_events, split_at, write_holdout
 from features.contract.columns import SHOP_EVENTS_SCHEMA
-from features.contract.events import ACCEPTED, milliseconds, rfc3339
+from features.contract.events import ACCEPTED
+from features.contract.timestamps import milliseconds, rfc3339
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps.commands.payment_simulator import LIVE_LABELS, LIVE_TRANSACTIONS, LONGEST_DELAY_DAYS, simulate, write
-from features.contract.events import LOGGED, Label, Transaction, milliseconds
-from features.history.windows import DAY
+from features.contract.events import LOGGED, Label, Transaction
+from features.contract.timestamps import DAY, milliseconds
 from infra import topics
 from infra.log.client import START
 from infra.log.files import FileLog

@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow.compute as pc
 import pytest
 
-from apps.commands.simulated_shop import CATEGORIES, DAY, DAYS, ITEMS_EACH, ShopItems, simulate
+from apps.commands.simulated_shop import CATEGORIES, DAYS, ITEMS_EACH, ShopItems, simulate
 from features.contract.columns import SHOP_EVENTS_SCHEMA
-from features.contract.events import milliseconds
+from features.contract.timestamps import DAY, milliseconds
 
 END = datetime(2026, 11, 22, tzinfo=UTC)
 

@@ -20,6 +20,7 @@ from apps.recommend.schemas import InExperiment, ItemReason, RecommendedItem, Re
 from apps.wiring import Services
 from features.contract import columns
 from features.contract.events import Decision, Reason, key_of, to_json
+from features.contract.timestamps import DAY
 from infra import topics
 from infra.log.files import FileLog
 from infra.settings import Settings
@@ -159,7 +160,7 @@ class FakeReader:
             raise OSError("the store is away")
         day = int(NOON.timestamp() * 1000)
         row = {
-            columns.TIMES: [day - 86_400_000, day],
+            columns.TIMES: [day - DAY, day],
             columns.EVENT_TYPES: [columns.EVENT_TYPE_CODES["purchase"], columns.EVENT_TYPE_CODES["view"]],
             columns.ITEMS: ["teapot", "kettle"],
             columns.QUANTITIES: [2.0, 1.0],

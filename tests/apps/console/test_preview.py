@@ -17,8 +17,8 @@ from apps.recommend.schemas import RecommendRequest, RecommendResponse
 from apps.recommend.service import ActiveRelease, RecommendService
 from features.contract import columns
 from features.contract.release import GateResult, Manifest, RecommendModelCard
+from features.contract.timestamps import DAY
 from features.history.arrays import ITEM_COLUMNS, USER_COLUMNS, History, from_lists
-from features.history.windows import DAY
 from features.recommender.candidates import CANDIDATE_FEATURES
 from features.recommender.catalogue import ITEM_WINDOWS, Catalogue
 from infra import topics

@@ -9,7 +9,8 @@ from apps.fraud.decisions import DecisionStore
 from apps.fraud.recent_payments import RecentPayments
 from apps.fraud.service import RULES, FraudService
 from features.contract import columns
-from features.contract.events import LOGGED, Transaction, milliseconds
+from features.contract.events import LOGGED, Transaction
+from features.contract.timestamps import milliseconds
 from features.history.arrays import hash_ids
 from infra import topics
 from infra.log.client import START, LogFullError

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from features.contract import columns
 from features.contract.release import GateResult, Manifest, RecommendModelCard
+from features.contract.timestamps import DAY
 from features.history.arrays import CARD_COLUMNS, FRAUD_COLUMNS, ITEM_COLUMNS, USER_COLUMNS, History, from_lists
-from features.history.windows import DAY
 from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, ItemSet
 from infra import topics
 from infra.log.client import EventLog

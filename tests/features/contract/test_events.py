@@ -8,18 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from features.contract.events import (
-    ACCEPTED,
-    LOGGED,
-    TOPIC_OF,
-    Id,
-    LoggedEvent,
-    from_milliseconds,
-    key_of,
-    milliseconds,
-    rfc3339,
-    to_json,
-)
+from features.contract.events import ACCEPTED, LOGGED, TOPIC_OF, Id, LoggedEvent, key_of, to_json
+from features.contract.timestamps import from_milliseconds, milliseconds, rfc3339
 from infra import topics
 
 COMMON = {"event_id": "e", "event_time": "2026-11-22T10:15:00Z"}

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.contract import columns
+from features.contract.timestamps import DAY, HOUR
 from features.fraud import velocity
 from features.fraud.velocity import CARD_WINDOWS, FEATURES, REASONS, SKEWED, Payments, encode
 from features.history import arrays
 from features.history.arrays import History, from_lists
-from features.history.windows import DAY, HOUR
 
 NOW = 1_700_000_000_000
 AGES = st.one_of(

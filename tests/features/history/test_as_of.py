@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.contract import columns
+from features.contract.timestamps import DAY
 from features.history import arrays, as_of
-from features.history.arrays import DAY, hash_ids
+from features.history.arrays import hash_ids
 from features.store import views
 
 CAP, HORIZON = 3, 50

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.history.arrays import DAY
+from features.contract.timestamps import DAY
 from features.history.timeline import NoDataError, Timeline, holdout_file, read_timeline
 from infra.settings import Settings
 

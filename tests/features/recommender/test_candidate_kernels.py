@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.recommender import candidate_kernels
+from features.recommender import candidate_kernels, diversity
 from features.recommender.candidate_kernels import UNRANKED
 
 ITEMS = st.lists(st.integers(0, 40), max_size=30)
@@ -101,7 +101,7 @@ def test_what_a_visitor_met_is_told_by_time_and_kind(
 def test_variety_is_chosen_one_by_one(pool: int, most: int, weight: float, seed: int) -> None:
     vectors: NDArray[Any] = np.random.default_rng(seed).normal(size=(pool, 3))
     vectors = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
-    order = candidate_kernels.mmr_order(vectors, weight, most).tolist()
+    order = diversity.mmr_order(vectors, weight, most).tolist()
     chosen, rest = order[:most], order[most:]
     assert sorted(order) == list(range(pool))
     assert rest == sorted(rest)

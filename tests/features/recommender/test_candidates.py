@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.contract import columns
-from features.history.arrays import DAY, USER_COLUMNS, from_lists, hash_ids
+from features.contract.timestamps import DAY
+from features.history.arrays import USER_COLUMNS, from_lists, hash_ids
 from features.recommender.candidates import (
     BASELINES,
     CANDIDATE_FEATURES,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from features.contract import columns
-from features.history.arrays import DAY, ITEM_COLUMNS, History, from_lists
+from features.contract.timestamps import DAY
+from features.history.arrays import ITEM_COLUMNS, History, from_lists
 from features.recommender.catalogue import ITEM_WINDOWS, Catalogue, item_windows, trending_scores
 
 TODAY = 20_000 * DAY

@@ -6,8 +6,8 @@ import numba
 import numpy as np
 import pytest
 
-from features.recommender import candidate_kernels, recency
-from features.recommender.compiled import INT64, INT64S, compiled
+from features.recommender import candidate_kernels, diversity, recency
+from features.recommender.compiled import INT64S, compiled
 
 
 def total(values: np.ndarray, start: int) -> int:
@@ -17,7 +17,7 @@ def total(values: np.ndarray, start: int) -> int:
 
 
 def test_what_is_compiled_takes_arrays_that_cannot_be_written_and_no_other_type() -> None:
-    quick = compiled(INT64S, INT64)(total)
+    quick = compiled(INT64S, numba.int64)(total)
     values = np.arange(5)
     assert quick(values, 1) == 11
     values.flags.writeable = False
@@ -35,13 +35,13 @@ def test_without_a_folder_to_write_to_each_process_compiles_for_itself(monkeypat
         return real(*arguments, **options)
 
     monkeypatch.setattr(numba, "njit", refusing)
-    assert compiled(INT64S, INT64)(total)(np.arange(5), 1) == 11
+    assert compiled(INT64S, numba.int64)(total)(np.arange(5), 1) == 11
 
 
 CALLED = [
     recency.latest_items, recency.pad_row, candidate_kernels.generate_candidates, candidate_kernels.user_features,
     candidate_kernels.are_allowed, candidate_kernels.isin, candidate_kernels.interacted_since,
-    candidate_kernels.count_occurrences, candidate_kernels.mmr_order,
+    candidate_kernels.count_occurrences, diversity.mmr_order,
 ]  # fmt: skip
 
 

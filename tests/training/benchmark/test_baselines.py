@@ -2,10 +2,9 @@
 
 import numpy as np
 
+from features.contract.timestamps import DAY
 from training.benchmark.baselines import ItemKnn, ItemKnnConfig, Popularity, PopularityConfig
 from training.benchmark.interactions import Sequences
-
-DAY = 86_400_000
 
 
 def sequences(rows: list[list[int]], times: list[int] | None = None) -> Sequences:

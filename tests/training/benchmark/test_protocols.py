@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.contract.timestamps import DAY
 from training.benchmark.interactions import DataError, Interactions, Sequences
 from training.benchmark.protocols import leave_one_out, new_only, time_split
-
-DAY = 86_400_000
 
 
 def interactions(rows: list[list[int]], times: list[list[int]] | None = None) -> Interactions:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from features.contract import columns
 from features.contract.release import FRAUD
+from features.contract.timestamps import DAY
 from features.fraud.velocity import FEATURES, SKEWED
-from features.history.windows import DAY
 from training.fraud import detector
 from training.fraud.detector import (
     BASELINE,

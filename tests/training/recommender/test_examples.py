@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.contract import columns
+from features.contract.timestamps import DAY
 from features.history import arrays
-from features.history.arrays import DAY, History
+from features.history.arrays import History
 from features.history.timeline import Timeline, holdout_file
 from features.recommender.catalogue import Catalogue
 from features.store import feature_store, views

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.history.arrays import DAY
+from features.contract.timestamps import DAY
 from features.history.timeline import NoDataError
 from features.recommender.candidates import Visitor
 from tests.training.shop_worker import CPU, ITEMS, RETRIEVAL, catalogue, queries

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.history.arrays import DAY
+from features.contract.timestamps import DAY
 from features.recommender.recency import VISIT_GAP_MS
 from training.recommender.visits import EVENT_TYPES, RETURN_WINDOW, VISITED, visits_of
 
