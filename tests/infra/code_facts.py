@@ -93,9 +93,9 @@ def topic_as_made(topic: str, settings: Settings) -> dict[str, Any]:
 
     log = KafkaLog(settings)
     log._admin = Admin()
-    log._count = lambda name: 0  # type: ignore[method-assign]
+    log._partition_count = lambda name: 0  # type: ignore[method-assign]
     with contextlib.suppress(InterruptedError):
-        log.make(topic)
+        log.create_topic(topic)
     (made,) = asked
     return {
         "topicName": made.topic, "partitions": made.num_partitions, "replicas": made.replication_factor,

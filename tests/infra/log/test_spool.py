@@ -28,7 +28,7 @@ from infra.log.spool import Spool, SpooledLog
 class Dead:
     def append(self, topic, records):
         raise LogError("away")
-spooled = SpooledLog(Dead(), "t", Spool(Path(sys.argv[1]), most_bytes=10_000_000))
+spooled = SpooledLog(Dead(), "t", Spool(Path(sys.argv[1]), max_bytes=10_000_000))
 number = int(sys.argv[2])
 while True:
     spooled.append("key", b'{"n": %d}' % number)
@@ -99,8 +99,8 @@ def spooled(tmp_path: Path, log: Flaky, lost: Lost) -> Iterator[SpooledLog]:
     made.stop()
 
 
-def open_spooled(folder: Path, log: Flaky, lost: Lost, *, most_bytes: int = 1_000_000) -> SpooledLog:
-    waiting = Spool(folder / "spool", most_bytes=most_bytes)
+def open_spooled(folder: Path, log: Flaky, lost: Lost, *, max_bytes: int = 1_000_000) -> SpooledLog:
+    waiting = Spool(folder / "spool", max_bytes=max_bytes)
     return SpooledLog(log, "t", waiting, on_lost=lost)  # type: ignore[arg-type]
 
 
@@ -216,7 +216,7 @@ def test_a_dead_log_is_asked_now_and_then_and_not_by_every_record(spooled: Spool
 
 def test_a_full_spool_loses_and_counts_and_does_not_raise(tmp_path: Path, log: Flaky, lost: Lost) -> None:
     line = len(encode_line(1_790_000_000_000, "key", value(10)))
-    spooled = open_spooled(tmp_path, log, lost, most_bytes=5 * line)
+    spooled = open_spooled(tmp_path, log, lost, max_bytes=5 * line)
     log.down = True
     for number in range(10, 30):
         spooled.append("key", value(number))
@@ -310,9 +310,9 @@ def test_what_killed_processes_had_spooled_is_delivered_by_another(tmp_path: Pat
 
 
 def test_a_living_process_keeps_its_files_to_itself(tmp_path: Path, log: Flaky, lost: Lost) -> None:
-    mine, other = Spool(tmp_path / "spool", most_bytes=1000), Spool(tmp_path / "spool", most_bytes=1000)
+    mine, other = Spool(tmp_path / "spool", max_bytes=1000), Spool(tmp_path / "spool", max_bytes=1000)
     assert mine.append(encode_line(1, "key", value(1)))
     assert other.adopt() == 0
     assert [pair[1] for pair in mine.oldest(10)] == [value(1)]
-    mine.delivered(1)
+    mine.mark_delivered(1)
     assert (mine.records, mine.size, list(tmp_path.glob("spool/*"))) == (0, 0, [])
