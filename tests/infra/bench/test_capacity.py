@@ -11,7 +11,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
 
 def test_the_page_quotes_inputs_guesses_and_result() -> None:
     for part in (inputs(), guesses(), table(Measured(), Assumed())):
-        assert part in PAGE, "put what `python infra/bench/capacity.py` prints into docs/scale.md"
+        assert part in PAGE, "put what `python -m infra.bench.capacity` prints into docs/scale.md"
 
 
 def test_another_cost_makes_another_table() -> None:
@@ -37,6 +37,6 @@ def test_what_a_shop_does_shows_where_it_should() -> None:
 
 
 def test_numbers_are_rounded_to_what_they_mean() -> None:
-    assert [number(one) for one in (0.001, 0.456, 7.0, 42.3, 123.4, 98_765.0)] == [
+    assert [number(value) for value in (0.001, 0.456, 7.0, 42.3, 123.4, 98_765.0)] == [
         "< 0.01", "0.46", "7", "42", "120", "99,000",
     ]  # fmt: skip
