@@ -31,7 +31,7 @@ def test_usable_versions_are_found_in_the_order_of_path_and_each_once(tmp_path: 
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "python3.11").symlink_to(wanted)
     path = os.pathsep.join(str(tmp_path / name) for name in ("missing", "a", "b", "c"))
-    assert interpreter.found(path) == [wanted, other]
+    assert interpreter.usable_interpreters(path) == [wanted, other]
 
 
 @pytest.mark.parametrize(("seconds", "taken"), [(0.95, "first"), (0.6, "second"), (1.5, "first")])
