@@ -59,7 +59,7 @@ class Services:
         self.impressions = SpooledLog(
             self.log,
             topics.IMPRESSIONS,
-            Spool(settings.spool_dir, most_bytes=settings.spool_mebibytes * 2**20 // settings.api_workers),
+            Spool(settings.spool_dir, max_bytes=settings.spool_mebibytes * 2**20 // settings.api_workers),
             clock=clock,
             on_lost=metrics.IMPRESSIONS_LOST.inc,
             on_change=_show_spool,

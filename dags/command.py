@@ -1,7 +1,7 @@
-"""The one task of every DAG: a `headrace` command line, run as a list of words, with no shell between.
+"""Defines the only kind of task of the DAGs: a `headrace` command line, run as a list of words without a shell.
 
-HEADRACE_BIN names the executable where `headrace` is not on the worker's PATH. Knows nothing of what the
-commands do. Airflow puts the DAG folder itself on sys.path, so the DAGs import this module as `command`.
+HEADRACE_BIN names the executable where `headrace` is not on the worker's PATH. Does not know what the commands do.
+Airflow puts the DAG folder itself on sys.path, so the DAGs import this module as `command`.
 """
 
 import os
@@ -32,7 +32,7 @@ class Headrace(BaseOperator):
 
     def execute(self, context: Any) -> None:
         argv = [os.environ.get("HEADRACE_BIN", "headrace"), *self.words]
-        # The hook would choose an empty temporary folder, and a relative HEADRACE_DATA_DIR would start there.
+        # By default the hook runs in an empty temporary folder, where a relative HEADRACE_DATA_DIR would be created.
         code = self.hook.run_command(argv, cwd=str(Path.cwd())).exit_code
         if code != 0:
             raise RuntimeError(f"`{' '.join(argv)}` exited with {code}; its output above says why")

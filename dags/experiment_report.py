@@ -1,6 +1,6 @@
-"""Every morning: join what was shown to what came of it, then report one experiment.
+"""Every morning: joins impressions to their outcomes, then reports one experiment.
 
-The experiment is the parameter `experiment`, its key; another one is reported by a run with another key.
+The parameter `experiment` is the key of the experiment; run the DAG with another key to report another one.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     default_args=RETRIES,
-    # A key never begins with a dash: it must not read as an option of the command.
+    # A key must not begin with a dash, because the command would read it as an option.
     params={"experiment": Param("ranker", type="string", pattern=r"^[A-Za-z0-9_.:][A-Za-z0-9_.:-]{0,63}$")},
     tags=["headrace", "experiments"],
     doc_md=__doc__,

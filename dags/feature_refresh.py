@@ -1,4 +1,4 @@
-"""Every hour: catch the features up with the event log, and renew item windows and what is bought together."""
+"""Every hour: brings the features up to date with the event log, and renews item windows and co-purchases."""
 
 from datetime import UTC, datetime, timedelta
 

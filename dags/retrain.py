@@ -1,6 +1,6 @@
-"""Every night: catch the features up, then train, evaluate behind the gate and publish a release.
+"""Every night: brings the features up to date, then trains and publishes a release behind the gate.
 
-Training publishes by itself what passed the gate; the running API picks the new release up.
+Training publishes the models that pass the gate; the running API loads the new release by itself.
 """
 
 from datetime import UTC, datetime, timedelta

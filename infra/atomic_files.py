@@ -1,4 +1,4 @@
-"""Files that a crash or a power failure leaves whole: their content is on the disk before it gets its name.
+"""Writes files that a crash or a power failure leaves whole: content reaches the disk before the file gets its name.
 
 Knows nothing of what is in them.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, on the disk."""
+    """Flushes a file's content, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -20,7 +20,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden path to write to; at the end of the block it takes the place of `path`, whose folder is made.
+    """Yields a hidden path to write to, which replaces `path` at the end of the block; creates the folder.
 
     A reader sees the old file or the new one; after an error in the block the old one stays, and nothing else.
     """

@@ -1,4 +1,4 @@
-"""A process that another one started ends when that one is gone."""
+"""Ends a worker process when the process that started it is gone."""
 
 import multiprocessing
 import os
@@ -8,8 +8,10 @@ from multiprocessing.connection import wait
 
 
 def end_with_parent() -> None:
-    """Have this worker stop, as a terminate signal would, when the process that started it is gone: after a kill -9 of
-    the parent nobody else would tell it, and it would hold its share of the port for ever."""
+    """Sends this worker a terminate signal when its parent process is gone.
+
+    After a `kill -9` of the parent, nobody else would, and the worker would hold the port for ever.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,4 +1,4 @@
-"""What holds for every test, and the servers that tests of several folders share."""
+"""Settings of all tests, and the servers that tests of several folders share."""
 
 import shutil
 import socket
@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from infra.local import processes
 from infra.settings import Settings
 
-# A machine that is busy with other things is slow now and then: that is no failure of an example.
+# A busy machine is slow at times; that does not make an example fail.
 hypothesis_settings.register_profile("headrace", deadline=None)
 hypothesis_settings.load_profile("headrace")
 
@@ -21,19 +21,19 @@ KAFKA_PORTS = range(19_010, 19_190, 10)
 
 @pytest.fixture(scope="session")
 def kafka_port() -> Callable[[], int]:
-    """Gives the first of ten ports in a row that are free."""
+    """Returns a function that finds the first of ten consecutive free ports."""
 
     def is_free(port: int) -> bool:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             return probe.connect_ex(("127.0.0.1", port)) != 0
 
-    return lambda: next(first for first in KAFKA_PORTS if all(is_free(first + one) for one in range(10)))
+    return lambda: next(first for first in KAFKA_PORTS if all(is_free(first + offset) for offset in range(10)))
 
 
 @pytest.fixture(scope="session")
 def kafka_tools() -> None:
-    """Skips where a broker cannot be had."""
+    """Skips the test where a broker cannot be started."""
     from infra.maven.jars import BROKER, JarsError, jars
 
     if shutil.which("java") is None:
@@ -48,7 +48,7 @@ def kafka_tools() -> None:
 def kafka_broker(
     kafka_tools: None, kafka_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """One real broker for all tests; gives what HEADRACE_KAFKA_BOOTSTRAP is for it."""
+    """Starts one real broker for all tests; yields HEADRACE_KAFKA_BOOTSTRAP for it."""
     from infra.local import kafka_broker
 
     own = Settings(data_dir=tmp_path_factory.mktemp("kafka"))
@@ -62,6 +62,6 @@ def kafka_broker(
 
 @pytest.fixture
 def kafka_settings(kafka_broker: str, tmp_path: Path) -> Settings:
-    """Settings whose log is on the broker, with nothing in it."""
+    """Returns settings whose log is on the broker and empty."""
     prefix = f"test-{uuid.uuid4().hex[:12]}-"
     return Settings(data_dir=tmp_path, kafka_bootstrap=kafka_broker, kafka_topic_prefix=prefix, kafka_partitions=3)

@@ -1,8 +1,8 @@
-"""How long a fraud takes from the event log to an alert at a client: transactions are appended at a steady rate, and a
-client listens to GET /v1/alerts/stream.
+"""`headrace bench alerts`: measures how long a fraud takes from the event log to an alert at a client.
 
-The payments come from a load simulator; the small release that is served reviews every payment above an amount, so that
-which payments raise an alert is known. The limit beside the result is the log itself: an append, and its reading back.
+Payments of a load simulator are appended at a steady rate, and a client listens to GET /v1/alerts/stream. The small
+release that is served reviews every payment above an amount, so it is known which payments must raise an alert. The
+limit beside the result is the log itself: one append, and reading it back.
 """
 
 import http.client
@@ -25,7 +25,7 @@ WARM_SECONDS = 5.0
 
 
 class Listener(threading.Thread):
-    """Notes when each alert arrives."""
+    """Records when each alert arrives, on the monotonic clock, by transaction id."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(daemon=True)
@@ -42,28 +42,28 @@ class Listener(threading.Thread):
 
 
 def _pay(log: EventLog, *, rate: float, seconds: float) -> dict[str, float]:
-    """Append payments at `rate` a second; returns when those that must raise an alert were due, by their id."""
+    """Appends `rate` payments a second. Returns when each payment that must raise an alert was due, by its id."""
     rng = np.random.default_rng(7)
     due: dict[str, float] = {}
     start = time.monotonic() + 0.1
     for number in range(int(rate * seconds)):
-        when = start + number / rate
-        time.sleep(max(0.0, when - time.monotonic()))
+        due_at = start + number / rate
+        time.sleep(max(0.0, due_at - time.monotonic()))
         fraud = rng.random() < SHARE
-        card, name = f"card-{rng.integers(500)}", f"pay-{number}"
+        card, payment_id = f"card-{rng.integers(500)}", f"pay-{number}"
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         payment = {
-            "type": "transaction", "event_id": name, "event_time": now, "card_id": card,
+            "type": "transaction", "event_id": payment_id, "event_time": now, "card_id": card,
             "terminal_id": f"terminal-{rng.integers(100)}", "amount": AMOUNT if fraud else 20.0,
         }  # fmt: skip
         log.append(topics.TRANSACTIONS, [(card, json.dumps(payment).encode())])
-        if fraud and when - start >= WARM_SECONDS:
-            due[name] = when
+        if fraud and due_at - start >= WARM_SECONDS:
+            due[payment_id] = due_at
     return due
 
 
 def _log_alone(log: EventLog) -> float:
-    """Median seconds from the start of an append to having read it back."""
+    """Returns the median seconds from the start of an append until the record is read back."""
     took = []
     for number in range(100):
         position, started = log.end("bench"), time.monotonic()
@@ -75,7 +75,7 @@ def _log_alone(log: EventLog) -> float:
 
 
 def run(*, rate: float, seconds: float, real: bool) -> dict[str, Any]:
-    """Measure; returns what the JSON line holds. Times in milliseconds, from when a payment was due in the log."""
+    """Measures, and returns the result as plain data. Times in milliseconds, from when a payment was due in the log."""
     with serving(real=real) as settings:
         log = open_log(settings)
         listener = Listener(settings)
@@ -85,7 +85,8 @@ def run(*, rate: float, seconds: float, real: bool) -> dict[str, Any]:
         while time.monotonic() < end and not set(due) <= set(listener.arrived):
             time.sleep(0.1)
         alone = _log_alone(log)
-    took = np.array([(listener.arrived[name] - when) * 1000 for name, when in due.items() if name in listener.arrived])
+    arrived = listener.arrived
+    took = np.array([(arrived[name] - due_at) * 1000 for name, due_at in due.items() if name in arrived])
     return {
         "bench": "alerts",
         "servers": "kafka, redis" if real else "files, sqlite",

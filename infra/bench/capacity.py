@@ -1,15 +1,16 @@
-"""What 10^4, 10^6 and 10^8 users need: machines, partitions, memory and money, from measured costs and stated guesses.
+"""Computes what 10^4, 10^6 and 10^8 users need: machines, partitions, memory and money.
 
-    python infra/bench/capacity.py            the tables of docs/scale.md, as they stand there (a test compares)
+    python -m infra.bench.capacity            prints the tables of docs/scale.md (a test compares them)
 
-`Measured` is what one of something costs, with the command that measured it; `Assumed` is what nobody can measure for
-you: change it to your own shop and your own prices. The model is linear: it says how much would be needed if nothing
-broke. What breaks is in docs/scale.md.
+`Measured` holds unit costs, each with the command that measured it. `Assumed` holds what nobody can measure for you:
+change it to your own shop and your own prices. The model is linear: it says how much would be needed if nothing broke.
+What breaks is in docs/scale.md.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 DAY_SECONDS = 86_400
 GIBIBYTE = 2**30
@@ -17,8 +18,9 @@ MONTH_HOURS = 730
 
 
 def measured(value: float, *, unit: str, how: str) -> float:
-    found: float = field(default=value, metadata={"unit": unit, "how": how})
-    return found
+    """Declares a field of `Measured`."""
+    declared: float = field(default=value, metadata={"unit": unit, "how": how})
+    return declared
 
 
 REQUEST_COST = "infra/bench/request_cost.py on the data of `make demo SMALL=1` (699 users, 3,177 items), SQLite"
@@ -29,7 +31,7 @@ DEMO = "README: `make demo`, 443,174 records, 2 cores"
 
 @dataclass(frozen=True)
 class Measured:
-    """One noisy run each on 2 shared cores, November 2026: order of magnitude."""
+    """Unit costs: orders of magnitude, of one noisy run each on 2 shared cores in November 2026."""
 
     recommend_cpu_ms: float = measured(8.1, unit="ms of CPU a request", how=REQUEST_COST)
     payment_cpu_ms: float = measured(5.2, unit="ms of CPU a scored payment", how=REQUEST_COST)
@@ -48,27 +50,27 @@ class Measured:
 
 @dataclass(frozen=True)
 class Assumed:
-    """A shop and its prices; none of it is measured, and the prices are no vendor's."""
+    """A shop and its prices. None of it is measured, and the prices are no vendor's."""
 
     daily_share: float = 0.10
-    """Of the users, who come on a day."""
+    """Share of the users who visit on a day."""
     events_per_visit: float = 20
     events_in_a_post: int = 1
     recommends_per_visit: float = 8
     payments_per_visit: float = 0.3
     peak_factor: float = 3
-    """Busiest second over the average one."""
+    """Busiest second divided by the average one."""
     log_days: float = 400
     train_days: float = 90
     copies: int = 3
     target_load: float = 0.6
-    """Of a core, at the peak: what the autoscaler aims at."""
+    """Load of a core at the peak that the autoscaler aims at."""
     events_per_partition: float = 1_000
-    """A second; what one reader of ours is planned to take from one partition."""
+    """Events a second that one reader is planned to take from one partition."""
     files_per_batch: float = 3
-    """Parquet files a micro-batch writes: 2 for a lone event, 6 when events of all kinds came."""
+    """Parquet files that a micro-batch writes: 2 for a lone event, 6 for events of all types."""
     rows_per_user: float = 1.2
-    """In the online store: users, and cards and terminals beside them."""
+    """Rows in the online store: users, and their cards and terminals."""
     core_hour: float = 0.04
     memory_gib_month: float = 3.0
     disk_gib_month: float = 0.08
@@ -76,7 +78,7 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Need:
-    """What a number of users asks for; peaks in a second, cores busy to the target load."""
+    """What a number of users needs: rates are those of the peak second, cores are busy to the target load."""
 
     users: int
     events: float
@@ -90,7 +92,7 @@ class Need:
     log_gib: float
     stream_cores: float
     driver_load: float
-    """Of one core: the part of the feature job that cannot be divided. At 1 it no longer keeps up."""
+    """Load of one core by the part of the feature job that cannot be divided. At 1 it no longer keeps up."""
     redis_gib: float
     rebuild_core_hours: float
     train_core_hours: float
@@ -99,6 +101,7 @@ class Need:
 
 
 def need(users: int, cost: Measured, given: Assumed) -> Need:
+    """Returns what `users` need by these costs and assumptions."""
     visits = users * given.daily_share
     peak = given.peak_factor / DAY_SECONDS
     events, recommends, payments = (
@@ -119,7 +122,7 @@ def need(users: int, cost: Measured, given: Assumed) -> Need:
     stream_cores = records * cost.stream_cpu_ms / 1000 / given.target_load
     batches = min(2.0, records / given.peak_factor) * DAY_SECONDS
     memory = api_cores * cost.api_memory_mib / 1024 + redis_gib * 2
-    # Nightly jobs are paid for while they run; Kafka's brokers are 3 of 2 cores, or one a 500 GiB of log.
+    # Nightly jobs cost while they run. Kafka has 3 brokers of 2 cores, or one for each 500 GiB of a larger log.
     brokers = 6 if log_gib < 1_500 else math.ceil(log_gib / 500) * 2
     cores = api_cores + scorers + math.ceil(stream_cores) + brokers
     nightly = (rebuild + train) * 30
@@ -136,27 +139,27 @@ def need(users: int, cost: Measured, given: Assumed) -> Need:
 
 
 ROWS: tuple[tuple[str, Callable[[Need], float]], ...] = (
-    ("events/s at the peak", lambda one: one.events),
-    ("recommendations/s at the peak", lambda one: one.recommends),
-    ("payments/s at the peak", lambda one: one.payments),
-    ("API: cores, one process each", lambda one: one.api_cores),
-    ("API: memory, GiB", lambda one: one.api_memory_gib),
-    ("scorers, a core each", lambda one: one.scorers),
-    ("Kafka: partitions of a topic", lambda one: one.partitions),
-    ("Kafka: log of 400 days, 3 copies, GiB", lambda one: one.log_gib),
-    ("Redis: rows, GiB", lambda one: one.redis_gib),
-    ("feature job: cores", lambda one: one.stream_cores),
-    ("feature job: load of the one driver", lambda one: one.driver_load),
-    ("Parquet files a day", lambda one: one.files_per_day),
-    ("nightly tables over all history, core-hours", lambda one: one.rebuild_core_hours),
-    ("nightly training on 90 days, core-hours", lambda one: one.train_core_hours),
-    ("money a month, at the prices below", lambda one: one.money),
+    ("events/s at the peak", attrgetter("events")),
+    ("recommendations/s at the peak", attrgetter("recommends")),
+    ("payments/s at the peak", attrgetter("payments")),
+    ("API: cores, one process each", attrgetter("api_cores")),
+    ("API: memory, GiB", attrgetter("api_memory_gib")),
+    ("scorers, a core each", attrgetter("scorers")),
+    ("Kafka: partitions of a topic", attrgetter("partitions")),
+    ("Kafka: log of 400 days, 3 copies, GiB", attrgetter("log_gib")),
+    ("Redis: rows, GiB", attrgetter("redis_gib")),
+    ("feature job: cores", attrgetter("stream_cores")),
+    ("feature job: load of the one driver", attrgetter("driver_load")),
+    ("Parquet files a day", attrgetter("files_per_day")),
+    ("nightly tables over all history, core-hours", attrgetter("rebuild_core_hours")),
+    ("nightly training on 90 days, core-hours", attrgetter("train_core_hours")),
+    ("money a month, at the prices below", attrgetter("money")),
 )
 SIZES = (10**4, 10**6, 10**8)
 
 
 def number(value: float) -> str:
-    """Two digits that mean something."""
+    """Rounds to two significant digits, the precision of these estimates."""
     if value < 0.01:
         return "< 0.01"
     if value >= 100:
@@ -166,22 +169,25 @@ def number(value: float) -> str:
 
 
 def table(cost: Measured, given: Assumed) -> str:
+    """Returns ROWS by SIZES as a Markdown table."""
     needs = [need(users, cost, given) for users in SIZES]
     lines = ["| | 10⁴ users | 10⁶ users | 10⁸ users |", "|---|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(number(take(one)) for one in needs)} |" for name, take in ROWS]
+    lines += [f"| {name} | {' | '.join(number(value(column)) for column in needs)} |" for name, value in ROWS]
     return "\n".join(lines)
 
 
 def inputs() -> str:
+    """Returns the measured costs as a Markdown table."""
     lines = ["| measured | | by |", "|---|---|---|"]
-    for one in Measured.__dataclass_fields__.values():
-        lines.append(f"| `{one.name}` | {one.default:,} {one.metadata['unit']} | {one.metadata['how']} |")
+    for cost in Measured.__dataclass_fields__.values():
+        lines.append(f"| `{cost.name}` | {cost.default:,} {cost.metadata['unit']} | {cost.metadata['how']} |")
     return "\n".join(lines)
 
 
 def guesses() -> str:
+    """Returns the assumptions as a Markdown table."""
     lines = ["| assumed | |", "|---|---|"]
-    lines += [f"| `{one.name}` | {one.default:,} |" for one in Assumed.__dataclass_fields__.values()]
+    lines += [f"| `{guess.name}` | {guess.default:,} |" for guess in Assumed.__dataclass_fields__.values()]
     return "\n".join(lines)
 
 

@@ -1,12 +1,12 @@
-"""Events a second from the event log through real Spark into the online store, and where the time goes.
+"""Measures events a second from the event log through real Spark into the online store, and where the time goes.
 
     headrace bench stream [--real] [--scales 1,4,16] [--no-spark] [--no-limits]
 
-From files into SQLite, or from a real Kafka into a real Redis, started for it. The events come from a load simulator
-(below): nobody's real behaviour, only its skew. Beside what the job reaches stand its limits: what Spark alone reaches
-on the same log when it only reads, or reads and parses, and throws the rows away; the same bytes through a bare line
-of HSET; and with --no-spark what everything behind Spark reaches alone. CPU seconds are those of all processes, but for
-Kafka and Redis: on a machine that does other things too they tell more than the clock.
+Runs from files into SQLite, or from a real Kafka into a real Redis that are started for it. The events come from a load
+simulator, which imitates only the skew of real behaviour. Limits stand beside the result: what Spark alone reaches on
+the same log when it only reads, or reads and parses, and drops the rows; the same bytes through a bare pipeline of
+HSET; and with --no-spark, what everything behind Spark reaches alone. CPU seconds are those of all processes except
+Kafka and Redis: on a machine that also does other work they say more than the clock.
 """
 
 import contextlib
@@ -45,35 +45,37 @@ from streaming.tables import SCHEMAS
 
 EVENTS_PER_USER = 20
 PAYMENT_SHARE = 0.1
-KINDS = np.array(["view", "cart", "purchase", "return"])
-KIND_SHARES = (0.75, 0.12, 0.12, 0.01)
+EVENT_TYPES = np.array(["view", "cart", "purchase", "return"])
+EVENT_TYPE_SHARES = (0.75, 0.12, 0.12, 0.01)
 START = 1_790_000_000_000
 WARM_EVENTS = 50_000
 HSET_ROWS = 20_000
-"""So many of the rows that were written are written again, through a bare pipeline."""
+"""How many of the written rows are written again through a bare pipeline."""
 CHUNK = 20_000
 
 
 def simulate(events: int, *, seed: int, prefix: str = "") -> pa.Table:
-    """A load simulator: `events` events of one day, users and items as unequal as those of a shop (log-normal
-    activity, items by Zipf), a tenth of them card payments, in order of time, as the jobs see them after parsing."""
+    """Simulates the events of one day, as the jobs see them after parsing, in order of time.
+
+    Activity of users is log-normal and items follow Zipf, as unequal as in a shop; PAYMENT_SHARE are card payments.
+    """
     rng = np.random.default_rng(seed)
     users = max(1, events // EVENTS_PER_USER)
     activity = rng.lognormal(0, 1.2, users)
     user = rng.choice(users, events, p=activity / activity.sum())
     item = np.minimum(rng.zipf(1.3, events), 20_000)
-    when = np.sort(rng.integers(0, 24 * HOUR, events)) + START
+    event_time = np.sort(rng.integers(0, 24 * HOUR, events)) + START
     pays = rng.random(events) < PAYMENT_SHARE
     price = np.round(rng.lognormal(1.5, 0.8, events), 2)
 
-    def text(form: str, values: Any, mask: Any) -> pa.Array:
-        return pa.array([form % value for value in values], pa.string(), mask=mask)
+    def text(pattern: str, values: Any, mask: Any) -> pa.Array:
+        return pa.array([pattern % value for value in values], pa.string(), mask=mask)
 
     return pa.table(
         {
-            "type": pa.array(np.where(pays, "transaction", rng.choice(KINDS, events, p=KIND_SHARES))),
+            "type": pa.array(np.where(pays, "transaction", rng.choice(EVENT_TYPES, events, p=EVENT_TYPE_SHARES))),
             "event_id": text(f"{prefix}e%d", np.arange(events), None),
-            "event_time": when,
+            "event_time": event_time,
             "user_id": text("u%d", user, pays),
             "session_id": pa.nulls(events, pa.string()),
             "item_id": text("S%05d", item, pays),
@@ -89,6 +91,7 @@ def simulate(events: int, *, seed: int, prefix: str = "") -> pa.Table:
 
 
 def append(settings: Settings, events: pa.Table) -> None:
+    """Appends the events to their topics."""
     log = open_log(settings)
     for start in range(0, events.num_rows, CHUNK):
         batch: dict[str, list[tuple[str, bytes]]] = {topics.SHOP: [], topics.TRANSACTIONS: []}
@@ -101,14 +104,16 @@ def append(settings: Settings, events: pa.Table) -> None:
             log.append(topic, records)
 
 
-def cpu_seconds(*, but: set[int]) -> float:
-    """Of this process and all that it started and that still live (Spark's JVM and its Python workers), `but` the
-    servers with these process ids."""
+def cpu_seconds(*, exclude: set[int]) -> float:
+    """Returns the CPU seconds of this process and its living descendants (Spark's JVM and Python workers).
+
+    exclude: process ids that do not count: those of servers.
+    """
     own = psutil.Process()
     total = 0.0
     for process in (own, *own.children(recursive=True)):
         try:
-            if process.pid in but:
+            if process.pid in exclude:
                 continue
             times = process.cpu_times()
         except psutil.NoSuchProcess:
@@ -118,8 +123,10 @@ def cpu_seconds(*, but: set[int]) -> float:
 
 
 class Stages:
-    """Adds up the time that named functions take, each without what the others take inside it. Users and payments are
-    folded in two threads, so that the sum may exceed the clock."""
+    """Adds up the seconds in named functions, each without the time of named functions that it calls.
+
+    Users and payments are folded in two threads, so the sum may exceed the clock.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -127,6 +134,8 @@ class Stages:
         self._undo: list[tuple[Any, str, Any]] = []
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `function` with its time added to stage `name`."""
+
         def call(*arguments: Any, **options: Any) -> Any:
             inside = self._of_thread.__dict__.setdefault("inside", [])
             started = time.perf_counter()
@@ -142,11 +151,12 @@ class Stages:
         return call
 
     def watch(self, name: str, owner: Any, attribute: str) -> None:
+        """Times a function or method where it is defined, until `stop`."""
         self.replace(owner, attribute, self.timed(name, getattr(owner, attribute)))
 
-    def replace(self, owner: Any, attribute: str, by: Any) -> None:
+    def replace(self, owner: Any, attribute: str, replacement: Any) -> None:
         self._undo.append((owner, attribute, getattr(owner, attribute)))
-        setattr(owner, attribute, by)
+        setattr(owner, attribute, replacement)
 
     def stop(self) -> None:
         for owner, attribute, original in reversed(self._undo):
@@ -154,7 +164,7 @@ class Stages:
 
 
 class _Records:
-    """A micro-batch, whose handing over is timed: Spark reads when the rows are asked for."""
+    """Wraps a micro-batch and times `toArrow`, which is when Spark reads."""
 
     def __init__(self, frame: Any, stages: Stages) -> None:
         self._frame = frame
@@ -165,7 +175,8 @@ class _Records:
         return _Records(self._frame.select(*names), self._stages)
 
 
-def watched(stages: Stages) -> None:
+def watch_stages(stages: Stages) -> None:
+    """Times the stages of the feature job."""
     for owner, name, stage in (
         (histories.HistoryWriter, "fold_users", "the rest of folding"),
         (histories.HistoryWriter, "fold_payments", "the rest of folding"),
@@ -188,18 +199,18 @@ def watched(stages: Stages) -> None:
         stages.watch(stage, owner, name)
 
 
-class Written:
-    """Keeps the first rows that an online store was given."""
+class WrittenRows:
+    """Counts the rows that are written to an online store and keeps the first HSET_ROWS of them."""
 
     def __init__(self, stages: Stages) -> None:
         self.rows: list[tuple[OnlineView, EncodedRows]] = []
         self.count = 0
         for owner in (RedisRows, SqliteRows):
-            stages.replace(owner, "write", self._seen(owner.write))
+            stages.replace(owner, "write", self._recorded(owner.write))
 
-    def _seen(self, write: Callable[..., None]) -> Callable[..., None]:
+    def _recorded(self, write: Callable[..., None]) -> Callable[..., None]:
         def call(adapter: Any, view: OnlineView, rows: EncodedRows) -> None:
-            if sum(len(some.ids) for _, some in self.rows) < HSET_ROWS:
+            if sum(len(kept.ids) for _, kept in self.rows) < HSET_ROWS:
                 self.rows.append((view, rows))
             self.count += len(rows.ids)
             write(adapter, view, rows)
@@ -207,7 +218,10 @@ class Written:
         return call
 
     def hset(self, url: str) -> float:
-        """Rows a second of a bare pipeline of HSET into Redis, one field a feature: no times compared, no script."""
+        """Returns the rows a second of a bare pipeline of HSET into Redis, one field for each feature.
+
+        It compares no timestamps and runs no script.
+        """
         client = RedisAddress.parse(url).connect(timeout_seconds=60)
         count, started = 0, time.perf_counter()
         for view, rows in self.rows:
@@ -222,7 +236,7 @@ class Written:
 
 
 def with_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers: set[int]) -> tuple[float, float]:
-    """The real job on the log; (seconds, CPU seconds) from the end of a small first load on: JVM and workers warm."""
+    """Runs the real job on the log; returns (seconds, CPU seconds) after a small first load has warmed Spark up."""
     with job._session(settings, "bench") as spark:
         append(settings, simulate(WARM_EVENTS, seed=1, prefix="w"))
         features = job.FeatureJob(settings)
@@ -233,33 +247,33 @@ def with_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers:
         query.stop()
         stages.seconds.clear()
         append(settings, events)
-        started, cpu = time.perf_counter(), cpu_seconds(but=servers)
+        started, cpu = time.perf_counter(), cpu_seconds(exclude=servers)
         query = job._start(spark, settings, features)
         query.processAllAvailable()
-        took, used = time.perf_counter() - started, cpu_seconds(but=servers) - cpu
+        took, used = time.perf_counter() - started, cpu_seconds(exclude=servers) - cpu
         job._finish(query)
         return took, used
 
 
 def without_spark(settings: Settings, events: pa.Table, stages: Stages, *, servers: set[int]) -> tuple[float, float]:
-    """Everything behind Spark, in micro-batches of the configured size."""
+    """Runs everything behind Spark, in micro-batches of the configured size; returns (seconds, CPU seconds)."""
     features = job.FeatureJob(settings)
-    take = stages.timed("waiting for folds, checks, status", features.process)
+    process = stages.timed("waiting for folds, checks, status", features.process)
     for name in SCHEMAS[columns.SHOP_EVENTS].names:
         if name not in events.column_names:
             events = events.append_column(name, pa.nulls(events.num_rows, pa.string()))
     labels, impressions = (SCHEMAS[name].empty_table() for name in (columns.LABELS, columns.IMPRESSIONS))
-    started, cpu = time.perf_counter(), cpu_seconds(but=servers)
+    started, cpu = time.perf_counter(), cpu_seconds(exclude=servers)
     size = settings.stream_batch_records
     for number, start in enumerate(range(0, events.num_rows, size)):
         part = events.slice(start, size)
         pays = pc.equal(part["type"], "transaction")
-        take(part.filter(pc.invert(pays)), part.filter(pays), labels, impressions, batch=f"batch-{number:012d}")
-    return time.perf_counter() - started, cpu_seconds(but=servers) - cpu
+        process(part.filter(pc.invert(pays)), part.filter(pays), labels, impressions, batch=f"batch-{number:012d}")
+    return time.perf_counter() - started, cpu_seconds(exclude=servers) - cpu
 
 
-def limit(settings: Settings, *, parsed: bool) -> float:
-    """Seconds that Spark alone needs to hand over the log's records, parsed or as they are; it is warm."""
+def spark_limit(settings: Settings, *, parsed: bool) -> float:
+    """Returns the seconds that Spark alone, warmed up, needs to hand over the log's records, parsed or as they are."""
     spark = open_session(settings, app="limit")
     seconds: list[float] = []
 
@@ -270,7 +284,7 @@ def limit(settings: Settings, *, parsed: bool) -> float:
             parse(table)
         seconds.append(time.perf_counter() - started)
 
-    for _ in range(2):  # the first is to warm up
+    for _ in range(2):  # the first warms up
         seconds.clear()
         with tempfile.TemporaryDirectory() as checkpoint:
             stream = source.read_stream(spark, settings).writeStream.foreachBatch(handle)
@@ -283,7 +297,7 @@ def limit(settings: Settings, *, parsed: bool) -> float:
 
 @contextlib.contextmanager
 def _servers(settings: Settings, *, real: bool) -> Iterator[tuple[Settings, set[int]]]:
-    """The settings to measure with, and the process ids of the servers that were started for it."""
+    """Yields the settings to measure with and the process ids of the servers that it started."""
     if not real:
         yield settings, set()
         return
@@ -295,8 +309,8 @@ def _servers(settings: Settings, *, real: bool) -> Iterator[tuple[Settings, set[
     try:
         kafka_broker.start(settings, nodes)
         with RedisServer(settings):
-            started = {one.pid for one in psutil.Process().children(recursive=True)}
-            yield settings, started | {one.pid for one in processes.alive(settings).values()}
+            children = psutil.Process().children(recursive=True)
+            yield settings, {process.pid for process in (*children, *processes.alive(settings).values())}
     finally:
         processes.stop_all(settings)
 
@@ -304,23 +318,23 @@ def _servers(settings: Settings, *, real: bool) -> Iterator[tuple[Settings, set[
 def bench(
     count: int, *, real: bool, say: Callable[[str], None], spark: bool = True, limits: bool = True, batch: int = 250_000
 ) -> dict[str, object]:
-    """Measure `count` events; `say` gets the time of each stage. Returns what the JSON line holds."""
+    """Measures `count` events; `say` gets the time of each stage. Returns the result as plain data."""
     with (
         tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder,
         _servers(Settings(data_dir=Path(folder), stream_batch_records=batch), real=real) as (settings, servers),
     ):
         events, stages = simulate(count, seed=7), Stages()
-        written = Written(stages)
-        watched(stages)
+        written = WrittenRows(stages)
+        watch_stages(stages)
         try:
             took, used = (with_spark if spark else without_spark)(settings, events, stages, servers=servers)
         finally:
             stages.stop()
         named = sum(stages.seconds.values())
         for name, seconds in sorted(stages.seconds.items(), key=lambda item: -item[1]):
-            say(f"  {seconds:7.2f} s {seconds / took:5.0%}  {name}")
-        say(f"  {named:7.2f} s {named / took:5.0%}  in all; what is missing is between micro-batches")
-        found: dict[str, object] = {
+            say(f"  {seconds:7.2f} s {seconds / took * 100:4.0f} %  {name}")
+        say(f"  {named:7.2f} s {named / took * 100:4.0f} %  in all; the rest is time between micro-batches")
+        result: dict[str, object] = {
             "bench": "stream",
             "log": "kafka" if real and spark else "files" if spark else "none",
             "store": "redis" if real else "sqlite",
@@ -336,8 +350,8 @@ def bench(
         }
         if limits and spark:
             total = count + WARM_EVENTS
-            found["limit_read_per_s"] = round(total / limit(settings, parsed=False))
-            found["limit_read_and_parse_per_s"] = round(total / limit(settings, parsed=True))
+            result["limit_read_per_s"] = round(total / spark_limit(settings, parsed=False))
+            result["limit_read_and_parse_per_s"] = round(total / spark_limit(settings, parsed=True))
         if limits and real:
-            found["limit_hset_rows_per_s"] = round(written.hset(settings.redis_url))
-        return found
+            result["limit_hset_rows_per_s"] = round(written.hset(settings.redis_url))
+        return result

@@ -1,8 +1,8 @@
-"""kafka-python beside confluent-kafka against a real broker: acks=all, idempotent, records of 300 bytes.
+"""Compares kafka-python with confluent-kafka on a real broker: acks=all, idempotent, records of 300 bytes.
 
-    .venv/bin/python -m infra.bench.kafka_clients 127.0.0.1:19092
+    python -m infra.bench.kafka_clients 127.0.0.1:19092
 
-One run of both, one after the other, on topics of their own. Figures are of this run and this machine.
+Runs both, one after the other, on topics of their own, and prints records a second and CPU.
 """
 
 import sys
@@ -26,12 +26,12 @@ CONSUMED = BATCHES * BATCH
 def produce_confluent(servers: str, topic: str) -> Iterator[tuple[str, int]]:
     producer = confluent_kafka.Producer({"bootstrap.servers": servers, "enable.idempotence": True, "linger.ms": 0})
 
-    def acked(error: Any, _: Any) -> None:
+    def acknowledged(error: Any, _: Any) -> None:
         assert error is None, error
 
     def batch(size: int) -> None:
         for number in range(size):
-            producer.produce(topic, VALUE, f"key-{number}", on_delivery=acked)
+            producer.produce(topic, VALUE, f"key-{number}", on_delivery=acknowledged)
         assert producer.flush(30) == 0
 
     yield from produce(batch)
@@ -41,15 +41,15 @@ def produce_python(servers: str, topic: str) -> Iterator[tuple[str, int]]:
     producer = kafka.KafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=True, linger_ms=0)
 
     def batch(size: int) -> None:
-        for sent in [producer.send(topic, VALUE, f"key-{number}".encode()) for number in range(size)]:
-            sent.get(30)
+        for future in [producer.send(topic, VALUE, f"key-{number}".encode()) for number in range(size)]:
+            future.get(30)
 
     yield from produce(batch)
     producer.close()
 
 
 def produce(batch: Callable[[int], None]) -> Iterator[tuple[str, int]]:
-    """Steps of either client; `batch` sends so many records and waits until they are acknowledged."""
+    """Yields (step, records) after each step; `batch` sends that many records and waits until they are acknowledged."""
     batch(1)
     yield "start", 1
     for _ in range(SINGLES):
@@ -62,7 +62,7 @@ def produce(batch: Callable[[int], None]) -> Iterator[tuple[str, int]]:
 
 def consume_confluent(servers: str, topic: str) -> Iterator[tuple[str, int]]:
     consumer = confluent_kafka.Consumer({"bootstrap.servers": servers, "group.id": uuid.uuid4().hex})
-    consumer.assign([confluent_kafka.TopicPartition(topic, one, 0) for one in range(PARTITIONS)])
+    consumer.assign([confluent_kafka.TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
     read = 0
     while read < CONSUMED:
         read += len([message.value() for message in consumer.consume(1_000, 0.1)])
@@ -72,13 +72,13 @@ def consume_confluent(servers: str, topic: str) -> Iterator[tuple[str, int]]:
 
 def consume_python(servers: str, topic: str) -> Iterator[tuple[str, int]]:
     consumer = kafka.KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False)
-    partitions = [kafka.TopicPartition(topic, one) for one in range(PARTITIONS)]
+    partitions = [kafka.TopicPartition(topic, partition) for partition in range(PARTITIONS)]
     consumer.assign(partitions)
     consumer.seek_to_beginning(*partitions)
     read = 0
     while read < CONSUMED:
-        found = consumer.poll(timeout_ms=100, max_records=1_000)
-        read += len([record.value for records in found.values() for record in records])
+        polled = consumer.poll(timeout_ms=100, max_records=1_000)
+        read += len([record.value for records in polled.values() for record in records])
     yield "consume", read
     consumer.close()
 
@@ -86,9 +86,9 @@ def consume_python(servers: str, topic: str) -> Iterator[tuple[str, int]]:
 def measure(client: str, steps: Callable[[], Iterator[tuple[str, int]]]) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     for step, count in steps():
-        took, burnt = time.perf_counter() - wall, time.process_time() - cpu
+        took, used = time.perf_counter() - wall, time.process_time() - cpu
         print(
-            f"{client:16} {step:16} {count / took:10,.0f} records/s  {1e6 * burnt / count:8.0f} µs CPU each", flush=True
+            f"{client:16} {step:16} {count / took:10,.0f} records/s  {1e6 * used / count:8.0f} µs CPU each", flush=True
         )
         wall, cpu = time.perf_counter(), time.process_time()
 

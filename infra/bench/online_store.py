@@ -1,14 +1,13 @@
-"""Rows a second into and out of the online store: Feast's own way, ours, and the limit that the database sets.
+"""Measures rows a second into and out of the online store: Feast's own code, ours, and the limit of the database.
 
-    python infra/bench/online_store.py [--rows 20000] [--redis redis://127.0.0.1:6379/0]
+    python -m infra.bench.online_store [--rows 20000] [--redis redis://127.0.0.1:6379/0]
 
-The limit of Redis is a pipeline of HSET (HMGET) with the same bytes and no comparison of times; that of SQLite one
-INSERT of the same bytes in one transaction. The rows are made up: users with 20 entries each, on average.
+The limit of Redis is a pipeline of HSET (HMGET) with the same bytes that compares no timestamps. That of SQLite is an
+INSERT of the same bytes in one transaction. The rows are simulated: users with 20 entries each, on average.
 """
 
 import argparse
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from features.contract import columns
 from features.history import arrays
@@ -36,7 +33,8 @@ ENTRIES = 20
 REQUESTS = 1_000
 
 
-def made_up(rows: int, *, seed: int) -> pa.Table:
+def simulate(rows: int, *, seed: int) -> pa.Table:
+    """Returns user histories, one a row."""
     rng = np.random.default_rng(seed)
     lengths = np.minimum(rng.geometric(1 / ENTRIES, rows), arrays.USER_CAP)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
@@ -61,7 +59,7 @@ def made_up(rows: int, *, seed: int) -> pa.Table:
 
 
 def best(call: Callable[[], Any], *, times: int = 3) -> float:
-    """Seconds of the fastest of a few runs: the others were disturbed by something."""
+    """Returns the seconds of the fastest of a few runs: something else disturbed the others."""
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
@@ -70,8 +68,8 @@ def best(call: Callable[[], Any], *, times: int = 3) -> float:
     return min(seconds)
 
 
-def fields_of(rows: pa.Table, feast: feature_store.Store) -> tuple[list[bytes], list[list[bytes]]]:
-    """Entity keys, and a column of values for each feature."""
+def encode(rows: pa.Table, feast: feature_store.Store) -> tuple[list[bytes], list[list[bytes]]]:
+    """Returns entity keys, and a column of encoded values for each feature."""
     view = feast.online._views[VIEW]
     project = views.PROJECT if isinstance(feast.online.rows, RedisRows) else ""
     keys = entity_keys(columns.USER, rows[columns.USER].to_pylist(), project=project)
@@ -79,9 +77,10 @@ def fields_of(rows: pa.Table, feast: feature_store.Store) -> tuple[list[bytes], 
 
 
 def redis_limit(feast: feature_store.Store, rows: pa.Table) -> tuple[float, float]:
+    """Returns the seconds of bare pipelines that write and read these rows."""
     view = feast.online._views[VIEW]
     client = feast.online.rows._address.connect(timeout_seconds=60)  # type: ignore[attr-defined]
-    keys, values = fields_of(rows, feast)
+    keys, values = encode(rows, feast)
     names = [_field(view, name) for name in view.dtypes]
     stamps = _stamps(_microseconds(rows[columns.EVENT_TIMESTAMP]))
 
@@ -104,7 +103,8 @@ def redis_limit(feast: feature_store.Store, rows: pa.Table) -> tuple[float, floa
 
 
 def sqlite_limit(feast: feature_store.Store, rows: pa.Table, folder: Path) -> tuple[float, float]:
-    keys, values = fields_of(rows, feast)
+    """Returns the seconds of bare SQL that writes and reads these rows."""
+    keys, values = encode(rows, feast)
     names = list(feast.online._views[VIEW].dtypes)
     connection = sqlite3.connect(folder / "limit.db", isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -112,10 +112,10 @@ def sqlite_limit(feast: feature_store.Store, rows: pa.Table, folder: Path) -> tu
 
     def write() -> None:
         connection.execute("BEGIN")
-        lines = (
+        cells = (
             (key, name, column[row]) for row, key in enumerate(keys) for name, column in zip(names, values, strict=True)
         )
-        connection.executemany("INSERT OR REPLACE INTO t VALUES (?, ?, ?)", lines)
+        connection.executemany("INSERT OR REPLACE INTO t VALUES (?, ?, ?)", cells)
         connection.execute("COMMIT")
 
     def read() -> None:
@@ -127,9 +127,10 @@ def sqlite_limit(feast: feature_store.Store, rows: pa.Table, folder: Path) -> tu
 
 
 def bench(settings: Settings, *, rows: int) -> None:
+    """Measures and prints the online store that the settings name."""
     feast = feature_store.open_store(settings)
     name = "Redis" if settings.redis_url else "SQLite"
-    first, second = made_up(rows, seed=1), made_up(min(rows, 5_000), seed=2)
+    first, second = simulate(rows, seed=1), simulate(min(rows, 5_000), seed=2)
     users, few = first[columns.USER].to_pylist(), second[columns.USER].to_pylist()
     frames = [second.slice(start, FEAST_AT_ONCE).to_pandas() for start in range(0, second.num_rows, FEAST_AT_ONCE)]
     names = [f"{VIEW}:{column}" for column in arrays.USER_COLUMNS]
@@ -141,26 +142,24 @@ def bench(settings: Settings, *, rows: int) -> None:
     def feast_read(ids: list[str]) -> None:
         for start in range(0, len(ids), FEAST_AT_ONCE):
             part = ids[start : start + FEAST_AT_ONCE]
-            feast.get_online_features(features=names, entity_rows=[{columns.USER: one} for one in part]).to_dict()
+            feast.get_online_features(features=names, entity_rows=[{columns.USER: user} for user in part]).to_dict()
 
-    theirs = best(feast_write, times=1) / len(few)
-    ours = best(lambda: feature_store.write_online(feast, VIEW, first)) / rows
-    theirs_read = best(lambda: feast_read(few)) / len(few)
-    ours_read = best(lambda: feature_store.online_history(feast, VIEW, users, arrays.USER_COLUMNS)) / rows
+    feast_writes = len(few) / best(feast_write, times=1)
+    writes = rows / best(lambda: feature_store.write_online(feast, VIEW, first))
+    feast_reads = len(few) / best(lambda: feast_read(few))
+    reads = rows / best(lambda: feature_store.online_history(feast, VIEW, users, arrays.USER_COLUMNS))
     if settings.redis_url:
-        limit, limit_read = redis_limit(feast, first)
+        write_seconds, read_seconds = redis_limit(feast, first)
     else:
-        limit, limit_read = sqlite_limit(feast, first, settings.data_dir)
-    limit, limit_read = limit / rows, limit_read / rows
+        write_seconds, read_seconds = sqlite_limit(feast, first, settings.data_dir)
     print(f"\n{name}: rows of {len(arrays.USER_COLUMNS)} lists of {ENTRIES} entries on average; rows/s, share of limit")
-    for what, one, two, three in (
-        ("write", theirs, ours, limit),
-        ("read many", theirs_read, ours_read, limit_read),
+    for verb, theirs, ours, limit in (
+        ("write", feast_writes, writes, rows / write_seconds),
+        ("read many", feast_reads, reads, rows / read_seconds),
     ):
-        print(
-            f"  {what:10} Feast {1 / one:9,.0f}   ours {1 / two:9,.0f}   limit {1 / three:9,.0f}   {three / two:4.0%}"
-        )
-    for what, read in (
+        share = f"{ours / limit * 100:3.0f} %"
+        print(f"  {verb:10} Feast {theirs:9,.0f}   ours {ours:9,.0f}   limit {limit:9,.0f}   {share}")
+    for label, read in (
         ("Feast", lambda user: feast_read([user])),
         ("ours", lambda user: feature_store.online_rows(feast, VIEW, [user])),
     ):
@@ -171,7 +170,7 @@ def bench(settings: Settings, *, rows: int) -> None:
             seconds.append(time.perf_counter() - started)
         cpu = (time.process_time() - cpu) / REQUESTS
         p50, p99 = np.percentile(seconds, [50, 99]) * 1000
-        print(f"  read one   {what:5} p50 {p50:.3f} ms   p99 {p99:.3f} ms   CPU {cpu * 1000:.3f} ms")
+        print(f"  read one   {label:5} p50 {p50:.3f} ms   p99 {p99:.3f} ms   CPU {cpu * 1000:.3f} ms")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole small releases, with models that are one sum each: enough to serve every endpoint for real."""
+"""Publishes small complete releases, whose models are one sum each: enough to serve every endpoint for real."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ ITEMS, WIDTH = 500, 16
 
 
 def publish_release(releases: Path, version: str, *, items: int = ITEMS, width: int = WIDTH) -> Path:
-    """A release of `items` items and a fraud model that scores by the amount; served from now on."""
+    """Publishes a release of `items` items, and of a fraud model that scores by the amount. Returns its folder."""
     building = publish.begin(releases, version)
     rng = np.random.default_rng(7)
     centres = rng.normal(size=(200, width)).astype(np.float32)
@@ -74,15 +74,14 @@ def publish_release(releases: Path, version: str, *, items: int = ITEMS, width: 
     return publish.publish(building, manifest)
 
 
-def _gate(model: str, floor: str) -> GateResult:
-    return GateResult(
-        metric="score", scores={model: 0.3, floor: 0.1}, model=model, best_baseline=floor, served=model, metrics={}
-    )
+def _gate(model: str, baseline: str) -> GateResult:
+    scores = {model: 0.3, baseline: 0.1}
+    return GateResult(metric="score", scores=scores, model=model, best_baseline=baseline, served=model, metrics={})
 
 
 def _write_models(folder: Path, width: int) -> None:
     real, whole = TensorProto.FLOAT, TensorProto.INT64
-    one = helper.make_tensor("axis", whole, [1], [1])
+    axis = helper.make_tensor("axis", whole, [1], [1])
     _save(
         folder / USER_TOWER,
         [
@@ -92,7 +91,7 @@ def _write_models(folder: Path, width: int) -> None:
         ],
         {"items": (whole, ["n", RECENT_ITEMS]), "weights": (real, ["n", RECENT_ITEMS])},
         {"vector": (real, ["n", width])},
-        [one, helper.make_tensor("width", whole, [2], [1, width])],
+        [axis, helper.make_tensor("width", whole, [2], [1, width])],
     )
     _save(
         folder / RANKER,
@@ -103,13 +102,12 @@ def _write_models(folder: Path, width: int) -> None:
         ],
         {"features": (real, ["n", len(CANDIDATE_FEATURES)]), "items": (whole, ["n"])},
         {"score": (real, ["n"])},
-        [one],
+        [axis],
     )
-    place = helper.make_tensor("place", whole, [1], [FEATURES.index("amount")])
     _save(
         folder / FRAUD,
         [
-            helper.make_node("Gather", ["features", "place"], ["column"], axis=1),
+            helper.make_node("Gather", ["features", "index"], ["column"], axis=1),
             helper.make_node("Squeeze", ["column", "axis"], ["amount"]),
             helper.make_node("Div", ["amount", "thousand"], ["share"]),
             helper.make_node("Clip", ["share", "zero", "top"], ["probability"]),
@@ -117,8 +115,8 @@ def _write_models(folder: Path, width: int) -> None:
         {"features": (real, ["n", len(FEATURES)])},
         {"probability": (real, ["n"])},
         [
-            one,
-            place,
+            axis,
+            helper.make_tensor("index", whole, [1], [FEATURES.index("amount")]),
             helper.make_tensor("thousand", real, [], [1000.0]),
             helper.make_tensor("zero", real, [], [0.0]),
             helper.make_tensor("top", real, [], [0.99]),
@@ -133,11 +131,12 @@ def _save(
     outputs: dict[str, tuple[int, list[str | int]]],
     constants: list[onnx.TensorProto],
 ) -> None:
+    """Writes an ONNX graph; inputs and outputs are (element type, shape) by name."""
     graph = helper.make_graph(
         nodes,
         path.stem,
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in outputs.items()],
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -1,9 +1,9 @@
-"""`headrace bench serve`: how fast recommendations are at a size, and where the time goes.
+"""`headrace bench serve`: measures latency and throughput of recommendations at a size, and where the time goes.
 
-A simulated shop (infra/bench/serve_data.py), the real API in processes of its own, and load from this process, on the
-same machine. Beside the latency stand the kernels' own times: what the feature read, the user encoder, Faiss, the
-ranker and JSON cost of the whole path, on one thread and without HTTP, so that everything between them shows. CPU
-milliseconds a request are the server's alone: on a machine that does other things too they tell more than the clock.
+A simulated shop (infra/bench/serve_data.py) is served by the real API in processes of its own, under load from this
+process on the same machine. Beside the latency stand the times of the kernels: feature read, user encoder, Faiss,
+ranker and JSON, on one thread and without HTTP; what the whole path costs beyond their sum is overhead. CPU
+milliseconds a request are the server's alone: on a machine that also does other work they say more than the clock.
 """
 
 import gc
@@ -51,7 +51,10 @@ def run(
     folder: Path | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Build, serve, load, and tell. Open loop with `rate`, else a closed one of `clients`."""
+    """Builds the shop, serves it under load, and returns the result as plain data.
+
+    With `rate` the load is an open loop of so many requests a second, otherwise a closed loop of `clients`.
+    """
     base = folder or Path(tempfile.gettempdir()) / "headrace-bench"
     settings = Settings(
         data_dir=base.absolute() / f"{items}x{width}",
@@ -83,20 +86,20 @@ def run(
     from apps.wiring import Services
     from infra.bench.serve_kernels import filtered, kernels
 
-    gc.set_threshold(YOUNG_OBJECTS)  # as a worker of the API does
+    gc.set_threshold(YOUNG_OBJECTS)  # as workers of the API do
 
     services = Services(settings)
     services.poll_release()
     services.rules.renew()
     assert services.releases.recommender is not None
     filters = filtered(services.releases.recommender)
-    parts, path_ms, drawn = kernels(services, bodies)
+    parts, path_ms, ranked = kernels(services, bodies)
     services.impressions.stop()
     total = sum(parts.values())
     return {
         "items": items,
         "dim": width,
-        "candidates": drawn,
+        "candidates": ranked,
         "index": kind,
         "index_recall": round(recall, 4),
         "load": f"{rate:g} requests/s" if rate is not None else f"{clients or 1} clients",
@@ -117,23 +120,26 @@ def run(
 
 
 def make_bodies(items: int, *, seed: int) -> list[bytes]:
-    """Requests of visitors: most are known, some are sessions, some strangers; a third of them with a filter."""
+    """Returns bodies of requests: 75 % known users, 20 % sessions, 5 % nobody; a third of them with a filter."""
     rng = np.random.default_rng(seed)
-    made = []
+
+    def some_items() -> list[str]:
+        return [f"item-{item:07d}" for item in rng.integers(0, items, 5)]
+
+    bodies = []
     for number in range(BODIES):
         body: dict[str, Any] = {"surface": "home", "n": 20}
-        who = rng.random()
-        if who < 0.75:
+        visitor = rng.random()
+        if visitor < 0.75:
             body["user_id"] = f"user-{rng.integers(0, 5_000)}"
-        elif who < 0.95 and items:
-            looked = [f"item-{place:07d}" for place in rng.integers(0, items, 5)]
-            body["session"] = {"session_id": f"s-{number}", "items": looked}
+        elif visitor < 0.95 and items:
+            body["session"] = {"session_id": f"s-{number}", "items": some_items()}
         if rng.random() < 1 / 3:
             body["filter"] = FILTER
         if rng.random() < 0.2 and items:
-            body["exclude"] = [f"item-{place:07d}" for place in rng.integers(0, items, 5)]
-        made.append(orjson.dumps(body))
-    return made
+            body["exclude"] = some_items()
+        bodies.append(orjson.dumps(body))
+    return bodies
 
 
 def _put(port: int, path: str, body: object) -> None:
@@ -141,7 +147,7 @@ def _put(port: int, path: str, body: object) -> None:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(address, orjson.dumps(body), headers, method="PUT")
     with urllib.request.urlopen(request, timeout=10):  # noqa: S310
-        time.sleep(1.5)  # every worker follows the log
+        time.sleep(1.5)  # until every worker has read it from the log
 
 
 def _family(server: psutil.Process) -> list[psutil.Process]:
@@ -149,10 +155,10 @@ def _family(server: psutil.Process) -> list[psutil.Process]:
 
 
 def _cpu_seconds(server: psutil.Process) -> float:
-    return sum(one.cpu_times().user + one.cpu_times().system for one in _family(server))
+    return sum(sum(process.cpu_times()[:2]) for process in _family(server))
 
 
 def _memory(server: psutil.Process) -> dict[str, float]:
-    """MiB of the largest process: resident, and of that what no other process has."""
-    full = max((one.memory_full_info() for one in _family(server)), key=lambda info: info.rss)
+    """Returns MiB of the largest process: resident, and the part that it shares with no other process."""
+    full = max((process.memory_full_info() for process in _family(server)), key=lambda info: info.rss)
     return {"resident": round(full.rss / 2**20, 1), "own": round(full.uss / 2**20, 1)}

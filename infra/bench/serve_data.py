@@ -1,8 +1,8 @@
-"""A shop for load: a simulated catalogue with release files of the real kinds, and an online store full of histories.
+"""Builds a simulated shop to put under load: a release with the real kinds of files, and an online store of histories.
 
-A simulator, and nobody's real behaviour: item vectors lie in clusters, what sells follows Zipf, visitors are as unequal
-as those of a shop. The models are the real architectures with random weights, exported as training exports them, so
-they cost what trained ones cost and their order means nothing. Built once per size, then kept.
+It imitates no real behaviour beyond its skew: item vectors lie in clusters, sales follow Zipf, and visitors are as
+unequal as those of a shop. The models have the real architectures with random weights, exported as training exports
+them: they cost what trained ones cost, and their order means nothing. A shop is built once for each size, then kept.
 """
 
 import json
@@ -51,15 +51,15 @@ USERS = 5_000
 CATEGORIES = 40
 NEIGHBOURS = 50
 SOLD_LATELY = 30_000
-"""Most items that sold in the last month: only they have a history in the online store."""
+"""Most items that sold in the last month; only these have a history in the online store."""
 SEED = 7
 
 
 def build(settings: Settings, *, items: int, width: int, say: Callable[[str], None]) -> None:
-    """Make the release and the online store below settings.data_dir, unless they are there already."""
+    """Builds the release and the online store below settings.data_dir, unless they are there already."""
     done = settings.data_dir / "world.json"
-    wanted = {"items": items, "width": width, "features": list(CANDIDATE_FEATURES), "windows": list(ITEM_WINDOWS)}
-    if done.exists() and json.loads(done.read_text()) == wanted and current_version(settings.releases_dir):
+    shape = {"items": items, "width": width, "features": list(CANDIDATE_FEATURES), "windows": list(ITEM_WINDOWS)}
+    if done.exists() and json.loads(done.read_text()) == shape and current_version(settings.releases_dir):
         return
     started = time.monotonic()
     rng = np.random.default_rng(SEED)
@@ -68,11 +68,12 @@ def build(settings: Settings, *, items: int, width: int, say: Callable[[str], No
     store = open_store(settings)
     fill_items(store, names, rng)
     fill_users(store, names, rng)
-    done.write_text(json.dumps(wanted))
+    done.write_text(json.dumps(shape))
     say(f"built {items:,} items x {width} and {USERS:,} visitors in {time.monotonic() - started:.0f} s")
 
 
 def write_release(releases: Path, names: list[str], width: int, rng: np.random.Generator) -> None:
+    """Publishes a release of these items, whose vectors have length `width`."""
     count = len(names)
     out = publish.begin(releases, "bench")
     vectors, cluster = clustered(count, width, rng)
@@ -91,11 +92,11 @@ def write_release(releases: Path, names: list[str], width: int, rng: np.random.G
         ),
         out / CATALOGUE,
     )
-    near = np.minimum(NEIGHBOURS, max(1, count))
+    neighbours = min(NEIGHBOURS, max(1, count))
     stored = {
         "vectors": vectors,
-        "neighbours": rng.integers(0, max(1, count), (count, near)).astype(np.int32),
-        "similarities": np.sort(rng.random((count, near)).astype(np.float32), axis=1)[:, ::-1],
+        "neighbours": rng.integers(0, max(1, count), (count, neighbours)).astype(np.int32),
+        "similarities": np.sort(rng.random((count, neighbours)).astype(np.float32), axis=1)[:, ::-1],
         "windows": rng.gamma(0.5, 4, (count, len(ITEM_WINDOWS))).astype(np.float32),
     }
     save_file({name: np.ascontiguousarray(array) for name, array in stored.items()}, out / ARRAYS)
@@ -118,7 +119,7 @@ def write_release(releases: Path, names: list[str], width: int, rng: np.random.G
 
 
 def clustered(count: int, width: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Unit vectors around some hundred centres, float32 [N, D], and the centre of each."""
+    """Returns unit vectors around 400 centres, float32 [count, width], and the centre of each, int64 [count]."""
     centres = rng.normal(size=(400, width)).astype(np.float32)
     cluster = rng.integers(0, len(centres), count)
     vectors = centres[cluster] + 0.7 * rng.standard_normal((count, width), dtype=np.float32)
@@ -126,6 +127,7 @@ def clustered(count: int, width: int, rng: np.random.Generator) -> tuple[NDArray
 
 
 def write_models(out: Path, vectors: NDArray[np.float32], width: int) -> None:
+    """Exports user tower and ranker with random weights."""
     torch.manual_seed(SEED)
     rows = max(1, min(3, len(vectors)))
     table = torch.from_numpy(vectors) if len(vectors) else torch.zeros((1, width))
@@ -156,7 +158,7 @@ def _store(store: Store, view: str, key: str, names: list[str], rows: History) -
 
 
 def fill_items(store: Store, names: list[str], rng: np.random.Generator) -> None:
-    """The sales of the last month of those items that had any."""
+    """Writes the daily sales of items that sold in the last month: half of the items, SOLD_LATELY at most."""
     sold = rng.permutation(len(names))[: min(SOLD_LATELY, (len(names) + 1) // 2)]
     lengths = np.minimum(rng.zipf(1.4, len(sold)), arrays.ITEM_CAP)
     today = int(time.time() * 1000) // DAY * DAY
@@ -168,11 +170,11 @@ def fill_items(store: Store, names: list[str], rng: np.random.Generator) -> None
     }  # fmt: skip
     rows = History(np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), entries)
     if len(sold):
-        _store(store, views.ITEM_HISTORY, columns.ITEM, [names[place] for place in sold], rows)
+        _store(store, views.ITEM_HISTORY, columns.ITEM, [names[item] for item in sold], rows)
 
 
 def fill_users(store: Store, names: list[str], rng: np.random.Generator) -> None:
-    """Half a year of visits of each visitor: some have a handful of entries, some hundreds."""
+    """Writes half a year of visits of each user: some have a handful of entries, some hundreds."""
     lengths = np.clip(rng.lognormal(3.6, 0.9, USERS), 1, 400).astype(np.int64) if names else np.zeros(USERS, np.int64)
     total, now = int(lengths.sum()), int(time.time() * 1000)
     owner = np.repeat(np.arange(USERS), lengths)
@@ -183,7 +185,7 @@ def fill_users(store: Store, names: list[str], rng: np.random.Generator) -> None
     chosen = np.where(rng.random(total) < 0.5, popular, rng.integers(0, max(1, len(names)), total))
     entries = {
         columns.TIMES: np.minimum(times[order], now),
-        columns.ITEMS: np.array([names[place] for place in chosen], dtype=object),
+        columns.ITEMS: np.array([names[item] for item in chosen], dtype=object),
         columns.EVENT_TYPES: rng.choice(
             [columns.EVENT_TYPE_CODES["view"], columns.EVENT_TYPE_CODES["purchase"]], total
         ),
@@ -196,7 +198,7 @@ def fill_users(store: Store, names: list[str], rng: np.random.Generator) -> None
 
 
 def index_recall(settings: Settings) -> tuple[str, float]:
-    """Kind and recall@100 of the release's index, as its manifest says."""
+    """Returns kind and recall@100 of the release's index, from its manifest."""
     _, manifest = read_release(settings.releases_dir, current_version(settings.releases_dir) or "")
     assert manifest.recommend is not None
     return manifest.recommend.index_kind, manifest.recommend.index_recall

@@ -1,4 +1,4 @@
-"""What the parts of an answer cost within it, on one thread and without HTTP; and the search under filters."""
+"""Measures what the parts of an answer cost, on one thread and without HTTP; and the index search under filters."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +18,11 @@ QUERIES = 50
 
 
 def kernels(services: Services, bodies: Sequence[bytes]) -> tuple[dict[str, float], float, int]:
-    """Mean CPU milliseconds of each kernel by name and of the whole path from the request's bytes to the answer's, and
-    how many candidates a request ranks on average. Within the path, for alone a kernel finds its data in the cache."""
+    """Returns mean CPU milliseconds of each kernel by name, of the whole path from the request's bytes to the answer's,
+    and the mean number of candidates that a request ranks.
+
+    Kernels are timed within the path, because a kernel that runs alone finds its data in the cache.
+    """
     recommender = services.releases.recommender
     assert recommender is not None
     spent = dict.fromkeys(("feature read", "encoder", "faiss", "ranker", "json"), 0.0)
@@ -47,23 +50,24 @@ def kernels(services: Services, bodies: Sequence[bytes]) -> tuple[dict[str, floa
     for number in range(WARM + REPEATS):
         if number == WARM:
             spent.update(dict.fromkeys(spent, 0.0))
-            began = time.thread_time()
+            path_started = time.thread_time()
         dump(services.recommend.recommend(parse(bodies[number % len(bodies)])))
-    path = time.thread_time() - began
-    return {name: told * 1000 / REPEATS for name, told in spent.items()}, path * 1000 / REPEATS, int(np.mean(sizes))
+    path = time.thread_time() - path_started
+    kernel_ms = {name: seconds * 1000 / REPEATS for name, seconds in spent.items()}
+    return kernel_ms, path * 1000 / REPEATS, int(np.mean(sizes))
 
 
 def filtered(recommender: RecommenderFiles) -> dict[str, dict[str, float]]:
-    """Recall@100 against exact search and median milliseconds, by the share of items that a filter leaves."""
+    """Returns recall@100 against exact search and median milliseconds, by the share of items that a filter leaves."""
     rng, vectors = np.random.default_rng(5), recommender.catalogue.vectors
-    told: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for share in SHARES:
         mask = rng.random(len(vectors)) < share
         allowed, members = ItemSet.from_mask(mask) if share < 1 else None, np.flatnonzero(mask)
         recalls, took = [], []
-        for place in rng.integers(0, max(1, len(vectors)), QUERIES if len(members) else 0):
+        for item in rng.integers(0, max(1, len(vectors)), QUERIES if len(members) else 0):
             noise = rng.normal(scale=0.3 / vectors.shape[1] ** 0.5, size=vectors.shape[1])
-            query = vectors[place] + noise.astype(np.float32)
+            query = vectors[item] + noise.astype(np.float32)
             started = time.perf_counter()
             hits = recommender.nearest(query, 100, allowed)
             took.append((time.perf_counter() - started) * 1000)
@@ -71,5 +75,5 @@ def filtered(recommender: RecommenderFiles) -> dict[str, dict[str, float]]:
             recalls.append(np.isin(exact, hits).mean())
         if recalls:
             recall, median = float(np.mean(recalls)), float(np.median(took))
-            told[f"{share:.1%}"] = {"recall_at_100": round(recall, 4), "ms": round(median, 3)}
-    return told
+            results[f"{share:.1%}"] = {"recall_at_100": round(recall, 4), "ms": round(median, 3)}
+    return results

@@ -1,7 +1,7 @@
-"""The servers that a benchmark measures: started for it in a folder of their own, and stopped with it.
+"""Starts the servers that a benchmark measures, in a folder of their own, and stops them with it.
 
-Embedded (files and SQLite) or real (Kafka and Redis, as `headrace up` starts them), with a small made-up release: what
-is measured is the way of an event, not a model.
+They are embedded (files and SQLite) or real (Kafka and Redis, as `headrace up` starts them) and serve a small sample
+release, because benchmarks of the event path measure no model.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from infra.settings import Settings
 
 @contextlib.contextmanager
 def serving(*, real: bool) -> Iterator[Settings]:
-    """API, scorer and feature job, ready; yields their settings."""
+    """Runs API, scorer and feature job; yields their settings once they are ready."""
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         settings = Settings(
             data_dir=Path(folder),
@@ -49,7 +49,7 @@ def serving(*, real: bool) -> Iterator[Settings]:
 
 @contextlib.contextmanager
 def api(settings: Settings) -> Iterator[psutil.Process]:
-    """The API alone over what `settings` name, ready; yields its process, whose workers are its children."""
+    """Runs the API alone; yields its process, whose children are the workers, once it is ready."""
     pid = processes.start(settings, "api", "serve")
     try:
         stack.wait_for(settings, "api")

@@ -1,7 +1,7 @@
-"""`headrace demo`: the whole story on one machine, step by step, each step the command that a person would type.
+"""`headrace demo`: the whole flow on one machine, step by step, each step the command that a person would type.
 
-Its data lives in var/demo (events and features are made anew each time, releases stay). What it prints at the end was
-measured in this run.
+Its data is in var/demo: each run replaces events and features, and keeps releases. The figures that it prints at the
+end were measured in this run.
 """
 
 import contextlib
@@ -31,31 +31,33 @@ from infra.settings import Settings
 Say = Callable[[str], None]
 EXPERIMENT = "ranker"
 FROM_SCRATCH = ("log", "offline", "feast", "checkpoints", "status", "holdout", "live", "quality", "warehouse", "logs")
+"""Folders of the data directory that each run removes first."""
 FRESH_WITHIN_SECONDS = 5.0
 FEATURES_SECONDS = 600.0
 
 
 class DemoError(Exception):
-    """A step of the demo failed; says which, and where its log is."""
+    """Says which step of the demo failed, and where its log is."""
 
 
 def _settings(port: int | None) -> Settings:
+    """Returns the settings of the environment, with the demo's own values for what it leaves open."""
     chosen: dict[str, Any] = {} if port is None else {"port": port}
     base = Settings()
     if "exposures_refresh_seconds" not in base.model_fields_set:
-        chosen["exposures_refresh_seconds"] = 3  # the story ends when its last outcome is joined
+        chosen["exposures_refresh_seconds"] = 3  # the demo ends when the last outcome is joined
     if "data_dir" not in base.model_fields_set:
         chosen["data_dir"] = Path("var/demo").absolute()
     return Settings(**{**base.model_dump(include=base.model_fields_set), **chosen})
 
 
 def down() -> list[str]:
-    """Stop the demo's processes; returns their names."""
+    """Stops the demo's processes; returns their names."""
     return processes.stop_all(_settings(None))
 
 
 def run(*, small: bool, detach: bool, data: Path | None, port: int | None, say: Say) -> None:
-    """Tell the story; then serve until Ctrl-C, or return at once with `detach`."""
+    """Runs all steps, then serves until Ctrl-C, or returns at once with `detach`. Raises DemoError."""
     settings = _settings(port)
     started = time.monotonic()
     if stopped := processes.stop_all(settings):
@@ -86,13 +88,13 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
         words += ["--data", str(data)] if data else []
         words += ["--customers", "500"] if small else []
         payments = ["simulate", *(("--cards", "700", "--terminals", "400", "--live-days", "1") if small else ())]
-        with ThreadPoolExecutor() as pool:  # beside each other: their topics are apart
+        with ThreadPoolExecutor() as pool:  # at the same time, because they write to different topics
             for done in [pool.submit(_do, settings, *command) for command in (words, payments)]:
                 done.result()
     with contextlib.ExitStack() as unfinished:
         with _Step(say, "2  Features: Spark turns events into histories and tables, Feast keeps them"):
             processes.start(settings, "stream", "stream")
-            # It loads its libraries while Spark starts, which leaves half of the machine idle.
+            # Training loads its libraries while Spark starts, which leaves half of the machine idle.
             training = _begin(settings, "train", "small" if small else "standard", "--wait")
             unfinished.callback(training.terminate)
             say(_wait_for_features(settings))
@@ -100,19 +102,19 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
         # They start while the models train, and wait for the release.
         for name, verb in (("api", "serve"), ("scorer", "score")):
             processes.start(settings, name, verb)
-        with _Step(say, "3  Training, gate and release: two-tower, ranker, fraud detector beside their floors"):
+        with _Step(say, "3  Training, gate and release: two-tower, ranker, fraud detector against their baselines"):
             _end(training)
 
 
 def _serve(settings: Settings, *, small: bool, say: Say) -> None:
-    with _Step(say, "4  Serving: the API loads the release, the feature job goes on beside it"):
+    with _Step(say, "4  Serving: the API loads the release while the feature job keeps running"):
         if not processes.wait_until(lambda: _ready(settings), seconds=90):
             raise DemoError(f"the API did not become ready:\n{processes.log_tail(settings, 'api')}")
         _put_experiment(settings)
         say(f"serving release {_get(settings, '/readyz')['release']} on {_address(settings)}")
-    with _Step(say, "5  Traffic: the held-out month, live, model against its best floor"):
+    with _Step(say, "5  Traffic: the held-out month, live, model against its best baseline"):
         _do(settings, "traffic", "--seconds", "10" if small else "80")
-    with _Step(say, "6  Report: what was shown joined to what was bought, alerts to what was fraud"):
+    with _Step(say, "6  Report: items shown joined to items bought, alerts joined to frauds"):
         say(_show_freshness(settings))
         _wait_for_scorer(settings)
         _wait_for_outcomes(settings)
@@ -125,7 +127,7 @@ def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
         gate = card["gate"]
         scores = sorted(gate["scores"].items(), key=lambda pair: -pair[1])
         say(
-            f"{name:10} {gate['metric']}: {', '.join(f'{who} {score:.3f}' for who, score in scores)}; "
+            f"{name:10} {gate['metric']}: {', '.join(f'{model} {score:.3f}' for model, score in scores)}; "
             f"served: {gate['served']}"
         )
     traffic = json.loads(settings.traffic_status.read_text())
@@ -134,10 +136,10 @@ def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
         f"score p50 {traffic['score_ms']['p50']} ms, p99 {traffic['score_ms']['p99']} ms (from the intended send time)"
     )
     quality = json.loads((settings.data_dir / "quality" / "import.json").read_text())
-    letters = sum(1 for _ in read_all(open_log(settings), topics.DEAD_LETTERS))
+    dead_letters = sum(1 for _ in read_all(open_log(settings), topics.DEAD_LETTERS))
     say(
         f"events     {quality['accepted']:,} imported, {traffic['events']['accepted']:,} accepted live, "
-        f"{letters:,} dead-lettered"
+        f"{dead_letters:,} dead-lettered"
     )
     say(f"alerts     {_alert_quality(settings)}")
     report = _get(settings, f"/v1/experiments/{EXPERIMENT}/report")
@@ -147,7 +149,7 @@ def _conclude(settings: Settings, *, seconds: float, say: Say) -> None:
 
 
 class _Step:
-    """A headline before, the time after."""
+    """Prints a headline before the step and its seconds after it."""
 
     def __init__(self, say: Say, title: str) -> None:
         self._say = say
@@ -163,24 +165,25 @@ class _Step:
 
 
 def _do(settings: Settings, *words: str) -> None:
-    """Run one headrace command in front of the user. Raises DemoError when it fails."""
+    """Runs one headrace command in the foreground. Raises DemoError when it fails."""
     _end(_begin(settings, *words))
 
 
 def _begin(settings: Settings, *words: str) -> subprocess.Popen[bytes]:
+    """Starts one headrace command in the foreground, for `_end` to wait for."""
     environment = {**processes.environment(settings), "HEADRACE_LOG_LEVEL": "ERROR"}
     return subprocess.Popen(processes.command(*words), env=environment)
 
 
 def _end(command: subprocess.Popen[bytes]) -> None:
-    """Wait for what `_begin` began. Raises DemoError when it fails."""
+    """Waits for a command that `_begin` started. Raises DemoError when it fails."""
     if command.wait():
         words = cast(list[str], command.args)[len(processes.command()) :]
         raise DemoError(f"`headrace {' '.join(words)}` failed; `headrace doctor` says what may be missing")
 
 
 def _wait_for_features(settings: Settings) -> str:
-    """Follow the feature job until it has caught up with the log and made its tables; returns what it made."""
+    """Follows the feature job until it has caught up with the log and written its tables; returns a summary."""
     status, tables = settings.stream_status, settings.tables_status
     with tqdm(desc="features", unit="record", unit_scale=True, leave=False) as bar:
 
@@ -194,13 +197,14 @@ def _wait_for_features(settings: Settings) -> str:
 
         if not processes.wait_until(done, seconds=FEATURES_SECONDS):
             raise DemoError(f"features were not ready in time:\n{processes.log_tail(settings, 'stream')}")
-    told = json.loads(status.read_text())
-    made = json.loads(tables.read_text())["made"]
-    return f"features: {told['records']:,} records folded into histories, {told['rejected']:,} dead-lettered; {made}"
+    counts = json.loads(status.read_text())
+    written = json.loads(tables.read_text())["made"]
+    folded = f"{counts['records']:,} records folded into histories, {counts['rejected']:,} dead-lettered"
+    return f"features: {folded}; {written}"
 
 
 def _skip_scored_history(settings: Settings) -> None:
-    """The imported payments are history: the scorer starts behind them."""
+    """Makes the scorer start after the imported payments, which are history."""
     from apps.fraud import scorer
 
     scorer.skip_history(open_log(settings))
@@ -213,7 +217,9 @@ def _refuse_taken_port(settings: Settings) -> None:
         pass
     except OSError:
         return
-    raise DemoError(f"something already answers on port {settings.port}; stop it or give another with --port (PORT=…)")
+    raise DemoError(
+        f"another program already answers on port {settings.port}; stop it, or choose another port with --port (PORT=…)"
+    )
 
 
 def _address(settings: Settings) -> str:
@@ -242,16 +248,17 @@ def _ready(settings: Settings) -> bool:
 
 
 def _put_experiment(settings: Settings) -> None:
+    """Defines the experiment: half of the visitors get the best baseline, half the model."""
     _send(
         settings,
         f"/v1/experiments/{EXPERIMENT}",
         {
             "key": EXPERIMENT,
             "surface": "home",
-            "description": "Does the ranker sell more of what it shows than its best floor?",
-            "metric": "hit_rate",  # nearly every customer buys something of twenty items
+            "description": "Does the ranker sell more of the items it shows than its best baseline?",
+            "metric": "hit_rate",  # nearly every customer buys one of twenty items
             "variations": [
-                {"key": "floor", "weight": 0.5, "parameters": {"recommender": "floor"}},
+                {"key": "baseline", "weight": 0.5, "parameters": {"recommender": "floor"}},
                 {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
             ],
         },
@@ -260,7 +267,7 @@ def _put_experiment(settings: Settings) -> None:
 
 
 def _show_freshness(settings: Settings) -> str:
-    """Post a purchase for a user, and time how long until an answer without what was seen lacks the item bought."""
+    """Posts a purchase and measures the time until the user's recommendations, without seen items, lack that item."""
     holdout = pq.read_table(settings.data_dir / "holdout" / "shop_events.parquet")
     user = next(name for name in reversed(holdout["user_id"].to_pylist()) if name)
     question = {"user_id": user, "surface": "freshness", "n": 20, "seen": "drop"}
@@ -268,7 +275,7 @@ def _show_freshness(settings: Settings) -> str:
     def answer() -> list[str]:
         return [item["item_id"] for item in _send(settings, "/v1/recommend", question)["items"]]
 
-    # Not while the job still works off the traffic: what is shown is the way of one event.
+    # The feature job may still work on the traffic; this measures a single event.
     status = settings.stream_status
     processes.wait_until(lambda: time.time() - status.stat().st_mtime > 2, seconds=60)
     bought = answer()[0]
@@ -280,9 +287,9 @@ def _show_freshness(settings: Settings) -> str:
     changed = processes.wait_until(lambda: bought not in answer(), seconds=30, pause=0.05)
     took = time.monotonic() - posted
     if not changed:
-        raise DemoError("an event did not change its user's answer within 30 s; see logs/stream.log")
+        raise DemoError("a purchase did not change its user's answer within 30 s; see logs/stream.log")
     verdict = "" if took <= FRESH_WITHIN_SECONDS else f" (more than the promised {FRESH_WITHIN_SECONDS:.0f} s)"
-    return f"freshness: a purchase posted for user {user} changed that user's answer after {took:.1f} s{verdict}"
+    return f"freshness: a purchase by user {user} changed that user's answer after {took:.1f} s{verdict}"
 
 
 def _wait_for_scorer(settings: Settings) -> None:
@@ -296,7 +303,7 @@ def _wait_for_scorer(settings: Settings) -> None:
 
 
 def _wait_for_outcomes(settings: Settings) -> None:
-    """The feature job joins outcomes every few seconds: wait until the report knows every answer of the traffic."""
+    """Waits until the report counts every answer of the traffic; the feature job joins outcomes every few seconds."""
     traffic = json.loads(settings.traffic_status.read_text())
     answered = traffic["statuses"].get("recommend 200", 0)
 
@@ -306,11 +313,11 @@ def _wait_for_outcomes(settings: Settings) -> None:
         return bool(counted >= answered)
 
     if not processes.wait_until(done, seconds=180, pause=1.0):
-        raise DemoError(f"the report lacks some answers:\n{processes.log_tail(settings, 'stream')}")
+        raise DemoError(f"the report still lacks answers after 180 s:\n{processes.log_tail(settings, 'stream')}")
 
 
 def _alert_quality(settings: Settings) -> str:
-    """Alerts of the traffic beside the simulator's truth."""
+    """Compares the alerts of the traffic with the frauds that the simulator planted."""
     truth = pq.read_table(settings.data_dir / "live" / "live_transactions.parquet")
     frauds = {
         name for name, fraud in zip(truth["event_id"].to_pylist(), truth["fraud"].to_pylist(), strict=True) if fraud
@@ -320,9 +327,9 @@ def _alert_quality(settings: Settings) -> str:
         decision = json.loads(record.value)
         outcomes.setdefault(decision["event_id"], decision["outcome"])
     alerts = {name for name, outcome in outcomes.items() if outcome != "approve"}
-    found = len(alerts & frauds)
-    precision = f"precision {found / len(alerts):.2f}, " if alerts else ""
+    caught = len(alerts & frauds)
+    precision = f"precision {caught / len(alerts):.2f}, " if alerts else ""
     return (
         f"{len(alerts):,} of {len(outcomes):,} scored payments, {precision}"
-        f"{found} of {len(frauds)} frauds found (simulated, so the truth is known)"
+        f"{caught} of {len(frauds)} frauds caught (simulated, so the truth is known)"
     )

@@ -1,8 +1,7 @@
-"""What this machine lacks to run Headrace, and the one command that gets it.
+"""`headrace doctor`: reports what this machine lacks to run Headrace, and the command that gets it.
 
-It looks and never changes anything; heavy packages are looked for, not imported. It inspects the machine
-(JAVA_HOME, PATH), which is not configuration: that comes from infra.settings. `python -m infra.cli.doctor` prints
-only what is missing.
+It changes nothing, and finds packages without importing them. JAVA_HOME and PATH describe the machine, so they are read
+here; configuration comes from infra.settings. `python -m infra.cli.doctor` prints only what is missing.
 """
 
 import http.client
@@ -29,18 +28,20 @@ ROLES = {
     "stream": ("pyspark",),
     "train": ("torch", "torchrec", "fbgemm_gpu", "onnx", "sklearn"),
 }
-"""Packages that stand for each role's requirements file."""
+"""Packages whose presence shows that a role's requirements file is installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """The result of one check."""
+
     subject: str
     state: Literal["ok", "missing", "optional"]
-    """`missing` stops something that Headrace needs; `optional` is absent and can stay so."""
-    found: str
+    """`missing`: Headrace needs it and it is absent; `optional`: it is absent, and Headrace runs without it."""
+    detail: str
     needed_for: str
     remedy: str = ""
-    """The command that gets it, or a sentence where no one command does; empty when the state is ok."""
+    """The command that gets it, or a sentence where no single command does; empty when the state is ok."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,19 @@ class Machine:
     """How software gets onto this machine."""
 
     system: str
-    """As sys.platform says it."""
+    """sys.platform."""
     distribution: str = ""
     """ID of /etc/os-release, such as debian."""
     apt: bool = False
     root: bool = False
 
-    def install(self, what: str, *, apt: str, brew: str) -> str:
+    def install(self, software: str, *, apt: str, brew: str) -> str:
+        """Returns the command that installs `software`; apt and brew are its package names there."""
         if self.system == "darwin":
             return f"brew install {brew}"
         if self.apt:
             return f"{'' if self.root else 'sudo '}apt-get install -y {apt}"
-        return f"Install {what} with this system's package manager."
+        return f"Install {software} with this system's package manager."
 
 
 def this_machine() -> Machine:
@@ -71,10 +73,7 @@ def this_machine() -> Machine:
 
 
 def check(settings: Settings, *, machine: Machine | None = None, java_home: str | None = None) -> list[Finding]:
-    """Everything looked at, in the order in which a newcomer needs it.
-
-    `java_home` replaces JAVA_HOME of the environment.
-    """
+    """Runs all checks, in the order in which a new user needs the results; `java_home` replaces JAVA_HOME."""
     machine = machine or this_machine()
     return [
         _python(),
@@ -90,16 +89,16 @@ def check(settings: Settings, *, machine: Machine | None = None, java_home: str 
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """1 when anything needed is missing, else 0."""
+    """Returns 1 when anything needed is missing, otherwise 0."""
     return int(any(finding.state == "missing" for finding in findings))
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """One line a finding, the remedy below it, and a last line that sums up."""
+    """Returns one line for each finding, with the remedy below it, and a last line that sums up."""
     lines: list[str] = []
     width = max((len(finding.subject) for finding in findings), default=0)
     for finding in findings:
-        lines.append(f"{finding.state:<8}  {finding.subject:<{width}}  {finding.found}")
+        lines.append(f"{finding.state:<8}  {finding.subject:<{width}}  {finding.detail}")
         if finding.state != "ok":
             lines.append(f"{'':<8}  {'':<{width}}  for {finding.needed_for}: {finding.remedy}")
     missing = sum(finding.state == "missing" for finding in findings)
@@ -116,7 +115,7 @@ def _python() -> Finding:
 
 
 def java_major(version_text: str) -> int | None:
-    """The major version in what `java -version` prints; None when it prints no version.
+    """Returns the major version that `java -version` prints; None when it prints no version.
 
     >>> java_major('openjdk version "17.0.15" 2025-04-15'), java_major('java version "1.8.0_402"'), java_major("?")
     (17, 8, None)
@@ -126,26 +125,26 @@ def java_major(version_text: str) -> int | None:
 
 
 def _java(machine: Machine, java_home: str) -> Finding:
-    # On Ubuntu releases still in use the default is older than 17.
+    # The default of some Ubuntu releases is older than 17.
     package = "openjdk-21-jre-headless" if machine.distribution == "ubuntu" else "default-jre-headless"
-    remedy = machine.install("a Java 17 or later", apt=package, brew="--cask temurin@21")
-    purpose = "Spark (headrace features, stream, exposures, demo); a Kafka broker of this machine"
+    remedy = machine.install(f"Java {JAVA_MINIMUM} or later", apt=package, brew="--cask temurin@21")
+    purpose = "Spark (headrace features, stream, exposures, demo) and a Kafka broker on this machine"
     path = str(Path(java_home) / "bin" / "java") if java_home else shutil.which("java")
     printed = _output(path, "-version") if path else None
     if path is None or printed is None:
-        place = f"no working java in JAVA_HOME ({java_home})" if java_home else "no working java on PATH"
-        return Finding("Java", "missing", place, purpose, remedy)
+        detail = f"no working java in JAVA_HOME ({java_home})" if java_home else "no working java on PATH"
+        return Finding("Java", "missing", detail, purpose, remedy)
     major = java_major(printed)
     if major is None or major < JAVA_MINIMUM:
-        found = f"{path} is Java {major or 'of an unknown version'}; {JAVA_MINIMUM} or later is wanted"
-        return Finding("Java", "missing", found, purpose, remedy)
+        detail = f"{path} is Java {major or 'of an unknown version'}; {JAVA_MINIMUM} or later is needed"
+        return Finding("Java", "missing", detail, purpose, remedy)
     if VECTOR_MODULE not in (_output(path, "--list-modules") or ""):
         return Finding("Java", "missing", f"{path} lacks the module {VECTOR_MODULE}", purpose, remedy)
     return Finding("Java", "ok", f"{major} ({path})", purpose)
 
 
 def _output(*argv: str) -> str | None:
-    """What a short command prints to either stream; None when it cannot run or fails."""
+    """Returns what a short command prints to either stream; None when it cannot run or fails."""
     try:
         done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -157,12 +156,12 @@ def _packages() -> Iterator[Finding]:
     for role, modules in ROLES.items():
         absent = [module for module in modules if importlib.util.find_spec(module) is None]
         state: Literal["ok", "missing"] = "missing" if absent else "ok"
-        found = f"not installed: {', '.join(absent)}" if absent else "installed"
-        yield Finding(f"packages: {role}", state, found, f"the role {role}", "make setup" if absent else "")
+        detail = f"not installed: {', '.join(absent)}" if absent else "installed"
+        yield Finding(f"packages: {role}", state, detail, f"the role {role}", "make setup" if absent else "")
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+    """Returns the path, or the nearest folder above it that exists."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -170,7 +169,7 @@ def _existing(path: Path) -> Path:
 
 
 def _writable(data_dir: Path) -> Finding:
-    purpose = "the log, features and releases"
+    purpose = "the event log, features and releases"
     nearest = _existing(data_dir)
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return Finding("data folder", "ok", str(data_dir.absolute()), purpose)
@@ -188,10 +187,10 @@ def _at_least(
     remedy: str,
     state: Literal["missing", "optional"],
 ) -> Finding:
-    found = f"{have:.3g} {unit}"
+    detail = f"{have:.3g} {unit}"
     if have >= enough:
-        return Finding(subject, "ok", found, purpose)
-    return Finding(subject, state, f"{found}; {enough:g} {unit} are wanted", purpose, remedy)
+        return Finding(subject, "ok", detail, purpose)
+    return Finding(subject, state, f"{detail}; at least {enough:g} {unit} needed", purpose, remedy)
 
 
 def _disk(data_dir: Path) -> Finding:
@@ -200,8 +199,8 @@ def _disk(data_dir: Path) -> Finding:
         have=shutil.disk_usage(_existing(data_dir)).free / GIBIBYTE,
         enough=3,
         unit="GiB",
-        purpose="a year of the demo's events, features and releases",
-        remedy="Free some space, or set HEADRACE_DATA_DIR to a larger disk.",
+        purpose="the demo's year of events, features and releases",
+        remedy="Free some space, or set HEADRACE_DATA_DIR to a folder on a larger disk.",
         state="missing",
     )
 
@@ -228,8 +227,8 @@ def _cores() -> Finding:
         have=float(os.cpu_count() or 1),
         enough=2,
         unit="cores",
-        purpose="answers that stay quick while Spark works",
-        remedy="It works on one core, slowly.",
+        purpose="answers that stay fast while Spark works",
+        remedy="Headrace works on one core too, slowly.",
         state="optional",
     )
 
@@ -240,7 +239,7 @@ def _port(host: str, port: int) -> Finding:
         return Finding(subject, "ok", "free", purpose)
     if _answers_health(host, port):
         return Finding(subject, "ok", "a Headrace API is running there", purpose)
-    other = next((one for one in range(port + 1, min(port + 100, 65_536)) if _is_free(host, one)), None)
+    other = next((number for number in range(port + 1, min(port + 100, 65_536)) if _is_free(host, number)), None)
     return Finding(
         subject,
         "missing",
@@ -266,8 +265,8 @@ def _answers_health(host: str, port: int) -> bool:
     try:
         connection.request("GET", "/healthz")
         response = connection.getresponse()
-        kind = response.getheader("content-type", "") or ""
-        return response.status == 200 and kind.startswith("application/json")
+        media_type = response.getheader("content-type", "") or ""
+        return response.status == 200 and media_type.startswith("application/json")
     except (OSError, http.client.HTTPException):
         return False
     finally:
@@ -278,7 +277,7 @@ def _extras(machine: Machine) -> Iterator[Finding]:
     for subject, names, purpose, apt, brew in (
         ("Chromium", ("chromium", "chromium-browser", "google-chrome"), "the browser tests", "chromium", "chromium"),
         ("Docker", ("docker",), "servers in containers", "docker.io", "docker"),
-        ("Maven", ("mvn",), "the jars of Kafka and of Spark's Kafka source, once", "maven", "maven"),
+        ("Maven", ("mvn",), "fetching the jars of Kafka and of Spark's Kafka source, once", "maven", "maven"),
         ("Redis", ("redis-server",), "tests against a real Redis", "redis-server", "redis"),
     ):
         path = next(filter(None, map(shutil.which, names)), None)
@@ -288,12 +287,12 @@ def _extras(machine: Machine) -> Iterator[Finding]:
     if gpus:
         yield Finding("CUDA GPU", "ok", ", ".join(gpus.split("\n")).strip(", "), "faster training")
     else:
-        remedy = "None is needed; docs/decisions/0003-torchrec-on-cpu.md says how to use one."
+        remedy = "Not needed; docs/decisions/0003-torchrec-on-cpu.md says how to use one."
         yield Finding("CUDA GPU", "optional", "none", "faster training", remedy)
 
 
 if __name__ == "__main__":
-    needed = [finding for finding in check(Settings()) if finding.state == "missing"]
-    if needed:
-        print(render(needed))
-    sys.exit(exit_code(needed))
+    missing = [finding for finding in check(Settings()) if finding.state == "missing"]
+    if missing:
+        print(render(missing))
+    sys.exit(exit_code(missing))

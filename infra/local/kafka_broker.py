@@ -1,8 +1,9 @@
-"""Apache Kafka on this machine without containers: one broker, or several that replicate, on loopback only.
+"""Runs Apache Kafka on this machine without containers: one broker, or several that replicate, on loopback only.
 
 Each broker is also a controller (KRaft, combined mode), a plain `java` over the jars of infra.maven.jars, kept by
-infra.local.processes under the name `kafka-<node>`. Meant for development and tests: no TLS, no users. A broker leaves
-flushing to the system, as Kafka does: what one alone acknowledged survives its crash, but not a loss of power.
+infra.local.processes under the name `kafka-<node>`. For development and tests: no TLS, no users. A broker leaves
+flushing to the system, as Kafka does by default: what a single broker acknowledged survives its crash, but not a loss
+of power.
 """
 
 import base64
@@ -27,33 +28,35 @@ FORMAT_SECONDS = 60
 
 
 class BrokerError(Exception):
-    """A broker cannot be started; says why."""
+    """Says why a broker cannot be started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """Describes one broker."""
+
     node_id: int
     port: int
     controller_port: int
 
     @property
     def name(self) -> str:
-        """Of its process and of its folder."""
+        """Returns the name of its process and of its folder."""
         return f"kafka-{self.node_id}"
 
 
 def plan(first_port: int, *, brokers: int = 1) -> list[Node]:
-    """Nodes 1, 2, ... on ports from `first_port` on, two for each."""
-    return [Node(one + 1, first_port + 2 * one, first_port + 2 * one + 1) for one in range(brokers)]
+    """Plans nodes 1, 2, ... on ports from `first_port` on, two for each."""
+    return [Node(index + 1, first_port + 2 * index, first_port + 2 * index + 1) for index in range(brokers)]
 
 
 def bootstrap(nodes: Sequence[Node]) -> str:
-    """What HEADRACE_KAFKA_BOOTSTRAP is for these nodes."""
+    """Returns HEADRACE_KAFKA_BOOTSTRAP for these nodes."""
     return ",".join(f"{HOST}:{node.port}" for node in nodes)
 
 
 def start(settings: Settings, nodes: Sequence[Node]) -> None:
-    """Have all `nodes` run and answer; those that already run are left alone. Their data is in data_dir/kafka.
+    """Starts those of `nodes` that do not run, and waits until all answer. Their data is in data_dir/kafka.
 
     Raises BrokerError when Java is missing or a broker does not come up, JarsError when its jars cannot be had.
     """
@@ -62,8 +65,8 @@ def start(settings: Settings, nodes: Sequence[Node]) -> None:
         if node.name not in running:
             processes.launch(settings, node.name, _command(settings, node, nodes))
     if not processes.wait_until(lambda: _healthy(settings, nodes), seconds=HEALTHY_SECONDS):
-        ailing = next((node for node in nodes if node.name not in processes.alive(settings)), nodes[0])
-        raise BrokerError(f"{ailing.name} did not come up:\n{processes.log_tail(settings, ailing.name)}")
+        failed = next((node for node in nodes if node.name not in processes.alive(settings)), nodes[0])
+        raise BrokerError(f"{failed.name} did not come up:\n{processes.log_tail(settings, failed.name)}")
 
 
 def _healthy(settings: Settings, nodes: Sequence[Node]) -> bool:
@@ -77,7 +80,7 @@ def _healthy(settings: Settings, nodes: Sequence[Node]) -> bool:
 
 
 def _command(settings: Settings, node: Node, nodes: Sequence[Node]) -> list[str]:
-    """What starts a node, whose folder is laid out and formatted first where it is not."""
+    """Returns the command that starts a node, after formatting its folder if that is new."""
     java = shutil.which("java")
     if java is None:
         raise BrokerError("there is no java on PATH; `headrace doctor` says how to get it")
@@ -91,7 +94,7 @@ def _command(settings: Settings, node: Node, nodes: Sequence[Node]) -> list[str]
     if not (folder / "data" / "meta.properties").exists():
         words = ["kafka.tools.StorageTool", "format", "--config", str(properties)]
         done = subprocess.run(
-            # In one word with its name: one id in 64 begins with a dash and would be taken for another option.
+            # One word with its option: one id in 64 begins with a dash and would be read as another option.
             [*run, *words, f"--cluster-id={_cluster_id(folder.parent)}"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=FORMAT_SECONDS, check=False,
         )  # fmt: skip
@@ -101,7 +104,7 @@ def _command(settings: Settings, node: Node, nodes: Sequence[Node]) -> list[str]
 
 
 def _cluster_id(folder: Path) -> str:
-    """The id that all nodes of a folder share; made once."""
+    """Returns the id that all nodes of a folder share, created on first use."""
     path = folder / "cluster.id"
     if not path.exists():
         path.write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode())
@@ -111,7 +114,7 @@ def _cluster_id(folder: Path) -> str:
 def _properties(data: Path, node: Node, nodes: Sequence[Node]) -> str:
     copies = min(3, len(nodes))
     majority = copies // 2 + 1
-    voters = ",".join(f"{one.node_id}@{HOST}:{one.controller_port}" for one in nodes)
+    voters = ",".join(f"{voter.node_id}@{HOST}:{voter.controller_port}" for voter in nodes)
     lines = {
         "process.roles": "broker,controller",
         "node.id": node.node_id,
@@ -122,7 +125,7 @@ def _properties(data: Path, node: Node, nodes: Sequence[Node]) -> str:
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": data,
-        # Topics are made by who writes to them, with their own partitions and copies.
+        # Whoever first writes to a topic creates it, with its own partitions and replicas.
         "auto.create.topics.enable": "false",
         "offsets.topic.replication.factor": copies,
         "offsets.topic.num.partitions": 4,
@@ -130,7 +133,7 @@ def _properties(data: Path, node: Node, nodes: Sequence[Node]) -> str:
         "transaction.state.log.min.isr": majority,
         "share.coordinator.state.topic.replication.factor": copies,
         "share.coordinator.state.topic.min.isr": majority,
-        # Committed positions are never forgotten: a group that was away for a month goes on where it was.
+        # Committed positions never expire: a group that was away for a month continues where it was.
         "offsets.retention.minutes": 2**31 - 1,
         "group.initial.rebalance.delay.ms": 0,
         "broker.session.timeout.ms": 6_000,

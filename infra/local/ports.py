@@ -1,11 +1,11 @@
-"""Free ports of the loopback, for servers that a bench or a test starts."""
+"""Finds free ports of the loopback, for servers that a benchmark or a test starts."""
 
 import contextlib
 import socket
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` consecutive ports that nobody uses."""
+    """Returns the first of `count` consecutive ports that are free at the moment."""
     while True:
         first = free_port()
         with contextlib.ExitStack() as taken, contextlib.suppress(OSError):
@@ -15,7 +15,7 @@ def free_ports(count: int) -> int:
 
 
 def free_port() -> int:
-    """A port that nobody uses at the moment."""
+    """Returns a port that is free at the moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The background processes of one data directory: started with a log file each, remembered, stopped by id."""
+"""Starts, remembers and stops the background processes of one data directory, each with a log file."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from infra.settings import Settings
 
 STOP_SECONDS = 20.0
 SERVERS = ("kafka", "redis")
-"""How the names of processes begin that the others talk to."""
+"""Prefixes of the names of processes that the others depend on; they are stopped last."""
 _children: list[subprocess.Popen[bytes]] = []
-"""Kept, because Python complains of a child that runs on after its object is gone."""
+"""Referenced here, because Python warns when the object of a running child is collected."""
 
 
 def command(*words: str) -> list[str]:
-    """A headrace command line for this interpreter."""
+    """Returns a headrace command line for this interpreter."""
     return [sys.executable, "-m", "infra.cli", *words]
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment in which a child process has the same settings."""
+    """Returns the environment in which a child process has the same settings."""
     own = {
         f"HEADRACE_{name.upper()}": json.dumps(value) if isinstance(value, dict) else str(value)
         for name, value in settings.model_dump().items()
@@ -37,12 +37,12 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def start(settings: Settings, name: str, *words: str, extra: Mapping[str, str] | None = None) -> int:
-    """Run `headrace <words>` in the background; returns its process id."""
+    """Runs `headrace <words>` in the background and returns its process id."""
     return launch(settings, name, command(*words), extra=extra)
 
 
 def launch(settings: Settings, name: str, argv: Sequence[str], *, extra: Mapping[str, str] | None = None) -> int:
-    """Run any program in the background, under the same care as the headrace processes; returns its process id."""
+    """Runs any program in the background, remembered as headrace processes are; returns its process id."""
     logs, pids = settings.data_dir / "logs", settings.data_dir / "run"
     logs.mkdir(parents=True, exist_ok=True)
     pids.mkdir(parents=True, exist_ok=True)
@@ -56,28 +56,28 @@ def launch(settings: Settings, name: str, argv: Sequence[str], *, extra: Mapping
             start_new_session=True,
         )
     _children.append(process)
-    born = psutil.Process(process.pid).create_time()
-    (pids / f"{name}.json").write_text(json.dumps({"pid": process.pid, "born": born}))
+    created = psutil.Process(process.pid).create_time()
+    (pids / f"{name}.json").write_text(json.dumps({"pid": process.pid, "born": created}))
     return process.pid
 
 
 def alive(settings: Settings) -> dict[str, psutil.Process]:
-    """The processes that `start` left running, by name."""
-    found = {}
+    """Returns the running processes that `start` or `launch` started, by name."""
+    running = {}
     for path in sorted((settings.data_dir / "run").glob("*.json")):
         try:
             record = json.loads(path.read_text())
             process = psutil.Process(record["pid"])
-            # The id may have been given to somebody else since.
+            # The id may belong to another process by now.
             if abs(process.create_time() - record["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
-                found[path.stem] = process
+                running[path.stem] = process
         except (psutil.NoSuchProcess, ValueError, KeyError):
             continue
-    return found
+    return running
 
 
 def stop_all(settings: Settings) -> list[str]:
-    """Stop them, kindly first, and the servers that others talk to last; returns their names."""
+    """Stops them, servers last; kills what does not stop within STOP_SECONDS. Returns their names."""
     running = alive(settings)
     servers = {name: process for name, process in running.items() if name.startswith(SERVERS)}
     for wave in ({name: process for name, process in running.items() if name not in servers}, servers):
@@ -95,13 +95,13 @@ def stop_all(settings: Settings) -> list[str]:
 
 
 def log_tail(settings: Settings, name: str, *, lines: int = 20) -> str:
-    """The end of a background process's log, for an error message."""
+    """Returns the end of a background process's log, for an error message."""
     path = Path(settings.data_dir / "logs" / f"{name}.log")
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
 
 def wait_until(check: Callable[[], object], *, seconds: float, pause: float = 0.2) -> bool:
-    """Call `check` until it returns something true; False when it never did in that time."""
+    """Calls `check` until it returns something true; False when it did not within `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if check():

@@ -1,7 +1,7 @@
-"""The Redis of one data directory: how to start it on this machine, and whether it answers.
+"""Starts the Redis of one data directory on this machine, and checks whether it answers.
 
-Writes are kept in an append-only file that is synced every second: a crash may lose what came within the last one or
-two. The feature job notices and writes it anew (features/store/recovery.py), for the offline tables have it.
+Redis writes to an append-only file that is synced every second, so a crash may lose the last 1 or 2 seconds. The
+feature job notices that and writes the rows again from the offline tables (features/store/recovery.py).
 """
 
 import contextlib
@@ -21,18 +21,18 @@ START_SECONDS = 90.0
 
 
 class RedisMissingError(Exception):
-    """There is no redis-server on this machine; says how to get it."""
+    """Says that there is no redis-server on this machine, and how to get it."""
 
 
 def url(settings: Settings) -> str:
-    """What HEADRACE_REDIS_URL has to be for the server that `command` starts."""
+    """Returns HEADRACE_REDIS_URL for the server that `command` starts."""
     return f"redis://{HOST}:{settings.redis_port}/0"
 
 
 def command(settings: Settings) -> list[str]:
-    """The command line of a server on settings.redis_port with its files in data_dir/redis, which is made.
+    """Returns the command line of a server on settings.redis_port with its files in data_dir/redis, which it creates.
 
-    It listens on loopback alone, so it asks for no password. Raises RedisMissingError.
+    The server listens on loopback only, so it needs no password. Raises RedisMissingError.
     """
     program = shutil.which("redis-server")
     if program is None:
@@ -48,9 +48,9 @@ def command(settings: Settings) -> list[str]:
         "dir": str(folder),
         "appendonly": "yes",
         "appendfsync": "everysec",
-        # The append-only file has everything: no snapshots beside it.
+        # No snapshots: the append-only file holds everything.
         "save": "",
-        # To forget rows silently would be worse than to refuse new ones.
+        # Refusing new rows is better than silently evicting old ones.
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
     }
@@ -58,7 +58,7 @@ def command(settings: Settings) -> list[str]:
 
 
 def healthy(settings: Settings) -> bool:
-    """Whether a Redis on settings.redis_port answers, its data loaded."""
+    """Returns whether a Redis on settings.redis_port answers and has loaded its data."""
     with (
         contextlib.suppress(OSError),
         socket.create_connection((HOST, settings.redis_port), timeout=ANSWER_SECONDS) as connection,
@@ -70,7 +70,7 @@ def healthy(settings: Settings) -> bool:
 
 
 class RedisServer:
-    """A redis-server of one bench or test, as a context manager: it runs inside and is killed at the end."""
+    """Runs a redis-server for one benchmark or test, as a context manager that kills it at the end."""
 
     def __init__(self, settings: Settings, *extra: str) -> None:
         """extra: further words for the server's command line."""
@@ -79,7 +79,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers. Raises RuntimeError with its log when it does not."""
+        """Starts it and waits until it answers. Raises RuntimeError with its log when it does not."""
         log = self.settings.data_dir / "redis.log"
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -93,13 +93,13 @@ class RedisServer:
             time.sleep(0.02)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the running server."""
+        """Sends a signal to the running server."""
         if self._process is None:
-            raise RuntimeError("the server does not run")
+            raise RuntimeError("the server is not running")
         os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """End it as a crash does: what was not synced may be gone."""
+        """Ends it as a crash would: writes that were not synced may be lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(20)

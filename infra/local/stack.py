@@ -1,8 +1,8 @@
-"""`headrace up`: the real servers on one machine, without containers, each started once and waited for.
+"""`headrace up`: starts the real servers on one machine, without containers, and waits until each is healthy.
 
-Kafka, Redis, the feature job, the scorer, the API and Airflow, as background processes of settings.data_dir
-(infra/local/processes.py). What is up already is left alone, so a second `up` finds the first. For trying things out
-and for tests: everything listens on loopback, and nothing has a password but Airflow.
+Kafka, Redis, the feature job, the scorer, the API and Airflow run as background processes of settings.data_dir
+(infra/local/processes.py). A second `up` leaves those that already run alone. For development and tests: everything
+listens on loopback, and only Airflow has a password.
 """
 
 import json
@@ -29,12 +29,12 @@ STREAM_METRICS_PORT = 9102
 
 
 class StackError(Exception):
-    """A server did not come up; says which, and what its log ends with."""
+    """Says which server did not come up, with the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One process of the stack, or several of a kind."""
+    """One process of the stack: how to start it, and how to see that it is healthy."""
 
     name: str
     address: str
@@ -46,10 +46,10 @@ class Server:
 
 
 def stack_settings(base: Settings) -> Settings:
-    """`base`, and where it says nothing, what makes everything talk to the servers of the stack."""
+    """Returns settings with which everything talks to the servers of the stack; what `base` sets explicitly stays."""
     own = {
         "kafka_bootstrap": kafka_broker.bootstrap(_nodes(base)),
-        # A micro-batch has a task for each partition of each topic, and this machine's cores are few.
+        # A micro-batch has a task for each partition of each topic, and one machine has few cores.
         "kafka_partitions": 2,
         "redis_url": redis_server.url(base),
         "scorer_metrics_port": SCORER_METRICS_PORT,
@@ -61,7 +61,7 @@ def stack_settings(base: Settings) -> Settings:
 
 
 def up(base: Settings, *, airflow: bool, say: Say) -> None:
-    """Start what is not running, wait until each is healthy, and say where everything is. Raises StackError."""
+    """Starts what does not run, waits until each is healthy, and says where everything is. Raises StackError."""
     settings = stack_settings(base)
     servers = _servers(settings, airflow=airflow)
     running = processes.alive(settings)
@@ -70,7 +70,7 @@ def up(base: Settings, *, airflow: bool, say: Say) -> None:
             _refuse_taken_ports(server)
     for server in servers:
         if server.name in running:
-            say(f"{server.name:8} already runs")
+            say(f"{server.name:8} is already running")
             continue
         say(f"{server.name:8} starting")
         server.start()
@@ -82,12 +82,12 @@ def up(base: Settings, *, airflow: bool, say: Say) -> None:
         say(f"{server.name:8} pid {process.pid:<7} {server.address:38} {settings.data_dir / 'logs' / server.name}.log")
     say("")
     if airflow:
-        say(f"Airflow's login: see {settings.data_dir / 'airflow' / AIRFLOW_PASSWORDS}; its DAGs start paused")
-    say(f"other commands talk to these servers after `. {variables}`; `make down` stops them")
+        say(f"Airflow's password is in {settings.data_dir / 'airflow' / AIRFLOW_PASSWORDS}; its DAGs start paused")
+    say(f"run `. {variables}` to make other commands use these servers; `make down` stops them")
 
 
 def _servers(settings: Settings, *, airflow: bool) -> list[Server]:
-    """In the order in which they start: each needs only what stands above it."""
+    """Returns the servers in the order in which they start: each needs only those before it."""
     api = f"http://{settings.host}:{settings.port}"
     nodes = _nodes(settings)
     metrics = f"http://127.0.0.1:{settings.scorer_metrics_port}/metrics"
@@ -104,7 +104,7 @@ def _servers(settings: Settings, *, airflow: bool) -> list[Server]:
             Server(
                 name=node.name,
                 address=f"127.0.0.1:{node.port}",
-                # The first call starts them all: a broker of several is healthy when it has found the others.
+                # The first call starts all brokers: one of several is healthy only when it has found the others.
                 start=lambda: kafka_broker.start(settings, nodes),
                 healthy=lambda: True,
                 seconds=90,
@@ -116,7 +116,7 @@ def _servers(settings: Settings, *, airflow: bool) -> list[Server]:
             name="stream",
             address=f"http://127.0.0.1:{settings.stream_metrics_port}/metrics",
             start=lambda: processes.start(settings, "stream", "stream"),
-            healthy=lambda: _younger(settings, settings.stream_status, "stream"),
+            healthy=lambda: _written_by(settings, "stream", settings.stream_status),
             seconds=180,
             ports=[settings.stream_metrics_port],
         ),
@@ -156,14 +156,14 @@ def _nodes(settings: Settings) -> list[kafka_broker.Node]:
 
 
 def wait_for(settings: Settings, name: str) -> None:
-    """Wait until one process that was started by its name is healthy. Raises StackError."""
+    """Waits until the named process, which was started elsewhere, is healthy. Raises StackError."""
     _wait(settings, next(server for server in _servers(settings, airflow=False) if server.name == name))
 
 
 def _wait(settings: Settings, server: Server) -> None:
     def settled() -> bool:
         if server.name not in processes.alive(settings):
-            raise StackError(f"{server.name} ended at once:\n{processes.log_tail(settings, server.name)}")
+            raise StackError(f"{server.name} ended while starting:\n{processes.log_tail(settings, server.name)}")
         return server.healthy()
 
     if not processes.wait_until(settled, seconds=server.seconds):
@@ -180,8 +180,8 @@ def _refuse_taken_ports(server: Server) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise StackError(
-                    f"port {port}, which {server.name} needs, is taken by somebody else; stop them, or choose another "
-                    f"port (docs/settings.md: HEADRACE_PORT, HEADRACE_REDIS_PORT, HEADRACE_KAFKA_PORT, ...)"
+                    f"another program uses port {port}, which {server.name} needs; stop it, or choose another port "
+                    f"(docs/settings.md: HEADRACE_PORT, HEADRACE_REDIS_PORT, HEADRACE_KAFKA_PORT, ...)"
                 ) from error
 
 
@@ -193,14 +193,14 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _younger(settings: Settings, path: Path, name: str) -> bool:
-    """Whether a file was written since the process of that name started."""
+def _written_by(settings: Settings, name: str, path: Path) -> bool:
+    """Returns whether a file was written since the process of that name started."""
     process: psutil.Process | None = processes.alive(settings).get(name)
     return process is not None and path.exists() and path.stat().st_mtime > process.create_time()
 
 
 def _start_airflow(settings: Settings) -> None:
-    """All of Airflow's own processes, as `airflow standalone` runs them, with a database of this stack's own."""
+    """Starts `airflow standalone`, which runs all of Airflow's processes, with a database of this stack's own."""
     if not AIRFLOW.exists():
         raise StackError("Airflow is not installed: run `make setup-dags`, or start the rest with `headrace up`")
     home = settings.data_dir / "airflow"
@@ -232,9 +232,9 @@ def _airflow_healthy(settings: Settings) -> bool:
 
 
 def _write_variables(settings: Settings) -> Path:
-    """A file to source, for other commands to use the same servers."""
+    """Writes a file to source, so that other commands use the same servers; returns its path."""
     path = settings.data_dir / "stack.env"
-    wanted = ("data_dir", "kafka_bootstrap", "kafka_partitions", "kafka_replication", "redis_url")
-    lines = [f"export HEADRACE_{name.upper()}='{getattr(settings, name)}'\n" for name in wanted]
+    shared = ("data_dir", "kafka_bootstrap", "kafka_partitions", "kafka_replication", "redis_url")
+    lines = [f"export HEADRACE_{name.upper()}='{getattr(settings, name)}'\n" for name in shared]
     path.write_text("".join(lines))
     return path

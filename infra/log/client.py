@@ -1,4 +1,4 @@
-"""What a user of the event log sees, whichever adapter holds it: append, read, commit.
+"""Defines the event log as its users see it, whichever adapter holds it: append, read, commit.
 
 A topic consists of partitions. The records of one key lie in one partition, in the order in which they were appended;
 between partitions there is no order. The log on files has one partition, 0. Delivery is at least once: every reader
@@ -33,10 +33,12 @@ class LogUnreachableError(LogError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
+    """Holds one record of a topic and where it stands."""
+
     topic: str
     partition: int
     offset: int
-    """Grows along the partition, and no more than that: readers go on from `next_offset` and never calculate."""
+    """Grows along the partition; assume nothing else. Readers continue from `next_offset` and never calculate."""
     next_offset: int
     timestamp_ms: int
     """When it was appended, milliseconds since the epoch."""
@@ -46,11 +48,12 @@ class Record:
 
     @property
     def origin(self) -> str:
+        """Returns the record's name in dead letters and messages."""
         return origin(self.topic, self.partition, self.offset)
 
 
 def origin(topic: str, partition: int, offset: int) -> str:
-    """Where a record lies, as text: its name in dead letters and messages.
+    """Returns where a record stands, as text: its name in dead letters and messages.
 
     >>> origin("labels", 2, 40)
     'labels:2:40'
@@ -60,9 +63,9 @@ def origin(topic: str, partition: int, offset: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a reader has come in a topic: for each partition the offset that it wants next.
+    """Holds how far a reader has come in a topic: for each partition the next offset to read.
 
-    A partition that is not named is wanted from its beginning; so is one whose offset was removed with old records.
+    A partition that is not named is read from its beginning; so is one whose offset was removed with old records.
 
     >>> str(Position({1: 7, 0: 40})), Position.parse("0:40,1:7") == Position({1: 7, 0: 40}), str(START)
     ('0:40,1:7', True, '0:0')
@@ -71,35 +74,36 @@ class Position:
     offsets: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Beginnings go without saying, so that equal positions are equal, and their texts too.
-        object.__setattr__(self, "offsets", {one: offset for one, offset in sorted(self.offsets.items()) if offset})
+        # Offset 0 is left out, so that equal positions compare equal and have equal texts.
+        ordered = {partition: offset for partition, offset in sorted(self.offsets.items()) if offset}
+        object.__setattr__(self, "offsets", ordered)
 
     def __str__(self) -> str:
         return ",".join(f"{partition}:{offset}" for partition, offset in self.offsets.items()) or "0:0"
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """The position that `str` wrote. Raises ValueError for any other text."""
+        """Reads the text that `str` wrote. Raises ValueError for any other text."""
         if not POSITION.fullmatch(text):
-            raise ValueError(f"{text!r} is no position in the log, such as 0:18874")
+            raise ValueError(f"{text!r} is not a position in the log, such as 0:18874")
         pairs = (pair.split(":") for pair in text.split(","))
         return cls({int(partition): int(offset) for partition, offset in pairs})
 
     def after(self, records: Iterable[Record]) -> Position:
-        """Where a reader at this position goes on that has now read `records`, in their order."""
+        """Returns the position of a reader that stood here and has then read `records`, in their order."""
         return Position({**self.offsets, **{record.partition: record.next_offset for record in records}})
 
     def covers(self, other: Position) -> bool:
-        """Whether everything before `other` lies before this position too."""
+        """Returns whether everything before `other` lies before this position too."""
         return all(self.offsets.get(partition, 0) >= offset for partition, offset in other.offsets.items())
 
     def of(self, share: PartitionShare) -> Position:
-        """The part of it that lies in the partitions of a share."""
-        return Position({one: offset for one, offset in self.offsets.items() if share.holds(one)})
+        """Returns the part of this position that lies in the partitions of a share."""
+        return Position({partition: offset for partition, offset in self.offsets.items() if share.holds(partition)})
 
     @property
     def total(self) -> int:
-        """Sum of the offsets: a measure of progress, in a unit of the adapter's own."""
+        """Returns the sum of the offsets: a measure of progress, in a unit of the adapter's own."""
         return sum(self.offsets.values())
 
 
@@ -109,7 +113,7 @@ START = Position()
 
 @dataclass(frozen=True, slots=True)
 class PartitionShare:
-    """The partitions of one of `shares` readers that divide a topic among them: those with p % shares == index."""
+    """Names the partitions of one of `shares` readers that divide a topic: those with p % shares == index."""
 
     index: int
     shares: int
@@ -121,6 +125,7 @@ class PartitionShare:
             )
 
     def holds(self, partition: int) -> bool:
+        """Returns whether a partition belongs to this share."""
         return partition % self.shares == self.index
 
 
@@ -129,7 +134,7 @@ ALL_PARTITIONS = PartitionShare(0, 1)
 
 @dataclass(frozen=True, slots=True)
 class TopicSize:
-    """How much a topic holds."""
+    """Holds how much a topic contains."""
 
     records: int
     whole: bool
@@ -139,7 +144,7 @@ class TopicSize:
 
 
 def refuse_unusable(key: str, value: bytes) -> None:
-    """Raise LogError for a record that not every log can keep: one record is one line."""
+    """Raises LogError for a record that not every adapter can keep: one record is one line."""
     try:
         key.encode()
     except UnicodeEncodeError as error:
@@ -149,10 +154,10 @@ def refuse_unusable(key: str, value: bytes) -> None:
 
 
 class EventLog(Protocol):
-    """Safe to use from many threads."""
+    """Stores and returns records. Safe to use from many threads."""
 
     def append(self, topic: str, records: Sequence[tuple[str, bytes]]) -> None:
-        """Store (key, value) pairs durably, those of one key in their order.
+        """Stores (key, value) pairs durably, those of one key in their order.
 
         On return the files hold all of them behind an fsync, and Kafka holds all of them on every replica in sync.
         On an error the files hold none of them; Kafka may hold some. Sending them again is right in both: every reader
@@ -164,31 +169,31 @@ class EventLog(Protocol):
     def read(
         self, topic: str, position: Position, *, max_records: int = 1_000, share: PartitionShare = ALL_PARTITIONS
     ) -> list[Record]:
-        """The next records from `position` on, in order within each partition; empty at the end of the topic.
+        """Returns the next records from `position` on, in order within each partition; empty at the end of the topic.
 
-        At most `max_records`, at times fewer; go on from `position.after(records)`. With a share, only those of its
+        At most `max_records`, at times fewer; continue from `position.after(records)`. With a share, only those of its
         partitions. A topic that nobody has written to is empty.
         """
         ...
 
     def end(self, topic: str) -> Position:
-        """The position of a reader that has read everything there is now."""
+        """Returns the position of a reader that has read everything there is now."""
         ...
 
     def latest(self, topic: str, count: int) -> list[Record]:
-        """The last `count` records of the topic, oldest first by their time; fewer when it holds fewer."""
+        """Returns the last `count` records of the topic, oldest first by their time; fewer when it holds fewer."""
         ...
 
     def size(self, topic: str) -> TopicSize:
-        """How much the topic holds. Takes half a second at most: a long topic is counted over several calls."""
+        """Returns how much the topic holds. Takes at most half a second: a long topic is counted over several calls."""
         ...
 
     def committed(self, group: str, topic: str) -> Position:
-        """Where `group` goes on reading; START when it has committed nothing."""
+        """Returns where `group` continues reading; START when it has committed nothing."""
         ...
 
     def commit(self, group: str, topic: str, position: Position) -> None:
-        """Remember durably that `group` is done with everything before `position`.
+        """Stores durably that `group` has processed everything before `position`.
 
         Partitions that the position does not name stay where they were.
         """
@@ -205,9 +210,9 @@ def follow(
     share: PartitionShare = ALL_PARTITIONS,
     poll_seconds: float = 0.02,
 ) -> Iterator[list[Record]]:
-    """Batches of records from `position` on, for ever; waits at the end of the topic until `stop` is set.
+    """Yields batches of records from `position` on, for ever; waits at the end of the topic until `stop` is set.
 
-    While the log cannot be reached it says so, and tries again.
+    While the log cannot be reached, it logs a warning once and tries again every second.
     """
     waits = False
     while not stop.is_set():
@@ -228,7 +233,7 @@ def follow(
 
 
 def read_all(log: EventLog, topic: str) -> Iterator[Record]:
-    """Every record from the beginning of the topic to its end, in order within each partition."""
+    """Yields every record from the beginning of the topic to its end, in order within each partition."""
     position = START
     while records := log.read(topic, position, max_records=10_000):
         position = position.after(records)

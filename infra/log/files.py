@@ -1,4 +1,4 @@
-"""The event log as append-only segment files: the embedded adapter.
+"""Keeps the event log in append-only segment files: the embedded adapter.
 
 A topic is a folder and has one partition, 0; a segment is named after the offset of its first byte; an offset is a
 byte position. A record is one line, so that `tail` and `grep` can read it:
@@ -42,14 +42,14 @@ READ_BYTES = 1 << 20
 
 
 def encode_line(timestamp_ms: int, key: str, value: bytes) -> bytes:
-    """One record as a line. Raises LogError when key or value would break the framing."""
+    """Encodes one record as a line. Raises LogError when key or value would break the framing."""
     refuse_unusable(key, value)
     body = b"%d\t%s\t%s" % (timestamp_ms, key.encode(), value)
     return b"%08x\t%s\n" % (zlib.crc32(body), body)
 
 
 def decode_line(line: bytes) -> tuple[int, str, bytes] | None:
-    """(timestamp_ms, key, value) of a line without its LF; None when its checksum or form is wrong."""
+    """Decodes a line without its LF to (timestamp_ms, key, value); None when its checksum or form is wrong."""
     body = line[9:]
     try:
         if int(line[:8], 16) != zlib.crc32(body):
@@ -61,17 +61,17 @@ def decode_line(line: bytes) -> tuple[int, str, bytes] | None:
 
 
 class _Batch:
-    """Lines of several callers that will be written together."""
+    """Holds the lines of several callers that are written together."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.done = threading.Event()
-        # Until it is known to be stored, it is not: also when an interrupt tears the writing caller away.
+        # Counts as not stored until the write is known to be complete, also when an interrupt stops the writer.
         self.error: Exception | None = LogError("not stored: the write was interrupted; send it again")
 
 
 class _Writer:
-    """Appends to one topic: the first of the callers that meet writes for all of them."""
+    """Appends to one topic: of callers that arrive together, the first writes for all of them."""
 
     def __init__(self, folder: Path, *, segment_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,17 +79,17 @@ class _Writer:
         self._segment_bytes = segment_bytes
         self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         self._waiting = _Batch()
-        self._gate = threading.Lock()
-        self._turn = threading.Lock()
+        self._batch_lock = threading.Lock()
+        self._write_lock = threading.Lock()
 
     def append(self, lines: list[bytes]) -> None:
-        with self._gate:
+        with self._batch_lock:
             batch = self._waiting
             leads = not batch.lines
             batch.lines.extend(lines)
         if leads:
-            with self._turn:
-                with self._gate:
+            with self._write_lock:
+                with self._batch_lock:
                     self._waiting = _Batch()
                 try:
                     self._write(b"".join(batch.lines))
@@ -126,30 +126,30 @@ class _Writer:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
     def _open_segment(self) -> tuple[int, int]:
-        """File descriptor and size of the segment to write to: the last, or a new one when it is full."""
+        """Returns file descriptor and size of the segment to write to: the last, or a new one when it is full."""
         base, path = (_segments(self._folder) or [(0, self._folder / f"{0:020d}.log")])[-1]
-        fd, size = _open_mended(path)
+        fd, size = _open_repaired(path)
         if size < self._segment_bytes:
             return fd, size
         os.close(fd)
         base += size
-        fd, size = _open_mended(self._folder / f"{base:020d}.log")
+        fd, size = _open_repaired(self._folder / f"{base:020d}.log")
         sync(self._folder)
         return fd, size
 
 
-def _open_mended(path: Path) -> tuple[int, int]:
-    """File descriptor and size of a segment that ends in a whole line; it is made if there is none."""
+def _open_repaired(path: Path) -> tuple[int, int]:
+    """Opens or creates a segment, cut back to its last whole line. Returns file descriptor and size."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        return fd, _mend_tail(fd, path)
+        return fd, _repair_tail(fd, path)
     except OSError:
         os.close(fd)
         raise
 
 
 def _whole_size(fd: int) -> int:
-    """Bytes up to and with the last LF."""
+    """Returns the number of bytes up to and including the last LF."""
     size = os.fstat(fd).st_size
     while size > 0:
         start = max(0, size - READ_BYTES)
@@ -159,8 +159,8 @@ def _whole_size(fd: int) -> int:
     return 0
 
 
-def _mend_tail(fd: int, path: Path) -> int:
-    """Size of the segment after an unfinished last line, if there is one, was moved aside."""
+def _repair_tail(fd: int, path: Path) -> int:
+    """Moves an unfinished last line to the .torn file, if there is one. Returns the size that is left."""
     size, whole = os.fstat(fd).st_size, _whole_size(fd)
     if whole == size:
         return size
@@ -181,7 +181,7 @@ def _segments(folder: Path) -> list[tuple[int, Path]]:
 
 
 class FileLog:
-    """See infra.log.client.EventLog for the promises; `clock` gives seconds since the epoch."""
+    """Implements infra.log.client.EventLog on files; `clock` gives seconds since the epoch."""
 
     def __init__(
         self, folder: Path, *, segment_bytes: int = 64 * 2**20, clock: Callable[[], float] = time.time
@@ -214,7 +214,7 @@ class FileLog:
         return list(itertools.islice(self.records(topic, start, self.end_offset(topic)), max_records))
 
     def records(self, topic: str, start: int, end: int) -> Iterator[Record]:
-        """Every undamaged record that starts in [start, end)."""
+        """Yields every undamaged record that starts in [start, end)."""
         for offset, line in self.lines(topic, start, end):
             decoded = decode_line(line)
             if decoded is not None:
@@ -226,11 +226,11 @@ class FileLog:
 
     @property
     def skipped_lines(self) -> int:
-        """Damaged lines that this reader has met, each counted once."""
+        """Returns the number of damaged lines that this reader has met, each counted once."""
         return len(self._damaged)
 
     def latest(self, topic: str, count: int) -> list[Record]:
-        """The last `count` records, oldest first."""
+        """Returns the last `count` records, oldest first."""
         end, reach = self.end_offset(topic), count * 1024
         while True:
             records = list(self.records(topic, self.align(topic, end - reach) if reach < end else 0, end))
@@ -242,7 +242,7 @@ class FileLog:
         return self._counter.count(self._folder / topic)
 
     def lines(self, topic: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, line without LF) of every whole line that starts in [start, end)."""
+        """Yields (offset, line without LF) of every whole line that starts in [start, end)."""
         for base, path in _segments(self._folder / topic):
             size = path.stat().st_size
             if base + size <= start or base >= end:
@@ -252,7 +252,7 @@ class FileLog:
                 segment.seek(position - base)
                 rest = b""
                 while position < end and (chunk := segment.read(READ_BYTES)):
-                    whole, rest = _cut(rest + chunk)
+                    whole, rest = _split_lines(rest + chunk)
                     for line in whole:
                         if position >= end:
                             return
@@ -260,7 +260,7 @@ class FileLog:
                         position += len(line) + 1
 
     def align(self, topic: str, offset: int) -> int:
-        """The first offset from `offset` on at which a line starts (the end, when there is none)."""
+        """Returns the first offset from `offset` on at which a line starts; the end, when there is none."""
         for base, path in _segments(self._folder / topic):
             if offset <= base:
                 return base
@@ -275,12 +275,12 @@ class FileLog:
         return Position({PARTITION: self.end_offset(topic)})
 
     def end_offset(self, topic: str) -> int:
-        """The offset that the next record will get."""
+        """Returns the offset that the next record will get."""
         segments = _segments(self._folder / topic)
         if not segments:
             return 0
         base, path = segments[-1]
-        # While a write is under way nobody knows what of it will stay, and a reader must not go past the real end.
+        # A write under way may yet be cut back, so the end is only known while no writer holds the lock.
         with (self._folder / topic / "lock").open("ab") as lock, path.open("rb") as segment:
             fcntl.flock(lock, fcntl.LOCK_SH)
             return base + _whole_size(segment.fileno())
@@ -304,7 +304,7 @@ class FileLog:
         return self._folder / topic / "offsets" / f"{group}.json"
 
 
-def _cut(data: bytes) -> tuple[list[bytes], bytes]:
-    """The whole lines of `data`, and what follows the last LF."""
+def _split_lines(data: bytes) -> tuple[list[bytes], bytes]:
+    """Splits `data` into its whole lines and what follows the last LF."""
     lines = data.split(b"\n")
     return lines[:-1], lines[-1]

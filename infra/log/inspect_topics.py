@@ -1,4 +1,4 @@
-"""`headrace log`: what is in the event log, for a person to read."""
+"""Shows what is in the event log, for `headrace log`."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ Say = Callable[[str], None]
 
 
 def show(settings: Settings, topic: str | None, *, last: int, say: Say) -> None:
-    """The topics and how far they reach, or the latest records of one. Raises LogError for an unknown topic."""
+    """Lists the topics with their sizes, or the latest records of one. Raises LogError for an unknown topic."""
     log = open_log(settings)
     if topic is None:
         for name in topics.ALL:

@@ -1,8 +1,8 @@
-"""The event log on Apache Kafka: the adapter for many machines. See infra.log.client.EventLog for the promises.
+"""Keeps the event log in Apache Kafka: the adapter for many machines. It implements infra.log.client.EventLog.
 
-Topics are made when they are first written to, as infra.topics and the settings say. Appends of all threads share one
-idempotent producer, so that its own retries neither double nor reorder; a group's positions are Kafka's own. Every wait
-has an end. What reads (consumers that go on where they were) is in infra.log.kafka_consumers.
+A topic is created when it is first written to, as infra.topics and the settings say. Appends of all threads share one
+idempotent producer, so that its own retries neither duplicate nor reorder records; a group's positions are Kafka's own.
+Every wait has a limit. infra.log.kafka_consumers does the reading.
 """
 
 import logging
@@ -43,22 +43,22 @@ from infra.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 DAY_MILLISECONDS = 86_400_000
-FULL = {KafkaError.KAFKA_STORAGE_ERROR}
+DISK_FULL_ERRORS = {KafkaError.KAFKA_STORAGE_ERROR}
 
-SETTLING = {
+TRANSIENT_ERRORS = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.OFFSET_NOT_AVAILABLE, KafkaError._WAIT_COORD, KafkaError._TRANSPORT,
     KafkaError._DESTROY_BROKER,
 }  # fmt: skip
-"""Another broker takes over, or reads in what it has: ask again."""
+"""Another broker takes over, or is still loading: ask again."""
 
 
-class _Acks:
-    """Waits until every record of one call is acknowledged or given up."""
+class _Acknowledgements:
+    """Waits until every record of one call is acknowledged or has failed."""
 
     def __init__(self, count: int) -> None:
         self._open = count
@@ -75,6 +75,8 @@ class _Acks:
 
 
 class KafkaLog:
+    """Implements infra.log.client.EventLog on Kafka."""
+
     def __init__(self, settings: Settings) -> None:
         if settings.kafka_bootstrap is None:
             raise LogError("HEADRACE_KAFKA_BOOTSTRAP is not set")
@@ -83,9 +85,11 @@ class KafkaLog:
         self._settings = settings
         self._seconds = settings.kafka_timeout_seconds
         self._connection = connection(settings)
-        # It makes topics and no more: see docs/decisions/0008 for what its questions about groups may do.
+        # Only creates topics: docs/decisions/0008 says what its queries about groups may do.
         self._admin = AdminClient(dict(self._connection))
-        self._asker = Consumer({**self._connection, "group.id": "headrace-asker", "enable.auto.commit": False})
+        self._metadata_client = Consumer(
+            {**self._connection, "group.id": "headrace-metadata", "enable.auto.commit": False}
+        )
         self._groups: dict[str, Committer] = {}
         self._partitions: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -98,17 +102,19 @@ class KafkaLog:
         for key, value in records:
             refuse_unusable(key, value)
         deadline = time.monotonic() + self._seconds
-        self.make(topic)
-        producer, acks, name = self._appending(), _Acks(len(records)), self._prefix + topic
+        self.create_topic(topic)
+        producer, acks, name = self._shared_producer(), _Acknowledgements(len(records)), self._prefix + topic
         for key, value in records:
             self._send(producer, name, key, value, acks, deadline)
-        # Kafka gives up by itself a little before; this wait is only for a client that got stuck.
+        # The client gives up a little earlier by itself; this wait is only for a client that hangs.
         if not acks.done.wait(self._seconds + 1):
             raise self._unreachable("it acknowledged nothing")
         if acks.error is not None:
-            self._refuse(acks.error)
+            self._raise_for(acks.error)
 
-    def _send(self, producer: Producer, name: str, key: str, value: bytes, acks: _Acks, deadline: float) -> None:
+    def _send(
+        self, producer: Producer, name: str, key: str, value: bytes, acks: _Acknowledgements, deadline: float
+    ) -> None:
         while True:
             try:
                 producer.produce(name, value, key.encode(), on_delivery=acks.on_delivery)
@@ -119,21 +125,21 @@ class KafkaLog:
                     raise self._unreachable("it takes records too slowly") from error
                 time.sleep(0.005)
             except KafkaException as error:
-                self._refuse(error.args[0])
+                self._raise_for(error.args[0])
 
-    def _refuse(self, error: KafkaError) -> None:
-        """Raise what an append's failure is to its caller."""
+    def _raise_for(self, error: KafkaError) -> None:
+        """Raises the error of the log that a failed append means to its caller."""
         if error.fatal():
             with self._lock:
-                self._producer = None  # the next append has a new one
-        if error.code() in FULL:
+                self._producer = None  # the next append creates a new one
+        if error.code() in DISK_FULL_ERRORS:
             raise LogFullError(f"not stored: Kafka's disk refuses the write ({error.str()}); free space there")
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             raise LogError(f"a record is larger than Kafka takes: {error.str()}")
         raise self._unreachable(error.str())
 
-    def _appending(self) -> Producer:
-        """The one producer, and the thread that hands its acknowledgements out."""
+    def _shared_producer(self) -> Producer:
+        """Returns the one producer, started with the thread that delivers its acknowledgements."""
         with self._lock:
             if self._producer is None:
                 self._producer = Producer(
@@ -141,7 +147,7 @@ class KafkaLog:
                         **self._connection,
                         "enable.idempotence": True,
                         "acks": "all",
-                        # As Kafka's own clients place a key, and one place for records without one.
+                        # The partitioner of Kafka's Java clients, so that a key has one partition whoever produces it.
                         "partitioner": "murmur2",
                         "linger.ms": 0,
                         "compression.type": "lz4",
@@ -155,13 +161,13 @@ class KafkaLog:
     def read(
         self, topic: str, position: Position, *, max_records: int = 1_000, share: PartitionShare = ALL_PARTITIONS
     ) -> list[Record]:
-        count = self._count(topic)
-        wanted = [partition for partition in range(count) if share.holds(partition)]
-        if not wanted or max_records < 1:
+        count = self._partition_count(topic)
+        partitions = [partition for partition in range(count) if share.holds(partition)]
+        if not partitions or max_records < 1:
             return []
         return self._readers.read(
             self._prefix + topic,
-            {partition: position.offsets.get(partition, 0) for partition in wanted},
+            {partition: position.offsets.get(partition, 0) for partition in partitions},
             max_records=max_records,
             ends=lambda: self._offsets(topic, OFFSET_END),
             seconds=self._seconds,
@@ -174,32 +180,33 @@ class KafkaLog:
 
     def latest(self, topic: str, count: int) -> list[Record]:
         end = self.end(topic)
-        position = Position({one: max(0, offset - count) for one, offset in end.offsets.items()})
-        found: list[Record] = []
+        position = Position({partition: max(0, offset - count) for partition, offset in end.offsets.items()})
+        latest: list[Record] = []
         while count and not position.covers(end):
             records = self.read(topic, position, max_records=10_000)
             if not records:
                 break
-            found += records
+            latest += records
             position = position.after(records)
-        found.sort(key=lambda record: (record.timestamp_ms, record.partition, record.offset))
-        return found[-count:] if count else []
+        latest.sort(key=lambda record: (record.timestamp_ms, record.partition, record.offset))
+        return latest[-count:] if count else []
 
     def size(self, topic: str) -> TopicSize:
         first, end = self._offsets(topic, OFFSET_BEGINNING), self._offsets(topic, OFFSET_END)
         return TopicSize(sum(end.values()) - sum(first.values()), whole=True, size_bytes=None)
 
     def committed(self, group: str, topic: str) -> Position:
-        asked = [TopicPartition(self._prefix + topic, one) for one in range(self._count(topic))]
-        if not asked:
+        partitions = [TopicPartition(self._prefix + topic, number) for number in range(self._partition_count(topic))]
+        if not partitions:
             return START
-        found = self._try(lambda: _sound(self._group(group).consumer.committed(asked, timeout=self._seconds)))
-        return Position({one.partition: one.offset for one in found if one.offset >= 0})
+        consumer = self._group(group).consumer
+        committed = self._retry(lambda: _checked(consumer.committed(partitions, timeout=self._seconds)))
+        return Position({entry.partition: entry.offset for entry in committed if entry.offset >= 0})
 
     def commit(self, group: str, topic: str, position: Position) -> None:
-        offsets = [TopicPartition(self._prefix + topic, one, offset) for one, offset in position.offsets.items()]
+        offsets = [TopicPartition(self._prefix + topic, *entry) for entry in position.offsets.items()]
         if offsets:
-            self._try(lambda: self._group(group).commit(offsets, seconds=self._seconds))
+            self._retry(lambda: self._group(group).commit(offsets, seconds=self._seconds))
 
     def _group(self, group: str) -> Committer:
         with self._lock:
@@ -207,23 +214,24 @@ class KafkaLog:
                 self._groups[group] = Committer(self._connection, self._prefix + group)
             return self._groups[group]
 
-    def _count(self, topic: str) -> int:
-        """Partitions of a topic; 0 for one that is not there. Remembered: more of them are seen after a restart."""
+    def _partition_count(self, topic: str) -> int:
+        """Returns the number of partitions, 0 for an unknown topic. Cached: a restart sees added partitions."""
         if topic not in self._partitions:
             name = self._prefix + topic
-            found = self._try(lambda: self._asker.list_topics(name, timeout=self._seconds)).topics.get(name)
-            if found is None or found.error is not None:
+            cluster = self._retry(lambda: self._metadata_client.list_topics(name, timeout=self._seconds))
+            metadata = cluster.topics.get(name)
+            if metadata is None or metadata.error is not None:
                 return 0
-            self._partitions[topic] = len(found.partitions)
+            self._partitions[topic] = len(metadata.partitions)
         return self._partitions[topic]
 
-    def make(self, topic: str) -> None:
-        """Have the topic, with the partitions, copies and retention of the settings."""
-        if self._count(topic):
+    def create_topic(self, topic: str) -> None:
+        """Creates the topic unless it exists, with the partitions, replicas and retention of the settings."""
+        if self._partition_count(topic):
             return
         settings, name = self._settings, self._prefix + topic
         keep = settings.kafka_retention_days if topic not in topics.KEPT_FOR_EVER else None
-        made = NewTopic(
+        new_topic = NewTopic(
             name,
             num_partitions=1 if topic in topics.IN_ONE_ORDER else settings.kafka_partitions,
             replication_factor=settings.kafka_replication,
@@ -234,9 +242,9 @@ class KafkaLog:
                 "min.insync.replicas": str(settings.kafka_replication // 2 + 1),
             },
         )
-        asked: Future[Any] = self._admin.create_topics([made], request_timeout=self._seconds)[name]
+        creation: Future[Any] = self._admin.create_topics([new_topic], request_timeout=self._seconds)[name]
         try:
-            asked.result(self._seconds + 1)
+            creation.result(self._seconds + 1)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 if error.args[0].code() == KafkaError.INVALID_REPLICATION_FACTOR:
@@ -246,28 +254,31 @@ class KafkaLog:
                     ) from error
                 raise self._unreachable(error.args[0].str()) from error
         deadline = time.monotonic() + self._seconds
-        while not self._count(topic):  # the brokers tell each other
+        while not self._partition_count(topic):  # until the other brokers know of it
             if time.monotonic() > deadline:
                 raise self._unreachable(f"the new topic {name} did not appear")
             time.sleep(0.02)
 
     def _offsets(self, topic: str, moment: int) -> dict[int, int]:
-        """The first (OFFSET_BEGINNING) or the next (OFFSET_END) offset of each partition."""
-        asked = [TopicPartition(self._prefix + topic, one, moment) for one in range(self._count(topic))]
-        if not asked:
+        """Returns the first (OFFSET_BEGINNING) or the next (OFFSET_END) offset of each partition."""
+        name, count = self._prefix + topic, self._partition_count(topic)
+        partitions = [TopicPartition(name, number, moment) for number in range(count)]
+        if not partitions:
             return {}
-        found = self._try(lambda: _sound(self._asker.offsets_for_times(asked, timeout=self._seconds)))
-        return {one.partition: one.offset for one in found}
+        offsets = self._retry(
+            lambda: _checked(self._metadata_client.offsets_for_times(partitions, timeout=self._seconds))
+        )
+        return {entry.partition: entry.offset for entry in offsets}
 
-    def _try(self, ask: Callable[[], T]) -> T:
-        """What Kafka answers, asked again while it settles. Raises LogUnreachableError within a few seconds."""
+    def _retry(self, ask: Callable[[], Answer]) -> Answer:
+        """Returns what Kafka answers; asks again after transient errors. Raises LogUnreachableError at the timeout."""
         deadline = time.monotonic() + self._seconds
         while True:
             try:
                 return ask()
             except KafkaException as failure:
                 error = failure.args[0]
-                if error.code() not in SETTLING or time.monotonic() > deadline:
+                if error.code() not in TRANSIENT_ERRORS or time.monotonic() > deadline:
                     raise self._unreachable(error.str()) from failure
             except TimeoutError as failure:
                 raise self._unreachable("no answer in time") from failure
@@ -281,7 +292,7 @@ class KafkaLog:
 
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """What every client of ours is made with."""
+    """Returns the configuration that every client shares."""
     return {
         "bootstrap.servers": settings.kafka_bootstrap,
         "client.id": "headrace",
@@ -291,17 +302,17 @@ def connection(settings: Settings) -> dict[str, Any]:
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 250,
         "allow.auto.create.topics": False,
-        # What goes wrong is told by the calls that it goes wrong in.
+        # Errors are reported by the calls that they occur in.
         "log_level": 0,
     }
 
 
-def _sound(found: list[TopicPartition]) -> list[TopicPartition]:
-    """The answer, unless a partition of it is an error."""
-    for one in found:
-        if one.error is not None:
-            raise KafkaException(one.error)
-    return found
+def _checked(partitions: list[TopicPartition]) -> list[TopicPartition]:
+    """Returns the answer, or raises KafkaException for the first partition that has an error."""
+    for partition in partitions:
+        if partition.error is not None:
+            raise KafkaException(partition.error)
+    return partitions
 
 
 def _poll(producer: Producer) -> None:

@@ -1,8 +1,7 @@
-"""Reading Kafka from given positions: consumers that are kept, because one that goes on has its records at hand.
+"""Reads Kafka from given positions, with a pool of consumers that prefetch.
 
-A reader that asks on from where it stopped finds what arrived since in its consumer's queue, within milliseconds of its
-append. A position from elsewhere takes any idle consumer and moves it. Knows nothing of groups: positions are the
-caller's.
+A caller that continues where it stopped finds new records in its consumer's queue, within milliseconds of their
+append. Any other position takes an idle consumer and seeks. Knows nothing of groups: positions are the caller's.
 """
 
 import threading
@@ -14,20 +13,20 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from infra.log.client import LogError, Record
 
-IDLE_KEPT = 8
-"""Idle consumers of a topic that are kept; each has a connection and asks for records in the background."""
-PASSING = {
+MAX_IDLE = 8
+"""Idle consumers kept for a topic; each has a connection and fetches in the background."""
+TRANSIENT_ERRORS = {
     KafkaError._PARTITION_EOF, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT,
     KafkaError._RESOLVE, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.REQUEST_TIMED_OUT, KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError._DESTROY_BROKER,
 }  # fmt: skip
-"""The consumer gets over these by itself."""
-GIVES_UP = "it gave none of the records that it has"
+"""The consumer recovers from these by itself."""
+NO_RECORDS = "it returned none of the records that it has"
 
 
 class _Reader:
-    """One consumer, and where it is."""
+    """Wraps one consumer and knows the offset that it reads next in each partition."""
 
     def __init__(self, connection: dict[str, Any]) -> None:
         self._consumer = Consumer(
@@ -37,28 +36,29 @@ class _Reader:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",  # old records may be gone
-                "fetch.wait.max.ms": 100,  # an idle consumer asks as often, and is as late when it is moved
+                "fetch.wait.max.ms": 100,  # also the longest delay of an idle consumer that seeks
                 "fetch.error.backoff.ms": 20,
                 "queued.max.messages.kbytes": 16_384,
             }
         )
-        self.place: dict[int, int] = {}
+        self.offsets: dict[int, int] = {}
 
-    def move(self, name: str, place: dict[int, int]) -> None:
-        self._consumer.assign([TopicPartition(name, partition, offset) for partition, offset in place.items()])
-        self.place = dict(place)
+    def seek(self, name: str, offsets: dict[int, int]) -> None:
+        """Continues at these offsets (by partition) of Kafka's topic `name`."""
+        self._consumer.assign([TopicPartition(name, partition, offset) for partition, offset in offsets.items()])
+        self.offsets = dict(offsets)
 
     def take(self, topic: str, count: int, seconds: float) -> list[Record]:
-        """Up to `count` records that are there, or arrive within that time."""
+        """Returns up to `count` records that are there or arrive within `seconds`."""
         records = []
         for message in self._consumer.consume(count, seconds):
             error = message.error()
             if error is not None:
-                if error.code() not in PASSING:
+                if error.code() not in TRANSIENT_ERRORS:
                     raise LogError(f"{topic} cannot be read: {error.str()}")
                 continue
             record = _record(topic, message)
-            self.place[record.partition] = record.next_offset
+            self.offsets[record.partition] = record.next_offset
             records.append(record)
         return records
 
@@ -67,6 +67,8 @@ class _Reader:
 
 
 class Readers:
+    """Lends consumers to readers. Safe to use from many threads."""
+
     def __init__(self, connection: dict[str, Any]) -> None:
         self._connection = connection
         self._idle: dict[str, list[_Reader]] = {}
@@ -75,7 +77,7 @@ class Readers:
     def read(
         self,
         name: str,
-        place: dict[int, int],
+        offsets: dict[int, int],
         *,
         topic: str,
         max_records: int,
@@ -83,50 +85,50 @@ class Readers:
         seconds: float,
         unreachable: Callable[[str], Exception],
     ) -> list[Record]:
-        """The next records of Kafka's topic `name` from `place` (offset by partition), as records of `topic`.
+        """Returns the next records of Kafka's topic `name` from `offsets` (by partition), as records of `topic`.
 
-        `ends` asks for the next offset of each partition: whatever was acknowledged before this call is seen by it.
+        `ends` queries the end offset of each partition, so that whatever was acknowledged before this call is read.
         """
-        reader = self._lend(name, place)
+        reader = self._reader_at(name, offsets)
         if reader is not None and (records := reader.take(topic, max_records, 0)):
             self._give_back(name, reader)
             return records
         end = ends()
-        # A place behind the end (the topic was replaced) has nothing to read until the end is there.
-        waiting = {one: offset for one, offset in place.items() if offset <= end.get(one, 0)}
-        if all(offset >= end[one] for one, offset in waiting.items()):
+        # An offset beyond the end (the topic was replaced) has nothing to read until the end reaches it.
+        readable = {partition: offset for partition, offset in offsets.items() if offset <= end.get(partition, 0)}
+        if all(offset >= end[partition] for partition, offset in readable.items()):
             if reader is not None:
                 self._give_back(name, reader)
             return []
         if reader is None:
-            reader = self._any(name)
-            reader.move(name, waiting)
+            reader = self._idle_or_new(name)
+            reader.seek(name, readable)
         records = []
         deadline = time.monotonic() + seconds
         while not records and time.monotonic() < deadline:
-            # Whatever is there at once; else the first that arrives, and what has come with it.
+            # Waits for the first record and takes what arrived with it.
             records = reader.take(topic, 1, 0.05)
             if records and max_records > 1:
                 records += reader.take(topic, max_records - 1, 0)
         self._give_back(name, reader)
         if not records:
-            raise unreachable(GIVES_UP)
+            raise unreachable(NO_RECORDS)
         return records
 
-    def _lend(self, name: str, place: dict[int, int]) -> _Reader | None:
-        """The idle reader that stands at `place`, if there is one."""
+    def _reader_at(self, name: str, offsets: dict[int, int]) -> _Reader | None:
+        """Takes the idle reader that stands at `offsets`, if there is one."""
         with self._lock:
             idle = self._idle.get(name, [])
             for number, reader in enumerate(idle):
-                if reader.place == place:
+                if reader.offsets == offsets:
                     return idle.pop(number)
         return None
 
-    def _any(self, name: str) -> _Reader:
+    def _idle_or_new(self, name: str) -> _Reader:
         with self._lock:
             idle = self._idle.get(name, [])
-            # Those that go on are at the end of the list: take one that has rested longest.
-            if len(idle) >= IDLE_KEPT // 2:
+            # Readers in use are at the end of the list: take the one that has been idle longest.
+            if len(idle) >= MAX_IDLE // 2:
                 return idle.pop(0)
         return _Reader(self._connection)
 
@@ -134,7 +136,7 @@ class Readers:
         with self._lock:
             idle = self._idle.setdefault(name, [])
             idle.append(reader)
-            surplus = idle.pop(0) if len(idle) > IDLE_KEPT else None
+            surplus = idle.pop(0) if len(idle) > MAX_IDLE else None
         if surplus is not None:
             surplus.close()
 

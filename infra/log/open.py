@@ -1,4 +1,4 @@
-"""Which log the settings name: the one on files, or Kafka."""
+"""Opens the log that the settings name: on files or in Kafka."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 from infra.log.client import EventLog
 
-if TYPE_CHECKING:  # Spark's Python workers import this module often, and need no settings
+if TYPE_CHECKING:  # Spark's Python workers import this module often, and do not need the settings
     from infra.settings import Settings
 
 
 def make_topic(settings: Settings, topic: str) -> None:
-    """Have a topic that a reader of another make (Spark) expects to be there; on files every topic is."""
+    """Creates a topic that Spark's own Kafka reader expects to exist; on files every topic does."""
     if settings.kafka_bootstrap is not None:
         from infra.log.kafka import KafkaLog
 
-        KafkaLog(settings).make(topic)
+        KafkaLog(settings).create_topic(topic)
 
 
 def open_log(settings: Settings) -> EventLog:
-    """The log that the settings name."""
+    """Opens the log that the settings name."""
     if settings.kafka_bootstrap is not None:
         from infra.log.kafka import KafkaLog
 

@@ -1,6 +1,6 @@
-"""How many records the files of a topic hold: counts line ends, which is cheap, and never parses.
+"""Counts the records in the files of a topic by their line ends, without parsing.
 
-What was counted once is not read again; a first look at a long log counts for `budget_seconds` and goes on at the next.
+Nothing is counted twice. The first count of a long log stops after `budget_seconds` and continues at the next call.
 """
 
 import threading
@@ -21,7 +21,7 @@ class _Counted:
 
 
 class RecordCounter:
-    """`clock` gives seconds of any epoch. Safe to use from many threads."""
+    """Counts, and remembers what it has counted. `clock` gives seconds of any epoch. Safe to use from many threads."""
 
     def __init__(self, *, budget_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
         self._budget_seconds = budget_seconds
@@ -30,7 +30,7 @@ class RecordCounter:
         self._lock = threading.Lock()
 
     def count(self, folder: Path) -> TopicSize:
-        """What the segments in `folder` hold now."""
+        """Returns what the segments in `folder` hold now."""
         deadline = self._clock() + self._budget_seconds
         records = size_bytes = 0
         whole = True
@@ -44,8 +44,8 @@ class RecordCounter:
         return TopicSize(records, whole, size_bytes)
 
     def _count(self, path: Path, counted: _Counted, size: int, deadline: float) -> bool:
-        """Count what is new in a segment; False when the time ran out first."""
-        if size < counted.size_bytes:  # a crash's unfinished line was moved aside: count anew
+        """Counts what is new in a segment; False when the time ran out first."""
+        if size < counted.size_bytes:  # a crash's unfinished line was moved aside: start over
             counted.size_bytes = counted.lines = 0
         with path.open("rb") as segment:
             segment.seek(counted.size_bytes)

@@ -1,7 +1,7 @@
-"""The jars of Kafka's broker and of Spark's Kafka source: fetched once by Maven, and checked against pinned hashes.
+"""Fetches the jars of Kafka's broker and of Spark's Kafka source with Maven, once, and checks their pinned hashes.
 
-`<name>.xml` says what to fetch, `<name>.sha256` what must have come. Once they lie in settings.tools_dir neither Maven
-nor a network is needed. After a change of version: `python -m infra.maven.jars pin`, then look at what changed.
+`<name>.xml` lists what to fetch, `<name>.sha256` the expected hashes. Once the jars are in settings.tools_dir, neither
+Maven nor a network is needed. After a change of version run `python -m infra.maven.jars pin` and review the difference.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ FETCH_SECONDS = 600
 
 
 class JarsError(Exception):
-    """The jars are not there and cannot be fetched, or are not the pinned ones; says what to do."""
+    """Says what to do when the jars are missing and cannot be fetched, or are not the pinned ones."""
 
 
 def jars(settings: Settings, name: str) -> list[Path]:
-    """The checked jars of BROKER or SPARK, by path; fetched first when they are not there. Raises JarsError."""
+    """Returns the paths of the jars of BROKER or SPARK, fetched if missing, and checked. Raises JarsError."""
     folder = settings.tools_dir.absolute() / f"kafka-{name}"
     pinned = _read_pins(name)
     if not folder.is_dir():
@@ -40,9 +40,9 @@ def _read_pins(name: str) -> dict[str, str]:
 
 
 def _check(folder: Path, pinned: dict[str, str]) -> None:
-    found = _hashes(folder)
-    if found != pinned:
-        wrong = sorted(set(found.items()) ^ set(pinned.items()))
+    actual = _hashes(folder)
+    if actual != pinned:
+        wrong = sorted(set(actual.items()) ^ set(pinned.items()))
         raise JarsError(
             f"{folder} does not hold the pinned jars ({wrong[0][0]} differs); remove the folder and run this again"
         )
@@ -53,28 +53,30 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _fetch(name: str, folder: Path, *, pinned: dict[str, str] | None) -> None:
-    """Let Maven resolve and copy, with its own checksums enforced (-C); the folder appears whole or not at all."""
+    """Lets Maven resolve and copy, with its own checksums enforced (-C); the folder appears whole or not at all."""
     maven = shutil.which("mvn")
     if maven is None:
-        raise JarsError(f"the jars of {folder.name} are not in {folder}, and Maven is missing: `headrace doctor`")
+        raise JarsError(
+            f"the jars of {folder.name} are not in {folder}, and Maven is missing; `headrace doctor` says how to get it"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch) / "jars"
+        fetched = Path(scratch) / "jars"
         done = subprocess.run(
             [maven, "-B", "-q", "-C", "-f", str(HERE / f"{name}.xml"), COPY, "-DincludeScope=runtime",
-             f"-DoutputDirectory={made}"],
+             f"-DoutputDirectory={fetched}"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=FETCH_SECONDS, check=False,
         )  # fmt: skip
         if done.returncode:
             errors = [line for line in done.stdout.splitlines() if "ERROR" in line]
-            raise JarsError(f"Maven could not fetch the jars of {folder.name}: {(errors or ['it said nothing'])[0]}")
+            raise JarsError(f"Maven could not fetch the jars of {folder.name}: {(errors or ['it gave no reason'])[0]}")
         if pinned is not None:
-            _check(made, pinned)
-        made.rename(folder)
+            _check(fetched, pinned)
+        fetched.rename(folder)
 
 
 def _pin() -> None:
-    """Write anew what the poms resolve to now."""
+    """Rewrites the hash files with what the poms resolve to now."""
     for name in (BROKER, SPARK):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / name

@@ -1,6 +1,6 @@
-"""The application log: lines of text or of JSON, each with the request it belongs to, and people's ids made unreadable.
+"""Sets up the application log: lines of text or JSON, each with its request, and pseudonyms in place of people's ids.
 
-A module logs as ever, with `logging.getLogger(__name__)`; fields go into `extra`. Why no other library: decision 0011.
+Modules log with `logging.getLogger(__name__)` and put fields into `extra`. Decision 0011 says why no other library.
 """
 
 import json
@@ -14,14 +14,14 @@ from hashlib import blake2b
 from infra.settings import Settings
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The X-Request-ID of the call that is being answered; None outside of one."""
+"""The X-Request-ID of the current request; None outside of one."""
 
 _OWN_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
 _key = secrets.token_bytes(32)
 
 
 def set_up(settings: Settings) -> None:
-    """Send the log of this process to standard error as the settings say."""
+    """Sends the log of this process to standard error, with the level and format of the settings."""
     global _key
     if settings.pseudonym_key is not None:
         _key = blake2b(settings.pseudonym_key.get_secret_value().encode(), digest_size=32).digest()
@@ -33,26 +33,27 @@ def set_up(settings: Settings) -> None:
     for library in ("feast", "faiss", "py4j"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("torchrec").setLevel(logging.ERROR)
-    # FBGEMM tells of each table's making, in the name of nobody: what has a name passes.
+    # FBGEMM logs the creation of each table through the root logger; our modules have loggers of their own.
     root.filters[:] = [lambda record: record.levelno > logging.INFO]
 
 
 def pseudonym(name: str | None) -> str | None:
-    """A keyed hash that stands for a user, session or card in the log: the same name, the same 16 hex digits.
+    """Returns a keyed hash of 16 hex digits that stands for a user, session or card in the log.
 
-    Without HEADRACE_PSEUDONYM_KEY that holds within one process only.
+    The same name gives the same hash: in every process with HEADRACE_PSEUDONYM_KEY, otherwise within one process.
     """
     return None if name is None else blake2b(name.encode("utf-8", "surrogatepass"), key=_key, digest_size=8).hexdigest()
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """Returns the fields of `extra`, and request_id within a request."""
     given = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
     request_id = REQUEST_ID.get()
     return given if request_id is None or "request_id" in given else {"request_id": request_id, **given}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the fields of `extra`, request_id, and error where one is.
+    """Formats a record as one JSON object: time, level, logger, message, the fields of `extra`, request_id and error.
 
     >>> record = logging.LogRecord("shop", logging.INFO, "", 0, "sold %d", (3,), None)
     >>> record.created, record.item = 0, "tea"
@@ -75,7 +76,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """The same for people: the fields follow the message."""
+    """Formats a record for people: the fields follow the message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -1,6 +1,6 @@
-"""OpenTelemetry traces, made by hand in few places, and nothing at all unless a collector is named.
+"""Creates OpenTelemetry spans in a few places, and sends them to the collector of HEADRACE_OTLP_ENDPOINT.
 
-While HEADRACE_OTLP_ENDPOINT is unset, no package of OpenTelemetry is imported and a span costs a comparison.
+While that is unset, no package of OpenTelemetry is imported and a span costs one comparison.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
 def start(settings: Settings, service: str) -> Callable[[], None]:
-    """Send the spans of this process to the collector, if there is one; returns what sends the last of them."""
+    """Sends the spans of this process to the collector, if there is one; returns a function that flushes and stops."""
     global _tracer
     if not settings.otlp_endpoint:
         return lambda: None
@@ -37,7 +37,7 @@ def start(settings: Settings, service: str) -> Callable[[], None]:
 
 
 def span(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[object]:
-    """A part of the work, below the span that is open around it."""
+    """Returns a context manager for a span below the current one."""
     if _tracer is None:
         return _NOTHING
     return _tracer.start_as_current_span(name, attributes=attributes)
@@ -45,20 +45,22 @@ def span(name: str, **attributes: str | int | float | bool) -> AbstractContextMa
 
 @contextlib.contextmanager
 def request_span(name: str, headers: Mapping[str, str]) -> Iterator[Describe]:
-    """The span of a whole request, below the caller's where `traceparent` names one; yields what names it
-    and sets its attributes."""
+    """Opens the span of a whole request, below the caller's span where the header `traceparent` names one.
+
+    Yields a function that sets its name and attributes.
+    """
     if _tracer is None:
         yield _ignore
         return
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    above = TraceContextTextMapPropagator().extract(headers)
-    with _tracer.start_as_current_span(name, context=above, kind=SpanKind.SERVER) as made:
+    caller = TraceContextTextMapPropagator().extract(headers)
+    with _tracer.start_as_current_span(name, context=caller, kind=SpanKind.SERVER) as request:
 
         def describe(name: str, attributes: Mapping[str, str | int]) -> None:
-            made.update_name(name)
-            made.set_attributes(attributes)
+            request.update_name(name)
+            request.set_attributes(attributes)
 
         yield describe
 

@@ -1,28 +1,29 @@
-"""The API as its own process, and a client whose load does not wait for the answers."""
+"""The API as its own process, for tests that talk to it over HTTP, stop it, kill it or send it load."""
 
-import asyncio
 import contextlib
 import http.client
 import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from features.store.feature_store import open_store
+from infra.bench import load
 from infra.bench.sample_release import publish_release
+from infra.local import processes
 from infra.local.ports import free_port
 from infra.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 ASK = {"session": {"session_id": "s-1", "items": ["item-3", "item-5"]}, "n": 10}
+VISITORS = 512
+"""Connections of an open loop: visitors share no pool, so that the server meets every request that is due."""
 
 
 @dataclass
@@ -35,30 +36,30 @@ class Server:
     output: Path
 
     def call(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, dict[str, str], Any]:
-        """(status, headers, JSON or text) over a connection of its own."""
+        """Sends a request over a connection of its own; returns (status, headers, JSON or text)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         with contextlib.closing(connection):
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"Content-Type": "application/json", **headers})
             answer = connection.getresponse()
             text = answer.read().decode()
-            told = {name.lower(): value for name, value in answer.getheaders()}
-            return answer.status, told, json.loads(text) if "json" in told.get("content-type", "") else text
+            fields = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, fields, json.loads(text) if "json" in fields.get("content-type", "") else text
 
     def workers(self) -> list[int]:
-        """Process ids of the living workers, of a server that has several."""
-        found = []
-        for one in psutil.Process(self.process.pid).children():
+        """Returns the process ids of the living workers, of a server that has several."""
+        pids = []
+        for child in psutil.Process(self.process.pid).children():
             with contextlib.suppress(psutil.Error):  # it died a moment ago
-                found += [one.pid] if "spawn_main" in " ".join(one.cmdline()) else []
-        return found
+                pids += [child.pid] if "spawn_main" in " ".join(child.cmdline()) else []
+        return pids
 
     def kill(self) -> None:
-        """As a power cut would: nobody gets to tidy up."""
-        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        for one in family:
+        """Kills it and its workers as a power cut would, without a chance to tidy up."""
+        server = psutil.Process(self.process.pid)
+        for process in [server, *server.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                process.kill()
         self.process.wait(10)
 
     def stop(self) -> int:
@@ -68,7 +69,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(folder: Path, **more: object) -> Iterator[Server]:
-    """A server over `folder`, with a small release; settings as keywords."""
+    """Serves a small release from `folder`; further settings as keywords."""
     settings = Settings(data_dir=folder, **more)  # type: ignore[arg-type]
     if not (settings.releases_dir / "current").exists():
         publish_release(settings.releases_dir, "v1")
@@ -82,9 +83,7 @@ def serving(folder: Path, **more: object) -> Iterator[Server]:
         "PYTHONPATH": str(ROOT),
     }
     with output.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", "serve"], env=environment, stdout=log, stderr=log, cwd=ROOT
-        )
+        process = subprocess.Popen(processes.command("serve"), env=environment, stdout=log, stderr=log, cwd=ROOT)
     server = Server(settings, port, process, output)
     try:
         wait_until(lambda: process.poll() is not None or ready(server), seconds=60)
@@ -102,96 +101,17 @@ def ready(server: Server) -> bool:
         return False
 
 
-def wait_until(check: Any, *, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.05)
-
-
-@dataclass
-class Answers:
-    """What a load met. Milliseconds count from the moment a request was to be sent, so that whatever it waits
-    for counts: a connection, its turn in the kernel, the client itself, of which `late_ms` is the most."""
-
-    accepted_ms: list[float] = field(default_factory=list)
-    refused_ms: list[float] = field(default_factory=list)
-    statuses: dict[int, int] = field(default_factory=dict)
-    late_ms: float = 0.0
-    without_retry_after: int = 0
-    failed: int = 0
-
-    def percentile(self, share: float) -> float:
-        return sorted(self.accepted_ms)[int(share * (len(self.accepted_ms) - 1))]
-
-
-class Client:
-    """Keep-alive connections to one server, as many as are needed at once."""
-
-    def __init__(self, port: int, path: str, body: object) -> None:
-        content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-        self._request = head.encode() + b"\r\n\r\n" + content
-        self._port = port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def send(self, answers: Answers, intended: float) -> None:
-        loop = asyncio.get_running_loop()
-        answers.late_ms = max(answers.late_ms, (loop.time() - intended) * 1000)
-        try:
-            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
-            writer.write(self._request)
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
-        except (OSError, asyncio.IncompleteReadError):
-            answers.failed += 1
-            return
-        self._idle.append((reader, writer))
-        took = (loop.time() - intended) * 1000
-        status = int(head.split(b" ")[1])
-        answers.statuses[status] = answers.statuses.get(status, 0) + 1
-        (answers.accepted_ms if status == 200 else answers.refused_ms).append(took)
-        answers.without_retry_after += status == 503 and b"retry-after:" not in head
-
-    async def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
+def wait_until(check: Callable[[], object], *, seconds: float = 20) -> None:
+    assert processes.wait_until(check, seconds=seconds, pause=0.05), f"it did not come about within {seconds:g} s"
 
 
 def closed_loop(port: int, path: str, body: object, *, clients: int, seconds: float) -> float:
-    """Answers a second to `clients` that each send again as soon as they are answered."""
-
-    async def go() -> int:
-        client, answers = Client(port, path, body), Answers()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-
-        async def one() -> None:
-            while loop.time() < end:
-                await client.send(answers, loop.time())
-
-        await asyncio.gather(*(one() for _ in range(clients)))
-        await client.close()
-        return len(answers.accepted_ms)
-
-    return asyncio.run(go()) / seconds
+    """Returns the answers a second to `clients` that each send again as soon as they are answered."""
+    requests = [load.post(path, json.dumps(body).encode())]
+    return load.closed_loop(port, requests, clients=clients, seconds=seconds, warm_seconds=0).per_second
 
 
-def open_loop(port: int, path: str, body: object, *, rate: float, seconds: float) -> Answers:
-    """`rate` requests a second whatever the server does."""
-
-    async def go() -> Answers:
-        client, answers = Client(port, path, body), Answers()
-        loop = asyncio.get_running_loop()
-        start, tasks = loop.time() + 0.1, []
-        for number in range(int(rate * seconds)):
-            intended = start + number / rate
-            if (pause := intended - loop.time()) > 0:
-                await asyncio.sleep(pause)
-            tasks.append(asyncio.create_task(client.send(answers, intended)))
-        await asyncio.gather(*tasks)
-        await client.close()
-        return answers
-
-    return asyncio.run(go())
+def open_loop(port: int, path: str, body: object, *, rate: float, seconds: float) -> load.Measured:
+    """Sends `rate` requests a second whatever the server does."""
+    requests = [load.post(path, json.dumps(body).encode())]
+    return load.open_loop(port, requests, rate=rate, seconds=seconds, warm_seconds=0, connections=VISITORS)

@@ -1,4 +1,4 @@
-"""Three real brokers, three copies, two of which must have a record: what was acknowledged outlives a killed broker."""
+"""Three real brokers with three replicas, two of them in sync: acknowledged records survive a killed broker."""
 
 import os
 import signal
@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from infra.local import kafka_broker, processes
-from infra.log.client import START, EventLog, LogUnreachableError, Record
+from infra.log.client import LogUnreachableError
 from infra.log.open import open_log
 from infra.settings import Settings
+from tests.infra.log.test_kafka import everything
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -34,16 +35,7 @@ def cluster(kafka_tools: None, kafka_port: Callable[[], int], tmp_path: Path) ->
         processes.stop_all(settings)
 
 
-def everything(log: EventLog) -> list[Record]:
-    found: list[Record] = []
-    position = START
-    while not position.covers(log.end("t")):
-        records = log.read("t", position)
-        found, position = found + records, position.after(records)
-    return found
-
-
-def test_what_was_acknowledged_outlives_a_killed_broker(cluster: Settings) -> None:
+def test_acknowledged_records_survive_a_killed_broker(cluster: Settings) -> None:
     log, stop = open_log(cluster), threading.Event()
     acknowledged: list[list[bytes]] = [[] for _ in range(WRITERS)]
     refused: list[LogUnreachableError] = []
@@ -82,14 +74,14 @@ def test_what_was_acknowledged_outlives_a_killed_broker(cluster: Settings) -> No
     for reader in (log, open_log(cluster)):
         records = everything(reader)
         stored = [record for record in records if record.key != "first"]
-        assert Counter(record.value for record in stored).most_common(1)[0][1] == 1  # no doubles of the retries
+        assert Counter(record.value for record in stored).most_common(1)[0][1] == 1  # retries store nothing twice
         for name, values in enumerate(acknowledged):
             own = [record for record in stored if record.key == f"writer-{name}"]
             assert [record.value for record in own] == values  # nothing lost, in order
             assert len({record.partition for record in own}) == 1
 
 
-def test_a_majority_that_is_gone_is_told_and_nothing_is_acknowledged(cluster: Settings) -> None:
+def test_a_lost_majority_is_reported_and_nothing_is_acknowledged(cluster: Settings) -> None:
     settings = cluster.model_copy(update={"kafka_timeout_seconds": 3.0})
     log = open_log(settings)
     log.append("t", [("a", b'{"n": 0}')])

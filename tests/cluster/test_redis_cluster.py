@@ -1,4 +1,4 @@
-"""The online store on a Redis Cluster of three nodes on this machine: every promise, and what one dead node costs."""
+"""The online store on a Redis Cluster of three nodes on this machine: its guarantees, and what a dead node costs."""
 
 import dataclasses
 import shutil
@@ -45,12 +45,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for node in nodes:
             node.start()
         addresses = [f"127.0.0.1:{port}" for port in PORTS]
-        made = subprocess.run(
+        created = subprocess.run(
             ["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"],
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        assert "All 16384 slots covered" in made.stdout, made.stdout + made.stderr
-        time.sleep(1.5)  # until every node has heard of the others
+        assert "All 16384 slots covered" in created.stdout, created.stdout + created.stderr
+        time.sleep(1.5)  # until all nodes know each other
         yield Cluster(
             nodes,
             Settings(
@@ -81,7 +81,7 @@ def test_rows_are_spread_and_read_as_feast_reads_them(cluster: Cluster, feast: f
 def test_an_older_row_never_wins(feast: feature_store.Store) -> None:
     for seconds, number in ((5, 5), (1, 1), (9, 9), (3, 3)):
         feature_store.write_online(feast, VIEW, table(*(row(user, seconds, times=[number]) for user in USERS[:40])))
-    assert {tuple(found[columns.TIMES]) for found in feature_store.online_rows(feast, VIEW, USERS[:40])} == {(9,)}
+    assert {tuple(stored[columns.TIMES]) for stored in feature_store.online_rows(feast, VIEW, USERS[:40])} == {(9,)}
 
 
 def test_every_node_has_its_own_mark(feast: feature_store.Store) -> None:
@@ -99,14 +99,14 @@ def test_every_node_has_its_own_mark(feast: feature_store.Store) -> None:
     assert rows.marks() == {"three"}
 
 
-def test_a_dead_node_costs_its_own_keys_alone_and_no_more_than_the_bound(
+def test_a_dead_node_costs_only_its_own_keys_and_no_more_than_the_bound(
     cluster: Cluster, feast: feature_store.Store
 ) -> None:
     recent = datetime(2026, 11, 22, 12, 1, tzinfo=UTC).timestamp() - datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
     feature_store.write_online(feast, VIEW, table(*(row(user, recent, times=[4]) for user in USERS)))
     before = feast.online.rows.epoch()
     cluster.nodes[1].kill()
-    feast.online._clock = lambda: float("inf")  # each read is really sent, whatever failed before it
+    feast.online._clock = lambda: float("inf")  # no read is skipped because earlier ones failed
     alive, failed, slowest = 0, 0, 0.0
     for user in USERS[:90]:
         started = time.perf_counter()
@@ -130,11 +130,11 @@ def test_a_dead_node_costs_its_own_keys_alone_and_no_more_than_the_bound(
         except OnlineStoreError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    assert all(found[columns.TIMES] == [5] for found in feature_store.online_rows(feast, VIEW, USERS))
+    assert all(stored[columns.TIMES] == [5] for stored in feature_store.online_rows(feast, VIEW, USERS))
     assert feast.online.rows.epoch() != before
 
 
-def test_a_cluster_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_exist_gives_a_clear_error(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, redis_url="redis+cluster://127.0.0.1:19239", redis_timeout_milliseconds=200)
     with pytest.raises(OnlineStoreError, match=r"cannot reach Redis at 127\.0\.0\.1:19239"):
         feature_store.online_rows(feature_store.open_store(settings), VIEW, ["ann"])

@@ -1,4 +1,4 @@
-"""Two scorers divide the payments in Kafka between them: every payment is decided once, and alerts once."""
+"""Two scorers share the payments in Kafka: every payment gets one decision, and at most one alert."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from features.store.feature_store import open_store
 from infra import topics
 from infra.local import processes
 from infra.local.ports import free_port
-from infra.log.client import START, EventLog
+from infra.log.client import EventLog, read_all
 from infra.log.open import open_log
 from infra.settings import Settings
 from tests.apps.servers import ROOT
@@ -27,7 +27,7 @@ pytestmark = [
 
 SCORERS, CARDS, EACH = 2, 60, 7
 BURST = 5
-"""From this payment of an hour on a card is reviewed, where there is no model (apps/fraud/service.py)."""
+"""Without a model, a card is reviewed from this payment of an hour on (apps/fraud/service.py)."""
 
 
 def payments() -> list[tuple[str, dict[str, Any]]]:
@@ -47,15 +47,11 @@ def payments() -> list[tuple[str, dict[str, Any]]]:
 
 
 def decisions(log: EventLog) -> list[dict[str, Any]]:
-    found, position = [], START
-    while records := log.read(topics.DECISIONS, position):
-        found += [json.loads(record.value) for record in records]
-        position = position.after(records)
-    return found
+    return [json.loads(record.value) for record in read_all(log, topics.DECISIONS)]
 
 
 def decided_by(port: int) -> float:
-    """How many decisions the scorer with its metrics on this port has made."""
+    """Returns how many decisions the scorer with its metrics on this port has made."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("headrace_fraud_decisions_total{"))
@@ -63,9 +59,9 @@ def decided_by(port: int) -> float:
 
 def test_two_scorers_decide_every_payment_once(kafka_settings: Settings, tmp_path: Path) -> None:
     settings = kafka_settings.model_copy(update={"kafka_partitions": 6, "kafka_timeout_seconds": 20.0})
-    log, made, ports = open_log(settings), payments(), [free_port() for _ in range(SCORERS)]
-    half = len(made) // 2
-    sent = [(card, json.dumps(told).encode()) for card, told in made]
+    log, expected, ports = open_log(settings), payments(), [free_port() for _ in range(SCORERS)]
+    half = len(expected) // 2
+    sent = [(card, json.dumps(payment).encode()) for card, payment in expected]
     log.append(topics.TRANSACTIONS, sent[:half])
     shares = [
         Settings(
@@ -80,20 +76,22 @@ def test_two_scorers_decide_every_payment_once(kafka_settings: Settings, tmp_pat
             open_store(share)
             processes.start(share, "scorer", "score", extra={"PYTHONPATH": str(ROOT)})
         assert processes.wait_until(lambda: len(decisions(log)) >= half, seconds=180), log_tails(shares)
-        log.append(topics.TRANSACTIONS, sent[half:] + sent[half : half + 50])  # and some of them twice
+        log.append(topics.TRANSACTIONS, sent[half:] + sent[half : half + 50])  # some of them twice
         end = log.end(topics.TRANSACTIONS)
         assert processes.wait_until(lambda: log.committed("scorer", topics.TRANSACTIONS).covers(end), seconds=120), (
             log_tails(shares)
         )
-        told = decisions(log)
+        decided = decisions(log)
         by_scorer = [decided_by(port) for port in ports]
     finally:
         for share in shares:
             processes.stop_all(share)
-    assert Counter(one["event_id"] for one in told) == Counter(one["event_id"] for _, one in made)
-    alerts = Counter(one["event_id"] for one in told if one["outcome"] != "approve")
+    assert Counter(decision["event_id"] for decision in decided) == Counter(
+        payment["event_id"] for _, payment in expected
+    )
+    alerts = Counter(decision["event_id"] for decision in decided if decision["outcome"] != "approve")
     assert alerts == Counter(f"p-{card}-{number}" for card in range(CARDS) for number in range(BURST - 1, EACH))
-    assert sum(by_scorer) == len(made)
+    assert sum(by_scorer) == len(expected)
     assert min(by_scorer) > 0
 
 

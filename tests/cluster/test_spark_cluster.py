@@ -1,4 +1,4 @@
-"""The feature job on a standalone Spark cluster of two workers, by its settings alone, makes what one machine makes."""
+"""The feature job gives the same result on a standalone Spark cluster of two workers as on one machine."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ JOB_SECONDS = 400
 
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[str]:
-    """The address of a cluster's master; its workers have a core each, and folders named after them."""
+    """Yields the address of a cluster's master, whose workers have a core each and folders named after them."""
     own = Settings(data_dir=tmp_path / "cluster")
     port = free_port()
     spark_class = str(Path(pyspark.__file__).parent / "bin" / "spark-class")
@@ -39,15 +39,15 @@ def master(tmp_path: Path) -> Iterator[str]:
     extra = {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(ROOT), "SPARK_NO_DAEMONIZE": "1"}
     listen = ["--host", "127.0.0.1", "--webui-port", str(free_port())]
 
-    def run(name: str, kind: str, *words: str) -> None:
-        processes.launch(own, name, [spark_class, f"org.apache.spark.deploy.{kind}", *listen, *words], extra=extra)
+    def run(name: str, role: str, *words: str) -> None:
+        processes.launch(own, name, [spark_class, f"org.apache.spark.deploy.{role}", *listen, *words], extra=extra)
 
-    def said(text: str) -> bool:
+    def logged(text: str) -> bool:
         return text in processes.log_tail(own, "master", lines=200)
 
     try:
         run("master", "master.Master", "--port", str(port))
-        assert processes.wait_until(lambda: said("Starting Spark master"), seconds=120), processes.log_tail(
+        assert processes.wait_until(lambda: logged("Starting Spark master"), seconds=120), processes.log_tail(
             own, "master"
         )
         for number in range(WORKERS):
@@ -64,7 +64,7 @@ def master(tmp_path: Path) -> Iterator[str]:
 
 
 def features(settings: Settings) -> None:
-    """`headrace features`, in a process of its own."""
+    """Runs `headrace features` in a process of its own."""
     done = subprocess.run(
         processes.command("features"), env={**processes.environment(settings), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=JOB_SECONDS, cwd=ROOT, check=False,
@@ -73,15 +73,15 @@ def features(settings: Settings) -> None:
 
 
 def tables(settings: Settings) -> dict[str, list[str]]:
-    """The rows of every table, but for when they were written."""
-    found = {}
+    """Returns the rows of every table, without the time at which they were written."""
+    rows_by_table = {}
     for folder in sorted(settings.offline_dir.iterdir()):
         rows = ds.dataset(folder).to_table().to_pylist()
-        found[folder.name] = sorted(str({**row, columns.CREATED_TIMESTAMP: None}) for row in rows)
-    return found
+        rows_by_table[folder.name] = sorted(str({**row, columns.CREATED_TIMESTAMP: None}) for row in rows)
+    return rows_by_table
 
 
-def test_two_workers_make_what_one_machine_makes(master: str, tmp_path: Path) -> None:
+def test_two_workers_give_the_result_of_one_machine(master: str, tmp_path: Path) -> None:
     alone = Settings(data_dir=tmp_path / "alone", spark_driver_memory="1g")
     conf = {"spark.executor.memory": "600m", "spark.executor.cores": "1"}
     spread = Settings(data_dir=tmp_path / "spread", spark_driver_memory="1g", spark_master=master, spark_conf=conf)
@@ -93,8 +93,8 @@ def test_two_workers_make_what_one_machine_makes(master: str, tmp_path: Path) ->
         send(log, *SHOP, *OTHERS, *more, *(paid(f"q{number}", 2 + number / 9) for number in range(50)), *more[:20])
         features(settings)
     assert state(spread) == state(alone)
-    made, expected = tables(spread), tables(alone)
-    assert made == expected
-    assert set(made) >= {"shop_events", views.TRANSACTION_FEATURES, views.ITEM_HISTORY, views.ITEM_NEIGHBOURS}
+    spread_tables, expected = tables(spread), tables(alone)
+    assert spread_tables == expected
+    assert set(spread_tables) >= {"shop_events", views.TRANSACTION_FEATURES, views.ITEM_HISTORY, views.ITEM_NEIGHBOURS}
     worked = [folder.name for folder in tmp_path.glob("worker-*") if list(folder.glob("app-*/*/stderr"))]
     assert len(worked) == WORKERS

@@ -1,4 +1,4 @@
-"""Training under torchrun on this machine: two processes, their tables divided by TorchRec, learn what one learns."""
+"""Training under torchrun: two processes, with tables sharded by TorchRec, learn what one process learns."""
 
 import json
 import os
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def torchrun(processes: int, *words: str) -> None:
-    """Run `python -m WORDS` as so many processes, which meet on a free port of the loopback."""
+    """Runs `python -m WORDS` as several processes, which meet on a free port of the loopback."""
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "-m", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -36,13 +36,13 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("users", [90, 2], ids=["a part of each batch", "a process without rows"])
 def test_two_processes_learn_the_sequence_model_that_one_does(tmp_path: Path, users: int) -> None:
-    found = []
+    runs = []
     for processes in (1, 2):
         out = tmp_path / f"{processes}.json"
         words = ("--dropout", "0", "--users", str(users))
         torchrun(processes, "tests.training.benchmark.sequence_worker", str(out), *words)
-        found.append(json.loads(out.read_text()))
-    alone, together = found
+        runs.append(json.loads(out.read_text()))
+    alone, together = runs
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert together["values"] == pytest.approx(alone["values"], rel=1e-4)
     np.testing.assert_allclose(together["table"], alone["table"], atol=1e-4)

@@ -1,6 +1,6 @@
-"""Each DAG, run for real by `airflow dags test` in Airflow's own environment: what it runs, in which order.
+"""Runs each DAG with `airflow dags test` in Airflow's own environment, and checks its commands and their order.
 
-A recording script stands in for `headrace`, so these tests are about the DAGs alone.
+A recording script replaces `headrace`, so these tests cover the DAGs only.
 """
 
 import json
@@ -44,7 +44,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs `airflow <words>` against a database of this module's own."""
+    """Returns a function that runs `airflow <words>` with a database of this module's own."""
     home = tmp_path_factory.mktemp("airflow")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "HEADRACE"))}
     base = inherited | {

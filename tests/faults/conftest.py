@@ -1,4 +1,4 @@
-"""How often tests/faults kills each part, and what its moments are drawn from."""
+"""Options of tests/faults: how often each part is killed, and the seed of the random moments."""
 
 import time
 
@@ -8,12 +8,12 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--rounds", type=int, default=1, help="how often each part is killed")
-    group.addoption("--seed", type=int, default=None, help="of the random moments; that of a run is printed")
+    group.addoption("--seed", type=int, default=None, help="seed of the random moments; each run prints its own")
 
 
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> int:
-    # Where the whole suite runs, this file is read too late to add options.
+    # When the whole suite runs, pytest reads this file too late to add options.
     return int(request.config.getoption("--rounds", 1))
 
 

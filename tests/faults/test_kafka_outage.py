@@ -1,5 +1,4 @@
-"""The only broker dies while users are asked for: they are answered all the same, and their impressions reach Kafka
-when it is back."""
+"""The only broker dies: users still get recommendations, and their impressions reach Kafka when it is back."""
 
 import json
 import time
@@ -36,18 +35,18 @@ def test_users_are_answered_without_kafka_and_it_gets_their_impressions_later(
         asked: list[str] = []
 
         def ask() -> bool:
-            status, _, told = server.call("POST", "/v1/recommend", ASK)
-            assert status == 200, told
-            assert told["items"]
-            asked.append(told["request_id"])
-            return bool(told["degraded"])
+            status, _, answer = server.call("POST", "/v1/recommend", ASK)
+            assert status == 200, answer
+            assert answer["items"]
+            asked.append(answer["request_id"])
+            return bool(answer["degraded"])
 
-        assert processes.wait_until(lambda: not ask(), seconds=60), "the first makes the topic, and may take long"
+        assert processes.wait_until(lambda: not ask(), seconds=60), "the first request creates the topic: slow"
         processes.alive(own)[nodes[0].name].kill()
-        assert processes.wait_until(ask, seconds=10), "answers whose impressions wait for the log say so"
+        assert processes.wait_until(ask, seconds=10), "answers whose impressions wait for the log are degraded"
         end = time.monotonic() + AWAY_SECONDS
         while time.monotonic() < end:
-            assert ask(), "and go on saying so"
+            assert ask(), "they stay degraded while it is away"
             time.sleep(0.05)
 
         kafka_broker.start(own, nodes)

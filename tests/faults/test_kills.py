@@ -1,12 +1,13 @@
-"""The whole stack under load while one part after the other is killed: nothing acknowledged is lost, nothing counts
-twice, and recommending never stops. `pytest tests/faults/test_kills.py -s --rounds 3` kills each three times.
+"""Kills one part of the stack after the other under load: no acknowledged event is lost, none counts twice, and
+recommendations never stop. `pytest tests/faults/test_kills.py -s --rounds 3` kills each part three times.
 
-Three brokers, Redis, the feature job, the scorer and the API, as `headrace up` starts them. The judge is an undisturbed
-run: the same events, each once, folded by one job over files.
+The stack is three brokers, Redis, the feature job, the scorer and the API, as `headrace up` starts them. The reference
+is an undisturbed run: the same events, each once, folded by one job over files.
 """
 
 import contextlib
 import http.client
+import itertools
 import json
 import random
 import shutil
@@ -49,9 +50,9 @@ USERS = [f"u{number}" for number in range(40)]
 CARDS = [f"c{number}" for number in range(30)]
 TERMINALS = [f"t{number}" for number in range(12)]
 REST_SECONDS = 6.0
-"""How long all is well between two kills."""
+"""Mean time without a fault between two kills."""
 AWAY_SECONDS = 3.0
-"""How long it stays dead before somebody starts it again. Both times are half to one and a half of that."""
+"""Mean time until the killed part is started again. Both times are drawn from 0.5 to 1.5 times the mean."""
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 
 
 class Shop:
-    """A site that sends what happens, again and again until it is acknowledged, and asks for recommendations."""
+    """A site that sends events until they are acknowledged, and asks for recommendations."""
 
     def __init__(self, port: int, *, seed: int) -> None:
         self._port = port
@@ -80,7 +81,7 @@ class Shop:
         self.sent: dict[str, dict[str, Any]] = {}
         """Every acknowledged event, by its id."""
         self.answered: dict[str, str | None] = {}
-        """request_id to variation of every 200."""
+        """Variation of every 200, by request_id."""
         self.refused: Counter[str] = Counter()
         """Answers of /v1/recommend other than 200, while a server answered at all."""
         self.degraded = 0
@@ -94,12 +95,12 @@ class Shop:
             return answer.status, json.loads(answer.read() or b"null")
 
     def deliver(self, events: list[dict[str, Any]]) -> None:
-        """Send until each is acknowledged, as a client that keeps its events until then."""
+        """Sends events until each is acknowledged, as a client that keeps them until then."""
         waiting = {event["event_id"]: event for event in events}
         while waiting:
             try:
-                _, told = self.call("POST", "/v1/events", {"events": list(waiting.values())})
-                for result in told.get("results", []):
+                _, answer = self.call("POST", "/v1/events", {"events": list(waiting.values())})
+                for result in answer.get("results", []):
                     if result["status"] in ("accepted", "duplicate"):
                         self.sent[result["event_id"]] = waiting.pop(result["event_id"])
                     assert result["status"] != "invalid", result
@@ -113,8 +114,8 @@ class Shop:
         number = 0
         while not self.over.is_set():
             number += 1
-            bought = [self._purchase(f"e{number}-{place}") for place in range(15)]
-            paid = [self._payment(f"p{number}-{place}") for place in range(5)]
+            bought = [self._purchase(f"e{number}-{index}") for index in range(15)]
+            paid = [self._payment(f"p{number}-{index}") for index in range(5)]
             self.deliver([*bought, *paid])
             time.sleep(0.2)
 
@@ -123,15 +124,15 @@ class Shop:
             session = {"session_id": "s", "items": [f"item-{self._rng.randrange(500)}"]}
             question = {"user_id": self._rng.choice(USERS), "session": session, "surface": "home", "n": 5}
             try:
-                status, told = self.call("POST", "/v1/recommend", question)
+                status, answer = self.call("POST", "/v1/recommend", question)
             except (OSError, http.client.HTTPException, json.JSONDecodeError):
-                time.sleep(0.1)  # nobody answers: the API itself is the one that is dead
+                time.sleep(0.1)  # no answer: the API itself is dead
                 continue
             if status == 200:
-                assert told["items"]
-                experiment = told["experiment"]
-                self.answered[told["request_id"]] = experiment and experiment["variation"]
-                self.degraded += told["degraded"]
+                assert answer["items"]
+                experiment = answer["experiment"]
+                self.answered[answer["request_id"]] = experiment and experiment["variation"]
+                self.degraded += answer["degraded"]
             else:
                 self.refused[str(status)] += 1
             time.sleep(0.1)
@@ -155,7 +156,7 @@ def _now() -> str:
 
 @dataclass
 class Kills:
-    """What happened while one kind of victim was away, over all rounds."""
+    """What happened while one part was away, over all rounds."""
 
     kills: int = 0
     acknowledged: int = 0
@@ -163,17 +164,17 @@ class Kills:
 
 
 def _kill(settings: Settings, victim: str, rng: random.Random) -> None:
-    """As a power cut would, with all its children; or the parent alone."""
+    """Kills a part with all its children as a power cut would, or the parent alone."""
     name = f"kafka-{rng.choice([1, 2, 3])}" if victim == "kafka" else victim.removesuffix(" alone")
     process = processes.alive(settings)[name]
-    for one in [process, *([] if victim.endswith("alone") else process.children(recursive=True))]:
+    for member in [process, *([] if victim.endswith("alone") else process.children(recursive=True))]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            member.kill()
     process.wait(10)
 
 
 def _revive(settings: Settings) -> None:
-    """`make up`, and again where a busy machine was too slow for it: what starts meanwhile is found running."""
+    """Runs `make up`, repeatedly on a busy machine: the next call finds running what started meanwhile."""
     for _ in range(3):
         with contextlib.suppress(stack.StackError):
             stack.up(settings, airflow=False, say=lambda line: None)
@@ -193,14 +194,14 @@ def _once(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _histories(settings: Settings) -> dict[str, list[Any]]:
-    """What the online store holds of every user, card and terminal; entries in an order of their own."""
+    """Returns the histories of every user, card and terminal in the online store, with sorted entries."""
     store = open_store(settings)
-    wanted = ((views.USER_HISTORY, USERS), (views.CARD_HISTORY, CARDS), (views.TERMINAL_HISTORY, TERMINALS))
-    return {view: [_sorted(row) for row in online_rows(store, view, ids)] for view, ids in wanted}
+    ids_by_view = ((views.USER_HISTORY, USERS), (views.CARD_HISTORY, CARDS), (views.TERMINAL_HISTORY, TERMINALS))
+    return {view: [_sorted(row) for row in online_rows(store, view, ids)] for view, ids in ids_by_view}
 
 
 def _twice(histories: dict[str, list[Any]]) -> int:
-    """Entries of histories that are there more than once."""
+    """Returns how many entries of histories are duplicates."""
     return sum(len(entries) - len(set(entries)) for rows in histories.values() for entries in rows)
 
 
@@ -210,7 +211,7 @@ def _sorted(row: dict[str, Any]) -> list[Any]:
 
 
 def _undisturbed(folder: Path, events: dict[str, list[dict[str, Any]]]) -> Settings:
-    """The same events, each once, over files and SQLite, by one job that nobody disturbs."""
+    """Folds the same events, each once, over files and SQLite in one undisturbed job."""
     settings = Settings(data_dir=folder)
     log = open_log(settings)
     for topic, records in events.items():
@@ -235,14 +236,14 @@ def test_whatever_is_killed_nothing_is_lost_and_nothing_counts_twice(
     _revive(settings)
     shop = Shop(settings.port, seed=7)
     _wait(lambda: shop.call("GET", "/readyz", None)[0] == 200, seconds=60, what="a release in service")
-    status, told = shop.call("PUT", "/v1/experiments/e", _EXPERIMENT)
-    assert status in (200, 201), told
+    status, answer = shop.call("PUT", "/v1/experiments/e", _EXPERIMENT)
+    assert status in (200, 201), answer
 
     rng, kills = random.Random(seed), {victim: Kills() for victim in VICTIMS}
     with ThreadPoolExecutor() as pool:
         work = [pool.submit(shop.trade), pool.submit(shop.ask), pool.submit(shop.ask)]
         try:
-            for victim in [one for _ in range(rounds) for one in rng.sample(VICTIMS, len(VICTIMS))]:
+            for victim in itertools.chain(*(rng.sample(VICTIMS, len(VICTIMS)) for _ in range(rounds))):
                 time.sleep(REST_SECONDS * rng.uniform(0.5, 1.5))
                 acknowledged, answered = len(shop.sent), len(shop.answered)
                 _kill(settings, victim, rng)
@@ -251,22 +252,22 @@ def test_whatever_is_killed_nothing_is_lost_and_nothing_counts_twice(
                 kills[victim].acknowledged += len(shop.sent) - acknowledged
                 kills[victim].answered += len(shop.answered) - answered
                 _revive(settings)
-                print(f"killed {victim}: {len(shop.sent) - acknowledged} events acknowledged until all was well again")
+                print(f"killed {victim}: {len(shop.sent) - acknowledged} events acknowledged until it ran again")
             time.sleep(REST_SECONDS)
         finally:
             shop.over.set()
-        for one in work:
-            one.result(timeout=60)
+        for task in work:
+            task.result(timeout=60)
     print("| killed | kills | events acknowledged while it was away | recommendations given |\n|---|---|---|---|")
-    for victim, one in kills.items():
-        print(f"| {victim} | {one.kills} | {one.acknowledged} | {one.answered} |")
+    for victim, counts in kills.items():
+        print(f"| {victim} | {counts.kills} | {counts.acknowledged} | {counts.answered} |")
 
-    assert not shop.refused, "recommending never stops"
-    assert all(one.answered > 0 for victim, one in kills.items() if not victim.startswith("api"))
+    assert not shop.refused, "recommendations never stop"
+    assert all(counts.answered > 0 for victim, counts in kills.items() if not victim.startswith("api"))
     log, end = open_log(settings), time.monotonic() + 240
     while (lacking := _lacking(log, shop)) and time.monotonic() < end:
         time.sleep(2)
-    assert not lacking, "an answered impression, or the decision on a payment, never came"
+    assert not lacking, "an impression of an answer, or the decision on a payment, is missing"
 
     held = {topic: _once(_records(log, topic)) for topic in topics.ALL if topic != topics.DEAD_LETTERS}
     events = {**held[topics.SHOP], **held[topics.TRANSACTIONS]}
@@ -296,14 +297,14 @@ _EXPERIMENT = {
     "key": "e",
     "surface": "home",
     "variations": [
-        {"key": "floor", "weight": 0.5, "parameters": {"recommender": "floor"}},
+        {"key": "baseline", "weight": 0.5, "parameters": {"recommender": "floor"}},
         {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
     ],
 }
 
 
 def _lacking(log: EventLog, shop: Shop) -> list[str]:
-    """Impressions that were answered and payments that are in the log, for which what must follow has not come."""
+    """Returns answered requests without an impression in the log, and payments there without a decision."""
     impressions, payments, decisions = (
         set(_once(_records(log, topic))) for topic in (topics.IMPRESSIONS, topics.TRANSACTIONS, topics.DECISIONS)
     )

@@ -1,4 +1,4 @@
-"""What is wrong with the cluster's manifests: rules of Kubernetes, of the operators, and of the code they start."""
+"""Finds faults in the cluster's manifests, by the rules of Kubernetes, the operators, and the code that they start."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from tests.infra.code_facts import (
     routes,
     schema,
     settings_of,
-    topic_as_made,
+    topic_as_created,
     unknown_settings,
 )
 from tests.infra.test_images import DOCKERFILE
@@ -36,25 +36,25 @@ Doc = dict[str, Any]
 
 def documents(files: Mapping[str, str]) -> list[Doc]:
     return [
-        one
+        doc
         for name, text in files.items()
         if name != "kustomization.yaml"
-        for one in yaml.safe_load_all(text)
-        if one is not None
+        for doc in yaml.safe_load_all(text)
+        if doc is not None
     ]
 
 
 def problems(docs: list[Doc]) -> list[str]:
-    told = [f"{doc['kind']} {doc['metadata']['name']}: {one}" for doc in docs for one in refused(doc)]
-    if told:
-        return told
+    faults = [f"{doc['kind']} {doc['metadata']['name']}: {fault}" for doc in docs for fault in refused(doc)]
+    if faults:
+        return faults
     settings = settings_of(named(docs, "ConfigMap", "headrace-settings")["data"])
     for kind, name, pod in pods(docs):
-        told += [f"{kind} {name}: {one}" for one in pod_problems(pod)]
+        faults += [f"{kind} {name}: {fault}" for fault in pod_problems(pod)]
         for container in pod["containers"]:
-            told += [f"{kind} {name}: {one}" for one in container_problems(container, docs)]
+            faults += [f"{kind} {name}: {fault}" for fault in container_problems(container, docs)]
     return (
-        told
+        faults
         + topic_problems(docs, settings)
         + kafka_problems(docs, settings)
         + spark_problems(named(docs, "SparkApplication", "stream"), docs)
@@ -66,7 +66,7 @@ def problems(docs: list[Doc]) -> list[str]:
 
 
 def refused(doc: Doc) -> Iterator[str]:
-    """What Kubernetes, or the operator of this kind, has against it."""
+    """Yields why Kubernetes, or the operator of this kind, would refuse it."""
     if doc["kind"] not in OPERATED:
         try:
             kubernetes_validate.validate(doc, NEWEST, strict=True)
@@ -81,25 +81,25 @@ def refused(doc: Doc) -> Iterator[str]:
 
 
 def closed(part: Any) -> Any:
-    """A schema that refuses fields it does not name, as the API server's pruning would silently drop them."""
+    """Returns a schema that refuses unknown fields, which the API server would silently drop."""
     if isinstance(part, list):
-        return [closed(one) for one in part]
+        return [closed(item) for item in part]
     if not isinstance(part, dict):
         return part
-    made = {name: closed(value) for name, value in part.items()}
+    strict = {name: closed(value) for name, value in part.items()}
     free = part.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in part
     if isinstance(part.get("properties"), dict) and part.get("type") == "object" and not free:
         if "apiVersion" in part["properties"]:  # a whole object: its metadata is Kubernetes' own
-            made["properties"]["metadata"] = {"type": "object"}
-        made["additionalProperties"] = False
+            strict["properties"]["metadata"] = {"type": "object"}
+        strict["additionalProperties"] = False
     if part.get("x-kubernetes-int-or-string"):
-        made.pop("type", None)
-    return made
+        strict.pop("type", None)
+    return strict
 
 
 def named(docs: list[Doc], kind: str, name: str) -> Doc:
-    (found,) = [doc for doc in docs if doc["kind"] == kind and doc["metadata"]["name"] == name]
-    return found
+    (doc,) = [doc for doc in docs if doc["kind"] == kind and doc["metadata"]["name"] == name]
+    return doc
 
 
 def pods(docs: list[Doc]) -> Iterator[tuple[str, str, Doc]]:
@@ -109,156 +109,164 @@ def pods(docs: list[Doc]) -> Iterator[tuple[str, str, Doc]]:
 
 
 def environment(container: Doc, docs: list[Doc]) -> dict[str, str]:
-    """Variables as the process gets them; what comes from elsewhere is a stand-in."""
-    found: dict[str, str] = {}
+    """Returns the variables that the process gets, with stand-ins for values from elsewhere."""
+    variables: dict[str, str] = {}
     for source in container.get("envFrom", []):
-        found |= named(docs, "ConfigMap", source["configMapRef"]["name"])["data"]
-    for one in container.get("env", []):
-        found[one["name"]] = one.get("value", "0" if one["name"].endswith("SHARE") else "redis://x")
-    return found
+        variables |= named(docs, "ConfigMap", source["configMapRef"]["name"])["data"]
+    for variable in container.get("env", []):
+        variables[variable["name"]] = variable.get("value", "0" if variable["name"].endswith("SHARE") else "redis://x")
+    return variables
 
 
 def variable_problems(container: Doc, docs: list[Doc]) -> list[str]:
     given = environment(container, docs)
-    told = [f"no setting {one}" for one in unknown_settings(set(given))]
-    for one in container.get("env", []):
-        key = SECRETS.get(one["name"])
-        if key and one.get("valueFrom", {}).get("secretKeyRef") != {"name": "headrace-secrets", "key": key}:
-            told.append(f"{one['name']} is not in the Secret")
+    faults = [f"no setting {name}" for name in unknown_settings(set(given))]
+    for variable in container.get("env", []):
+        key = SECRETS.get(variable["name"])
+        if key and variable.get("valueFrom", {}).get("secretKeyRef") != {"name": "headrace-secrets", "key": key}:
+            faults.append(f"{variable['name']} is not in the Secret")
     try:
         settings_of(given)
     except ValueError as error:
-        told.append(f"its settings are refused: {error}")
-    return told
+        faults.append(f"its settings are refused: {error}")
+    return faults
 
 
 def container_problems(container: Doc, docs: list[Doc]) -> list[str]:
-    told = []
+    faults = []
     security = container.get("securityContext", {})
     safe = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     if security != safe:
-        told.append("its container may do more than it needs")
+        faults.append("its container may do more than it needs")
     resources = container.get("resources", {})
     if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
-        told.append("no resources")
+        faults.append("no resources")
     ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
     expected = PORTS.get(container["name"])
     if list(ports.values()) != [expected]:
-        told.append(f"its port is not {expected}")
+        faults.append(f"its port is not {expected}")
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = container.get(name, {}).get("httpGet")
         if asked and (ports.get(asked["port"]) != expected or asked["path"] not in routes()):
-            told.append(f"{name} asks where nothing answers")
+            faults.append(f"{name} asks where nothing answers")
     if "startupProbe" not in container or "livenessProbe" not in container:
-        told.append("no probes")
+        faults.append("no probes")
     if container["image"].partition(":")[0].startswith("headrace/"):
-        told += variable_problems(container, docs)
+        faults += variable_problems(container, docs)
         if container["args"][0] != "headrace" or container["args"][1] not in VERBS:
-            told.append(f"there is no verb {container['args'][1:]}")
+            faults.append(f"there is no verb {container['args'][1:]}")
         data = environment(container, docs)["HEADRACE_DATA_DIR"]
         if data not in [mount["mountPath"] for mount in container["volumeMounts"]]:
-            told.append("its data is on no volume")
-    return told
+            faults.append("its data is on no volume")
+    return faults
 
 
 def pod_problems(pod: Doc) -> list[str]:
-    told = []
+    faults = []
     security = pod.get("securityContext", {})
     if not security.get("runAsNonRoot") or security.get("seccompProfile") != {"type": "RuntimeDefault"}:
-        told.append("its pod may run as root")
-    ours = [one for one in pod["containers"] if one["image"].startswith("headrace/")]
+        faults.append("its pod may run as root")
+    ours = [container for container in pod["containers"] if container["image"].startswith("headrace/")]
     if ours and f"USER {security.get('runAsUser')}:{security.get('runAsGroup')}" not in DOCKERFILE:
-        told.append("its user is not the image's")
-    pause = sum(one.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0) for one in ours)
+        faults.append("its user is not the image's")
+    pause = sum(
+        container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0) for container in ours
+    )
     if pod["terminationGracePeriodSeconds"] < pause + DRAIN_SECONDS + 5:
-        told.append("it is killed before it has drained")
-    return told
+        faults.append("it is killed before it has drained")
+    return faults
 
 
 def topic_problems(docs: list[Doc], settings: Settings) -> list[str]:
     declared = {doc["spec"]["topicName"]: doc["spec"] for doc in docs if doc["kind"] == "KafkaTopic"}
-    told = [f"topics {set(declared) ^ ALL_TOPICS}"] if set(declared) != ALL_TOPICS else []
+    faults = [f"topics {set(declared) ^ ALL_TOPICS}"] if set(declared) != ALL_TOPICS else []
     for topic in set(declared) & ALL_TOPICS:
-        made = topic_as_made(topic, settings)
+        created = topic_as_created(topic, settings)
         given = declared[topic] | {"config": {name: str(value) for name, value in declared[topic]["config"].items()}}
-        told += [f"topic {topic}: {one} is {given[one]}, not {made[one]}" for one in made if given[one] != made[one]]
-    return told
+        faults += [
+            f"topic {topic}: {name} is {given[name]}, not {created[name]}"
+            for name in created
+            if given[name] != created[name]
+        ]
+    return faults
 
 
 def kafka_problems(docs: list[Doc], settings: Settings) -> list[str]:
     kafka = named(docs, "Kafka", "headrace")["spec"]["kafka"]
     pools = [doc["spec"] for doc in docs if doc["kind"] == "KafkaNodePool"]
     brokers = sum(pool["replicas"] for pool in pools if "broker" in pool["roles"])
-    told = []
+    faults = []
     if schema("kafka-versions").get(kafka["version"]) != kafka["metadataVersion"]:
-        told.append(f"Strimzi has no Kafka {kafka['version']} with metadata {kafka['metadataVersion']}")
+        faults.append(f"Strimzi has no Kafka {kafka['version']} with metadata {kafka['metadataVersion']}")
     if kafka["version"].split(".")[0] != broker_version().split(".")[0]:
-        told.append(f"Kafka {kafka['version']} is another generation than {broker_version()}")
+        faults.append(f"Kafka {kafka['version']} is another generation than {broker_version()}")
     if brokers < settings.kafka_replication or not any("controller" in pool["roles"] for pool in pools):
-        told.append(f"{brokers} brokers cannot keep {settings.kafka_replication} copies")
+        faults.append(f"{brokers} brokers cannot keep {settings.kafka_replication} copies")
     ours = broker_properties(brokers=settings.kafka_replication)
     for name in kafka["config"].keys() & ours.keys():
         if str(kafka["config"][name]).lower() != ours[name]:
-            told.append(f"Kafka: {name} is {kafka['config'][name]}, not {ours[name]}")
+            faults.append(f"Kafka: {name} is {kafka['config'][name]}, not {ours[name]}")
     (listener,) = kafka["listeners"]
     if settings.kafka_bootstrap != f"headrace-kafka-bootstrap:{listener['port']}" or listener["port"] != PORTS["kafka"]:
-        told.append(f"nothing answers at {settings.kafka_bootstrap}")
-    return told
+        faults.append(f"nothing answers at {settings.kafka_bootstrap}")
+    return faults
 
 
 def spark_problems(doc: Doc, docs: list[Doc]) -> list[str]:
     spec = doc["spec"]
-    told = []
+    faults = []
     if spec["sparkVersion"] != pin("pyspark", "stream"):
-        told.append(f"Spark {spec['sparkVersion']} is not pyspark's {pin('pyspark', 'stream')}")
+        faults.append(f"Spark {spec['sparkVersion']} is not pyspark's {pin('pyspark', 'stream')}")
     if spec["image"] != f"headrace/stream:{PROJECT['version']}":
-        told.append(f"image {spec['image']} is not what is built")
+        faults.append(f"image {spec['image']} is not what is built")
     if spec["arguments"] != ["stream"] or spec["restartPolicy"]["type"] != "Always":
-        told.append("it is not `headrace stream`, for ever")
+        faults.append("it is not `headrace stream`, for ever")
     program = spec["mainApplicationFile"].removeprefix("local://")
     if f"> {program}" not in DOCKERFILE:
-        told.append(f"the image has no {program}")
-    told += variable_problems(spec["driver"], docs) + variable_problems(spec["executor"], docs)
+        faults.append(f"the image has no {program}")
+    faults += variable_problems(spec["driver"], docs) + variable_problems(spec["executor"], docs)
     given = environment(spec["driver"], docs)
     conf = json.loads(given["HEADRACE_SPARK_CONF"])
     if given["SPARK_LOCAL_IP"] != "$(POD_IP)" or set(conf.values()) != {"$(POD_IP)"}:
-        told.append("executors cannot reach a driver on the loopback")
+        faults.append("executors cannot reach a driver on the loopback")
     if [port["containerPort"] for port in spec["driver"]["ports"]] != [int(given["HEADRACE_STREAM_METRICS_PORT"])]:
-        told.append("its metrics are at another port")
+        faults.append("its metrics are at another port")
     if int(given["HEADRACE_STREAM_METRICS_PORT"]) != PORTS["stream"]:
-        told.append(f"its metrics are not at {PORTS['stream']}")
-    return told
+        faults.append(f"its metrics are not at {PORTS['stream']}")
+    return faults
 
 
 def scorer_problems(doc: Doc, settings: Settings) -> list[str]:
     (container,) = doc["spec"]["template"]["spec"]["containers"]
-    given = {one["name"]: one for one in container["env"]}
+    given = {variable["name"]: variable for variable in container["env"]}
     shares = int(given["HEADRACE_SCORER_SHARES"]["value"])
-    told = []
+    faults = []
     if shares != doc["spec"]["replicas"] or shares > settings.kafka_partitions:
-        told.append(f"{doc['spec']['replicas']} scorers cannot divide the payments by {shares}")
+        faults.append(f"{doc['spec']['replicas']} scorers cannot divide the payments by {shares}")
     path = given["HEADRACE_SCORER_SHARE"].get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
     if path != "metadata.labels['apps.kubernetes.io/pod-index']":
-        told.append("a scorer's share is not its ordinal")
-    return told
+        faults.append("a scorer's share is not its ordinal")
+    return faults
 
 
 def labels(docs: list[Doc]) -> list[tuple[dict[str, str], dict[str, int]]]:
-    """Labels and named ports of every pod that the manifests make."""
-    found = []
+    """Returns labels and named ports of every pod that the manifests declare."""
+    declared = []
     for doc in docs:
         if doc["kind"] in ("Deployment", "StatefulSet"):
             template = doc["spec"]["template"]
             ports = {
-                one["name"]: one["containerPort"] for part in template["spec"]["containers"] for one in part["ports"]
+                port["name"]: port["containerPort"] for part in template["spec"]["containers"] for port in part["ports"]
             }
-            found.append((template["metadata"]["labels"], ports))
+            declared.append((template["metadata"]["labels"], ports))
         if doc["kind"] == "SparkApplication":
             for part in (doc["spec"]["driver"], doc["spec"]["executor"]):
-                found.append((part["labels"], {one["name"]: one["containerPort"] for one in part.get("ports", [])}))
+                declared.append(
+                    (part["labels"], {port["name"]: port["containerPort"] for port in part.get("ports", [])})
+                )
         if doc["kind"] == "Kafka":
-            found.append(({"strimzi.io/cluster": doc["metadata"]["name"]}, {}))
-    return [*found, ({"tier": "airflow"}, {})]
+            declared.append(({"strimzi.io/cluster": doc["metadata"]["name"]}, {}))
+    return [*declared, ({"tier": "airflow"}, {})]
 
 
 def matches(selector: Doc, given: dict[str, str]) -> bool:
@@ -270,50 +278,54 @@ def matches(selector: Doc, given: dict[str, str]) -> bool:
 
 
 def selector_problems(docs: list[Doc]) -> list[str]:
-    """Whoever selects pods finds some, and names ports that they have."""
-    known, told = labels(docs), []
+    """Checks that every selector matches a pod, and that the ports it names exist there."""
+    known, faults = labels(docs), []
     for doc in docs:
         where, spec = f"{doc['kind']} {doc['metadata']['name']}", doc.get("spec", {})
-        chosen: list[Doc] = [part["podSelector"] for part in nested(spec) if "podSelector" in part]
+        selectors: list[Doc] = [part["podSelector"] for part in nested(spec) if "podSelector" in part]
         if doc["kind"] in ("PodDisruptionBudget", "PodMonitor", "Deployment", "StatefulSet"):
-            chosen.append(spec["selector"])
+            selectors.append(spec["selector"])
         if doc["kind"] == "Service":
-            chosen.append({"matchLabels": spec["selector"]})
-        told += [f"{where} selects no pod" for one in chosen if not any(matches(one, given) for given, _ in known)]
-        asked = [one["targetPort"] for one in spec.get("ports", [])] if doc["kind"] == "Service" else []
-        asked += [one["port"] for one in spec.get("podMetricsEndpoints", [])]
+            selectors.append({"matchLabels": spec["selector"]})
+        faults += [
+            f"{where} selects no pod"
+            for selector in selectors
+            if not any(matches(selector, given) for given, _ in known)
+        ]
+        asked = [port["targetPort"] for port in spec.get("ports", [])] if doc["kind"] == "Service" else []
+        asked += [port["port"] for port in spec.get("podMetricsEndpoints", [])]
         for port in asked:
-            if not any(matches(one, given) and port in ports for one in chosen for given, ports in known):
-                told.append(f"{where}: its pods have no port {port}")
+            if not any(matches(selector, given) and port in ports for selector in selectors for given, ports in known):
+                faults.append(f"{where}: its pods have no port {port}")
         if doc["kind"] == "NetworkPolicy":
-            numbers = {one["port"] for part in nested(spec) for one in part.get("ports", [])}
-            told += [f"{where}: nothing is at {one}" for one in numbers - set(PORTS.values()) - {53, 443, 6443}]
-    return told
+            numbers = {port["port"] for part in nested(spec) for port in part.get("ports", [])}
+            faults += [f"{where}: nothing is at {number}" for number in numbers - set(PORTS.values()) - {53, 443, 6443}]
+    return faults
 
 
 def nested(part: Any) -> Iterator[Doc]:
     if isinstance(part, dict):
         yield part
-        for one in part.values():
-            yield from nested(one)
+        for value in part.values():
+            yield from nested(value)
     elif isinstance(part, list):
-        for one in part:
-            yield from nested(one)
+        for item in part:
+            yield from nested(item)
 
 
 def api_problems(docs: list[Doc]) -> list[str]:
     scaler = named(docs, "HorizontalPodAutoscaler", "api")["spec"]
     target = scaler["scaleTargetRef"]
-    found = [doc for doc in docs if doc["kind"] == target["kind"] and doc["metadata"]["name"] == target["name"]]
-    told = [] if found else ["the autoscaler scales nothing"]
-    if found and "replicas" in found[0]["spec"]:
-        told.append("replicas and the autoscaler fight over the number of pods")
+    scaled = [doc for doc in docs if doc["kind"] == target["kind"] and doc["metadata"]["name"] == target["name"]]
+    faults = [] if scaled else ["the autoscaler scales nothing"]
+    if scaled and "replicas" in scaled[0]["spec"]:
+        faults.append("replicas and the autoscaler fight over the number of pods")
     claims = {doc["metadata"]["name"]: doc["spec"] for doc in docs if doc["kind"] == "PersistentVolumeClaim"}
     for part in nested([doc.get("spec") for doc in docs]):
         claim = part.get("persistentVolumeClaim", {}).get("claimName")
         if claim and claims.get(claim, {}).get("accessModes") != ["ReadWriteMany"]:
-            told.append(f"{claim} cannot be shared")
-    return told
+            faults.append(f"{claim} cannot be shared")
+    return faults
 
 
 def redis_problems(doc: Doc) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the code says, as deployment files are compared with it: settings, verbs, ports, routes, pins, topics."""
+"""Facts of the code that deployment files must agree with: settings, verbs, ports, routes, pins, topics."""
 
 import contextlib
 import functools
@@ -44,17 +44,17 @@ PORTS = {
 
 
 def pin(package: str, role: str) -> str:
-    found = re.search(rf"^{re.escape(package)}==([^\s;]+)", (INFRA / "requirements" / f"{role}.txt").read_text(), re.M)
-    assert found, f"{package} is not in {role}.txt"
-    return found[1]
+    match = re.search(rf"^{re.escape(package)}==([^\s;]+)", (INFRA / "requirements" / f"{role}.txt").read_text(), re.M)
+    assert match, f"{package} is not in {role}.txt"
+    return match[1]
 
 
 @functools.cache
 def broker_version() -> str:
-    """Of the Kafka that the tests run against."""
-    for one in ElementTree.parse(INFRA / "maven" / "broker.xml").iter(f"{POM}dependency"):  # noqa: S314
-        if one.findtext(f"{POM}artifactId", "").startswith("kafka_"):
-            return one.findtext(f"{POM}version", "")
+    """Returns the version of the Kafka that the tests run against."""
+    for dependency in ElementTree.parse(INFRA / "maven" / "broker.xml").iter(f"{POM}dependency"):  # noqa: S314
+        if dependency.findtext(f"{POM}artifactId", "").startswith("kafka_"):
+            return dependency.findtext(f"{POM}version", "")
     raise AssertionError("broker.xml names no Kafka")
 
 
@@ -66,8 +66,8 @@ def routes() -> set[str]:
 
 @functools.cache
 def schema(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text())
+    return content
 
 
 def unknown_settings(names: set[str]) -> set[str]:
@@ -76,30 +76,30 @@ def unknown_settings(names: set[str]) -> set[str]:
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
-    """As a process with these variables reads them. Raises ValueError for a value that it would refuse."""
+    """Returns the settings of a process with these variables. Raises ValueError for a value that it would refuse."""
     ours = {name: value for name, value in environment.items() if name.startswith("HEADRACE_") and name not in OUTSIDE}
     with patch.dict("os.environ", ours, clear=True):
         return Settings()
 
 
-def topic_as_made(topic: str, settings: Settings) -> dict[str, Any]:
-    """What infra.log.kafka asks a broker for, when it makes the topic itself."""
+def topic_as_created(topic: str, settings: Settings) -> dict[str, Any]:
+    """Returns what infra.log.kafka asks a broker for when it creates the topic itself."""
     asked: list[Any] = []
 
     class Admin:
-        def create_topics(self, made: list[Any], **options: Any) -> Any:
-            asked.extend(made)
-            raise InterruptedError  # enough is known
+        def create_topics(self, new: list[Any], **options: Any) -> Any:
+            asked.extend(new)
+            raise InterruptedError  # no broker is needed
 
     log = KafkaLog(settings)
     log._admin = Admin()
-    log._count = lambda name: 0  # type: ignore[method-assign]
+    log._partition_count = lambda name: 0  # type: ignore[method-assign]
     with contextlib.suppress(InterruptedError):
-        log.make(topic)
-    (made,) = asked
+        log.create_topic(topic)
+    (created,) = asked
     return {
-        "topicName": made.topic, "partitions": made.num_partitions, "replicas": made.replication_factor,
-        "config": {name: str(value) for name, value in made.config.items()},
+        "topicName": created.topic, "partitions": created.num_partitions, "replicas": created.replication_factor,
+        "config": {name: str(value) for name, value in created.config.items()},
     }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def broker_properties(*, brokers: int) -> dict[str, str]:
 
 @functools.cache
 def redis_options() -> dict[str, str]:
-    """Options of the Redis that `make up` starts, without those of one machine."""
+    """Returns the options of the Redis that `make up` starts, without those that differ between machines."""
     with tempfile.TemporaryDirectory() as folder, patch("shutil.which", return_value="redis-server"):
         words = redis_server.command(Settings(data_dir=Path(folder)))[1:]
     options = dict(zip(words[::2], words[1::2], strict=True))
@@ -119,8 +119,8 @@ def redis_options() -> dict[str, str]:
 
 
 def options_of(words: list[str]) -> dict[str, str]:
-    """--name value pairs of a command line."""
-    return {words[place]: words[place + 1] for place in range(1, len(words) - 1, 2)}
+    """Returns the --name value pairs of a command line."""
+    return {words[index]: words[index + 1] for index in range(1, len(words) - 1, 2)}
 
 
 ALL_TOPICS = set(topics.ALL)

@@ -1,4 +1,4 @@
-"""A file that is replaced is the old one or the new one, and a failure leaves nothing behind."""
+"""Replacing a file: a reader sees the old or the new one, and a failure leaves nothing behind."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ from infra import atomic_files
 from infra.atomic_files import replacing
 
 
-def test_the_new_content_takes_the_place_of_the_old_and_its_folder_is_made(tmp_path: Path) -> None:
+def test_the_new_content_replaces_the_old_and_the_folder_is_created(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     for text in ("one", "two"):
         with replacing(path) as hidden:
             hidden.write_text(text)
             assert not path.exists() or path.read_text() == "one"
         assert path.read_text() == text
-    assert [one.name for one in path.parent.iterdir()] == ["file"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
 def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="No space"):
         fail()
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("file", "old")]
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("file", "old")]
 
 
 def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""infra/compose.yaml is what compose accepts, and says what the code says."""
+"""infra/compose.yaml is valid, and agrees with the code."""
 
 import re
 from typing import Any
@@ -35,50 +35,51 @@ AS_THE_BROKER = (
 
 
 def problems(text: str) -> list[str]:
-    found = yaml.safe_load(text)
-    told = [error.message for error in jsonschema.Draft7Validator(schema("compose")).iter_errors(found)]
-    if told:
-        return told
-    required = {name for name, how, _ in VARIABLE.findall(text) if how == ":?"}
-    for name, how, _ in VARIABLE.findall(text):
-        if how != ":-" and name not in required:
-            told.append(f"nothing says what to do when {name} is not set")
-    services = found["services"]
+    document = yaml.safe_load(text)
+    faults = [error.message for error in jsonschema.Draft7Validator(schema("compose")).iter_errors(document)]
+    if faults:
+        return faults
+    required = {name for name, operator, _ in VARIABLE.findall(text) if operator == ":?"}
+    for name, operator, _ in VARIABLE.findall(text):
+        if operator != ":-" and name not in required:
+            faults.append(f"nothing says what to do when {name} is not set")
+    services = document["services"]
     for name, service in services.items():
-        told += [f"{name}: {one}" for one in service_problems(name, service, found)]
-    return told + scorer_problems(services) + kafka_problems(services["kafka"]) + redis_problems(services["redis"])
+        faults += [f"{name}: {fault}" for fault in service_problems(name, service, document)]
+    return faults + scorer_problems(services) + kafka_problems(services["kafka"]) + redis_problems(services["redis"])
 
 
-def service_problems(name: str, service: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def service_problems(name: str, service: dict[str, Any], document: dict[str, Any]) -> list[str]:
     environment = service.get("environment", {})
-    told = [f"no setting {one}" for one in unknown_settings(set(environment))]
-    told += [f"{one} is written down" for one, value in environment.items() if SECRET.search(one) and "${" not in value]
-    told += image_problems(service)
+    faults = [f"no setting {name}" for name in unknown_settings(set(environment))]
+    secrets = {name: value for name, value in environment.items() if SECRET.search(name)}
+    faults += [f"{name} is written down" for name, value in secrets.items() if "${" not in value]
+    faults += image_problems(service)
     for part in ("profiles", "restart"):
         if part not in service:
-            told.append(f"no {part}")
+            faults.append(f"no {part}")
     if not service.get("deploy", {}).get("resources", {}).get("limits", {}).keys() >= {"cpus", "memory"}:
-        told.append("no limits")
+        faults.append("no limits")
     test = service.get("healthcheck")
     if test is None and not service["image"].startswith("headrace/"):
-        told.append("no health check")
-    told += port_problems(name, service) + volume_problems(service, found)
+        faults.append("no health check")
+    faults += port_problems(name, service) + volume_problems(service, document)
     for other in service.get("depends_on", {}):
-        if not set(service["profiles"]) <= set(found["services"].get(other, {}).get("profiles", [])):
-            told.append(f"{other} is not started with it")
+        if not set(service["profiles"]) <= set(document["services"].get(other, {}).get("profiles", [])):
+            faults.append(f"{other} is not started with it")
     command = service.get("command", [])
-    return told + (process_problems(command[1], service) if command[:1] == ["headrace"] else [])
+    return faults + (process_problems(command[1], service) if command[:1] == ["headrace"] else [])
 
 
-def volume_problems(service: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    told = []
+def volume_problems(service: dict[str, Any], document: dict[str, Any]) -> list[str]:
+    faults = []
     for volume in service.get("volumes", []):
         source = volume.split(":")[0]
         if source.startswith("./") and not (INFRA / source).is_dir():
-            told.append(f"nothing at {source}")
-        if not source.startswith("./") and source not in found["volumes"]:
-            told.append(f"no volume {source}")
-    return told
+            faults.append(f"nothing at {source}")
+        if not source.startswith("./") and source not in document["volumes"]:
+            faults.append(f"no volume {source}")
+    return faults
 
 
 def image_problems(service: dict[str, Any]) -> list[str]:
@@ -95,47 +96,47 @@ def image_problems(service: dict[str, Any]) -> list[str]:
 
 
 def process_problems(verb: str, service: dict[str, Any]) -> list[str]:
-    told = [] if verb in VERBS else [f"there is no verb {verb}"]
+    faults = [] if verb in VERBS else [f"there is no verb {verb}"]
     if not (service["read_only"] and service["cap_drop"] == ["ALL"]):
-        told.append("it may write where it need not")
+        faults.append("it may write where it need not")
     environment = {name: VARIABLE.sub("x", value) for name, value in service["environment"].items()}
     try:
         settings = settings_of(environment)
     except ValueError as error:
-        return [*told, f"its settings are refused: {error}"]
+        return [*faults, f"its settings are refused: {error}"]
     if settings.kafka_bootstrap != f"kafka:{PORTS['kafka']}" or not settings.redis_url.endswith(
         f"@redis:{PORTS['redis']}/0"
     ):
-        told.append("it looks for Kafka or Redis elsewhere")
+        faults.append("it looks for Kafka or Redis elsewhere")
     if settings.data_dir.as_posix() not in [volume.split(":")[1] for volume in service["volumes"]]:
-        told.append("its data is on no volume")
-    wanted = {"score": "scorer_metrics_port", "stream": "stream_metrics_port", "serve": "port"}.get(verb)
+        faults.append("its data is on no volume")
+    setting = {"score": "scorer_metrics_port", "stream": "stream_metrics_port", "serve": "port"}.get(verb)
     listens = settings.host if verb == "serve" else settings.metrics_host
     part = {"score": "scorer", "stream": "stream", "serve": "api"}.get(verb)
-    if wanted and part and (getattr(settings, wanted) != PORTS[part] or listens != "0.0.0.0"):  # noqa: S104
-        told.append(f"{wanted} is not the {PORTS[part]} that others ask at")
-    return told
+    if setting and part and (getattr(settings, setting) != PORTS[part] or listens != "0.0.0.0"):  # noqa: S104
+        faults.append(f"{setting} is not the {PORTS[part]} that others ask at")
+    return faults
 
 
 def port_problems(name: str, service: dict[str, Any]) -> list[str]:
-    told = [f"{one} is open to the network" for one in service.get("ports", []) if not one.startswith("127.0.0.1:")]
+    ports = service.get("ports", [])
+    faults = [f"{port} is open to the network" for port in ports if not port.startswith("127.0.0.1:")]
     part = PARTS.get(re.sub(r"-\d+$", "", name))
-    if part in ("api", "airflow") and service.get("ports") != [f"127.0.0.1:{PORTS[part]}:{PORTS[part]}"]:
-        told.append(f"its port is not {PORTS[part]}")
+    if part in ("api", "airflow") and ports != [f"127.0.0.1:{PORTS[part]}:{PORTS[part]}"]:
+        faults.append(f"its port is not {PORTS[part]}")
     for port, path in re.findall(r"http://127\.0\.0\.1:(\d+)(/[\w/-]+)", str(service.get("healthcheck", ""))):
         if part and int(port) != PORTS[part]:
-            told.append(f"the health check asks at {port}")
+            faults.append(f"the health check asks at {port}")
         if part in ("api", "scorer", "stream") and path not in routes():
-            told.append(f"the health check asks for {path}")
-    return told
+            faults.append(f"the health check asks for {path}")
+    return faults
 
 
 def scorer_problems(services: dict[str, Any]) -> list[str]:
-    scorers = [one["environment"] for name, one in services.items() if name.startswith("scorer-")]
-    shares = sorted(int(one["HEADRACE_SCORER_SHARE"]) for one in scorers)
-    wrong = shares != list(range(len(scorers))) or {one["HEADRACE_SCORER_SHARES"] for one in scorers} != {
-        str(len(scorers))
-    }
+    scorers = [service["environment"] for name, service in services.items() if name.startswith("scorer-")]
+    shares = sorted(int(environment["HEADRACE_SCORER_SHARE"]) for environment in scorers)
+    totals = {environment["HEADRACE_SCORER_SHARES"] for environment in scorers}
+    wrong = shares != list(range(len(scorers))) or totals != {str(len(scorers))}
     too_many = len(scorers) > int(scorers[0]["HEADRACE_KAFKA_PARTITIONS"])
     return ["the scorers do not divide the payments"] if wrong or too_many else []
 
@@ -158,7 +159,7 @@ def test_the_compose_file_is_valid_and_agrees_with_the_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "told"),
+    ("right", "wrong", "message"),
     [
         ("restart: unless-stopped", "restarts: unless-stopped", "restarts"),
         ("interval: 10s", "interval: [10]", "[10]"),
@@ -186,9 +187,10 @@ def test_the_compose_file_is_valid_and_agrees_with_the_code() -> None:
         ("read_only: true", "read_only: false", "may write"),
     ],
 )
-def test_a_change_of_one_side_is_told(right: str, wrong: str, told: str) -> None:
+def test_a_change_of_one_side_is_reported(right: str, wrong: str, message: str) -> None:
     assert right in COMPOSE
-    assert any(told in one for one in problems(COMPOSE.replace(right, wrong))), problems(COMPOSE.replace(right, wrong))
+    faults = problems(COMPOSE.replace(right, wrong))
+    assert any(message in fault for fault in faults), faults
 
 
 def test_prometheus_finds_every_process_under_the_jobs_that_the_rules_name() -> None:
@@ -212,10 +214,10 @@ def test_prometheus_finds_every_process_under_the_jobs_that_the_rules_name() -> 
 def test_traces_go_where_the_collector_listens() -> None:
     collector = yaml.safe_load((INFRA / "otel" / "collector.yaml").read_text())
     endpoint = collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
-    told = re.search(r"HEADRACE_OTLP_ENDPOINT=http://([\w-]+):(\d+)", COMPOSE)
-    assert told
-    assert told[1] in yaml.safe_load(COMPOSE)["services"]
-    assert endpoint.endswith(f":{told[2]}")
+    endpoint_setting = re.search(r"HEADRACE_OTLP_ENDPOINT=http://([\w-]+):(\d+)", COMPOSE)
+    assert endpoint_setting
+    assert endpoint_setting[1] in yaml.safe_load(COMPOSE)["services"]
+    assert endpoint.endswith(f":{endpoint_setting[2]}")
 
 
 def test_a_topic_gets_the_one_copy_that_one_broker_can_keep() -> None:

@@ -1,4 +1,4 @@
-"""Which Python is taken: a usable one, and another than the first on PATH only where that is worth it."""
+"""Chooses the first usable Python on PATH, or another one only where that is much faster."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from infra import interpreter
 
 
 def fake(folder: Path, name: str, *, version: str = "3.11", seconds: float = 1.0, runs: bool = True) -> str:
-    """An interpreter that says what it is, and how long it took for its work."""
+    """Writes an interpreter that reports this version and these seconds of work."""
     folder.mkdir(exist_ok=True)
     path, (major, minor) = folder / name, version.split(".")
     path.write_text(
@@ -23,31 +23,31 @@ def fake(folder: Path, name: str, *, version: str = "3.11", seconds: float = 1.0
     return str(path)
 
 
-def test_usable_versions_are_found_in_the_order_of_path_and_each_once(tmp_path: Path) -> None:
-    wanted = fake(tmp_path / "a", "python3.12", version="3.12")
+def test_usable_versions_are_listed_in_the_order_of_path_and_each_once(tmp_path: Path) -> None:
+    first = fake(tmp_path / "a", "python3.12", version="3.12")
     fake(tmp_path / "a", "python3.11", runs=False)
     fake(tmp_path / "b", "python3", version="3.10")
-    other = fake(tmp_path / "b", "python3.11")
+    second = fake(tmp_path / "b", "python3.11")
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "python3.11").symlink_to(wanted)
+    (tmp_path / "c" / "python3.11").symlink_to(first)
     path = os.pathsep.join(str(tmp_path / name) for name in ("missing", "a", "b", "c"))
-    assert interpreter.found(path) == [wanted, other]
+    assert interpreter.usable_interpreters(path) == [first, second]
 
 
-@pytest.mark.parametrize(("seconds", "taken"), [(0.95, "first"), (0.6, "second"), (1.5, "first")])
-def test_another_than_the_first_is_taken_only_where_it_is_worth_it(tmp_path: Path, seconds: float, taken: str) -> None:
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.95, "first"), (0.6, "second"), (1.5, "first")])
+def test_a_later_one_is_chosen_only_where_it_is_much_faster(tmp_path: Path, seconds: float, chosen: str) -> None:
     first, second = fake(tmp_path / "first", "python3"), fake(tmp_path / "second", "python3", seconds=seconds)
-    assert interpreter.fastest([first, second]) == {"first": first, "second": second}[taken]
+    assert interpreter.fastest([first, second]) == {"first": first, "second": second}[chosen]
 
 
 def test_the_script_prints_one_that_runs() -> None:
     script = [sys.executable, interpreter.__file__]
     chosen = subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
-    asked = subprocess.run([chosen, "-c", "import sys; print(sys.version_info[:2] >= (3, 11))"], capture_output=True)
-    assert asked.stdout == b"True\n"
+    run = subprocess.run([chosen, "-c", "import sys; print(sys.version_info[:2] >= (3, 11))"], capture_output=True)
+    assert run.stdout == b"True\n"
 
 
-def test_without_a_usable_one_it_says_what_is_needed(tmp_path: Path) -> None:
+def test_without_a_usable_version_it_says_what_is_needed(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, interpreter.__file__], env={"PATH": str(tmp_path)}, capture_output=True, text=True
     )

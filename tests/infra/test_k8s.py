@@ -1,6 +1,6 @@
-"""The cluster's manifests are what Kubernetes and its operators accept, and say what the code says.
+"""The cluster's manifests are valid for Kubernetes and its operators, and agree with the code.
 
-The base is read as it is written. What the overlays make of it is looked at too, where there is a kubectl to make it.
+The base is checked as it is written; the overlays are checked where there is a kubectl to build them.
 """
 
 import copy
@@ -69,27 +69,29 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "right", "wrong", "told"), CHANGES, ids=[f"{one[0]}: {one[2]}" for one in CHANGES])
-def test_a_change_of_one_side_is_told(name: str, right: str, wrong: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "message"), CHANGES, ids=[f"{change[0]}: {change[2]}" for change in CHANGES]
+)
+def test_a_change_of_one_side_is_reported(name: str, right: str, wrong: str, message: str) -> None:
     assert right in BASE[name]
-    found = problems(documents(BASE | {name: BASE[name].replace(right, wrong)}))
-    assert any(told in one for one in found), found
+    faults = problems(documents(BASE | {name: BASE[name].replace(right, wrong)}))
+    assert any(message in fault for fault in faults), faults
 
 
-def test_every_file_of_the_base_is_in_it() -> None:
+def test_the_kustomization_of_the_base_lists_every_file() -> None:
     listed = yaml.safe_load(BASE["kustomization.yaml"])
     assert sorted(listed["resources"]) == sorted(set(BASE) - {"kustomization.yaml"})
-    assert {one["name"]: one["newTag"] for one in listed["images"]} == {"headrace/serve": PROJECT["version"]}
+    assert {image["name"]: image["newTag"] for image in listed["images"]} == {"headrace/serve": PROJECT["version"]}
     assert {doc["metadata"].get("namespace", "headrace") for doc in documents(BASE)} == {"headrace"}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl to build overlays with")
 @pytest.mark.parametrize("overlay", ["small", "large"])
 def test_an_overlay_is_as_valid_as_the_base(overlay: str) -> None:
-    made = subprocess.run(
+    manifests = subprocess.run(
         ["kubectl", "kustomize", str(K8S / "overlays" / overlay)], capture_output=True, text=True, check=True
     ).stdout
-    docs = documents({"made": made})
+    docs = documents({"overlay": manifests})
     assert problems(docs) == []
     kinds = {(doc["kind"], doc["metadata"]["name"]) for doc in documents(BASE)}
     missing = kinds - {(doc["kind"], doc["metadata"]["name"]) for doc in docs}
@@ -103,9 +105,9 @@ def test_airflow_runs_our_image_of_the_pinned_version_with_known_settings() -> N
     assert values["airflowVersion"] == pin("apache-airflow", "dags")
     assert values["images"]["airflow"]["repository"] == "headrace/dags"
     assert values["images"]["airflow"]["tag"] == PROJECT["version"]
-    names = {one["name"] for one in values["env"]} | {one["envName"] for one in values["secret"]}
+    names = {variable["name"] for variable in values["env"]} | {variable["envName"] for variable in values["secret"]}
     assert not unknown_settings(names)
-    assert {one["envName"]: one["secretKey"] for one in values["secret"]} == SECRETS
+    assert {variable["envName"]: variable["secretKey"] for variable in values["secret"]} == SECRETS
     assert f"USER {values['uid']}:{values['gid']}" in DOCKERFILE
     (volume,) = values["volumes"]
     assert named(documents(BASE), "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
@@ -116,7 +118,7 @@ def test_airflow_runs_our_image_of_the_pinned_version_with_known_settings() -> N
 def test_prometheus_scrapes_under_the_jobs_that_the_rules_name_and_takes_the_rules() -> None:
     jobs = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     monitors = [doc for doc in documents(BASE) if doc["kind"] == "PodMonitor"]
-    named_as = {one["spec"]["podMetricsEndpoints"][0]["relabelings"][0]["replacement"] for one in monitors}
+    named_as = {monitor["spec"]["podMetricsEndpoints"][0]["relabelings"][0]["replacement"] for monitor in monitors}
     assert named_as == {job["job_name"] for job in jobs}
     command = re.search(r"printf '([^']+)'", (K8S / "README.md").read_text())
     assert command

@@ -1,4 +1,4 @@
-"""Dashboards and rules name what the processes show: every metric and label, in expressions that hold together."""
+"""Dashboards and alert rules use metrics and labels that the processes export, in well-formed expressions."""
 
 import json
 import os
@@ -40,23 +40,23 @@ SUFFIXES = ("_bucket", "_count", "_sum")
 
 
 def tokens(expression: str) -> list[tuple[str, str]]:
-    found, place = [], 0
-    while expression[place:].strip():
-        match = TOKEN.match(expression, place)
-        assert match, f"cannot read {expression[place:]!r}"
+    parts, position = [], 0
+    while expression[position:].strip():
+        match = TOKEN.match(expression, position)
+        assert match, f"cannot read {expression[position:]!r}"
         assert match.lastgroup
-        found.append((match.lastgroup, match[match.lastgroup]))
-        place = match.end()
-    return found
+        parts.append((match.lastgroup, match[match.lastgroup]))
+        position = match.end()
+    return parts
 
 
 def named(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """(metric, labels its selector names) of an expression."""
+    """Yields (metric, labels that its selector names) for each metric of an expression."""
     parts = tokens(re.sub(r"\b(by|on)\s*\([^)]*\)", "", expression))
-    for place, (kind, text) in enumerate(parts):
+    for index, (kind, text) in enumerate(parts):
         if kind == "word" and text not in WORDS:
-            behind = parts[place + 1] if place + 1 < len(parts) else ("", "")
-            yield text, set(MATCHER.findall(behind[1])) if behind[0] == "selector" else set()
+            following = parts[index + 1] if index + 1 < len(parts) else ("", "")
+            yield text, set(MATCHER.findall(following[1])) if following[0] == "selector" else set()
 
 
 def base(metric: str) -> str:
@@ -64,14 +64,14 @@ def base(metric: str) -> str:
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
-def test_an_expression_holds_together(where: str, expression: str) -> None:
+def test_an_expression_is_well_formed(where: str, expression: str) -> None:
     parts = tokens(expression)
     depth, before = 0, "operator"
-    for place, (kind, text) in enumerate(parts):
+    for index, (kind, text) in enumerate(parts):
         if kind == "bracket" and text in "()":
             depth += 1 if text == "(" else -1
             assert depth >= 0
-        if kind == "word" and place + 1 < len(parts) and parts[place + 1][1] == "(":
+        if kind == "word" and index + 1 < len(parts) and parts[index + 1][1] == "(":
             assert text in WORDS, f"there is no function {text}"
         if kind in ("range", "selector"):
             assert before in ("word", "selector")
@@ -85,7 +85,7 @@ def test_an_expression_holds_together(where: str, expression: str) -> None:
     assert all(re.fullmatch(rf"\{{{MATCHER.pattern}(,\s*{MATCHER.pattern})*\}}", text) for text in selectors)
 
 
-def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_rule_has_a_severity_and_a_runbook() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     for rule in RULES:
         assert rule["labels"]["severity"] in ("page", "warn")
@@ -99,15 +99,15 @@ def test_every_metric_is_documented_and_every_label_that_is_named_exists() -> No
     page = (ROOT / "docs" / "operations.md").read_text()
     labels: dict[str, set[str]] = {"up": {"job"}}
     for module in (serving_metrics, stream_metrics):
-        for one in vars(module).values():
-            if isinstance(one, Counter | Gauge | Histogram):
-                (family,) = one.describe()
+        for metric in vars(module).values():
+            if isinstance(metric, Counter | Gauge | Histogram):
+                (family,) = metric.describe()
                 name = f"{family.name}_total" if family.type == "counter" else family.name
-                labels[name] = set(one._labelnames)
+                labels[name] = set(metric._labelnames)
                 assert f"`{name}`" in page, f"docs/operations.md lists {name}"
     for where, expression in EXPRESSIONS:
-        for metric, wanted in named(expression):
-            assert wanted <= labels[base(metric)] | {"job"}, f"{where}: {metric} has no label {wanted}"
+        for metric, used in named(expression):
+            assert used <= labels[base(metric)] | {"job"}, f"{where}: {metric} has no label {used}"
 
 
 def scraped(url: str) -> set[str]:
@@ -144,9 +144,9 @@ def test_the_real_processes_show_every_metric_that_dashboards_and_rules_name(tmp
         shown |= scraped(f"http://127.0.0.1:{stream_port}/metrics")
     assert REGISTRY.get_sample_value("headrace_stream_lag_seconds") == 10.0
     assert REGISTRY.get_sample_value("headrace_stream_dead_letters_total", {"reason": "bad"}) == 1.0
-    wanted = {base(metric) for _, expression in EXPRESSIONS for metric, _ in named(expression)} - {"up"}
-    assert len(wanted) > 20
-    assert wanted - shown == set()
+    named_metrics = {base(metric) for _, expression in EXPRESSIONS for metric, _ in named(expression)} - {"up"}
+    assert len(named_metrics) > 20
+    assert named_metrics - shown == set()
 
 
 def reached(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""docs/scale.md quotes the model, and the model does what a reader expects of it."""
+"""docs/scale.md quotes the capacity model, and the model behaves as a reader expects."""
 
 import itertools
 from dataclasses import replace
@@ -11,10 +11,10 @@ PAGE = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
 
 def test_the_page_quotes_inputs_guesses_and_result() -> None:
     for part in (inputs(), guesses(), table(Measured(), Assumed())):
-        assert part in PAGE, "put what `python infra/bench/capacity.py` prints into docs/scale.md"
+        assert part in PAGE, "put what `python -m infra.bench.capacity` prints into docs/scale.md"
 
 
-def test_another_cost_makes_another_table() -> None:
+def test_another_cost_gives_another_table() -> None:
     assert table(replace(Measured(), impression_bytes=100), Assumed()) not in PAGE
 
 
@@ -24,7 +24,7 @@ def test_more_users_need_no_less_of_anything() -> None:
         assert all(larger[name] >= smaller[name] for name in smaller)
 
 
-def test_what_a_shop_does_shows_where_it_should() -> None:
+def test_each_assumption_changes_what_depends_on_it() -> None:
     usual = need(10**8, Measured(), Assumed())
     assert need(10**8, Measured(), replace(Assumed(), log_days=200)).log_gib == usual.log_gib / 2
     batched = need(10**8, Measured(), replace(Assumed(), events_in_a_post=100))
@@ -36,7 +36,7 @@ def test_what_a_shop_does_shows_where_it_should() -> None:
     assert risky.partitions >= risky.scorers
 
 
-def test_numbers_are_rounded_to_what_they_mean() -> None:
-    assert [number(one) for one in (0.001, 0.456, 7.0, 42.3, 123.4, 98_765.0)] == [
+def test_numbers_are_rounded_to_two_digits() -> None:
+    assert [number(value) for value in (0.001, 0.456, 7.0, 42.3, 123.4, 98_765.0)] == [
         "< 0.01", "0.46", "7", "42", "120", "99,000",
     ]  # fmt: skip

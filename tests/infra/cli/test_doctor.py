@@ -1,4 +1,4 @@
-"""The doctor: what counts as missing, and that each remedy fits the machine."""
+"""The doctor reports what is missing, and each remedy fits the machine."""
 
 import http.server
 import socket
@@ -59,7 +59,7 @@ def test_accepts_a_recent_java_with_the_vector_module(tmp_path: Path) -> None:
     home = fake_java(tmp_path / "jdk", version='openjdk version "21.0.2" 2024-01-16')
     finding = find(check(settings(tmp_path), machine=DEBIAN, java_home=home), "Java")
     assert finding.state == "ok"
-    assert finding.found.startswith("21 ")
+    assert finding.detail.startswith("21 ")
     assert finding.remedy == ""
 
 
@@ -75,7 +75,7 @@ def test_refuses_a_java_that_spark_cannot_use(tmp_path: Path, version: str, modu
     home = fake_java(tmp_path / "jdk", version=version, modules=modules)
     finding = find(check(settings(tmp_path), machine=DEBIAN, java_home=home), "Java")
     assert finding.state == "missing"
-    assert says in finding.found
+    assert says in finding.detail
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_refuses_a_java_that_spark_cannot_use(tmp_path: Path, version: str, modu
         (Machine("linux", "debian", apt=True, root=True), "apt-get install -y default-jre-headless"),
         (Machine("linux", "ubuntu", apt=True), "sudo apt-get install -y openjdk-21-jre-headless"),
         (Machine("darwin"), "brew install --cask temurin@21"),
-        (Machine("linux", "arch"), "Install a Java 17 or later with this system's package manager."),
+        (Machine("linux", "arch"), "Install Java 17 or later with this system's package manager."),
     ],
 )
 def test_names_the_one_command_of_the_platform(tmp_path: Path, machine: Machine, remedy: str) -> None:
@@ -112,7 +112,7 @@ def test_a_port_where_headrace_answers_is_fine(tmp_path: Path) -> None:
         server.shutdown()
         thread.join()
     assert finding.state == "ok"
-    assert "running" in finding.found
+    assert "running" in finding.detail
 
 
 def test_a_data_folder_that_is_a_file_is_missing(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_data_folder_that_is_a_file_is_missing(tmp_path: Path) -> None:
     assert "HEADRACE_DATA_DIR" in finding.remedy
 
 
-def test_a_data_folder_yet_to_be_made_is_fine_and_stays_unmade(tmp_path: Path) -> None:
+def test_a_data_folder_that_does_not_exist_yet_is_fine_and_is_not_created(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     assert find(check(settings(tmp_path, data_dir=folder)), "data folder").state == "ok"
     assert not folder.exists()

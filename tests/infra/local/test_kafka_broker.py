@@ -1,4 +1,4 @@
-"""A broker's folder is formatted whatever the id of its cluster looks like."""
+"""A broker's folder can be formatted with any id of its cluster."""
 
 from collections.abc import Callable
 from pathlib import Path

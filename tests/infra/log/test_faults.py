@@ -1,4 +1,4 @@
-"""Crashes and full disks: what was acknowledged stays, and nothing half-written is ever handed out."""
+"""Crashes and full disks: acknowledged records stay, and no half-written record is ever returned."""
 
 import errno
 import json
@@ -58,7 +58,7 @@ def numbers(log: FileLog) -> list[int]:
     return [json.loads(record.value)["n"] for record in log.read("t", START, max_records=1_000_000)]
 
 
-def test_what_a_killed_writer_had_acknowledged_is_there(tmp_path: Path) -> None:
+def test_what_a_killed_writer_had_acknowledged_is_stored(tmp_path: Path) -> None:
     wait = random.Random(5)
     acknowledged, present = 0, 0
     for _ in range(5):
@@ -67,7 +67,7 @@ def test_what_a_killed_writer_had_acknowledged_is_there(tmp_path: Path) -> None:
             first = writer.stdout.readline()
             time.sleep(wait.uniform(0, 0.03))
             writer.kill()
-            printed = (first + writer.stdout.read()).split("\n")[:-1]  # after the last line end may stand half a number
+            printed = (first + writer.stdout.read()).split("\n")[:-1]  # without what may be half a number
         acknowledged = int(printed[-1])
         log = FileLog(tmp_path)
         assert len(numbers(log)) >= acknowledged
@@ -79,10 +79,10 @@ def test_what_a_killed_writer_had_acknowledged_is_there(tmp_path: Path) -> None:
 
 def test_a_file_that_may_not_grow_is_reported_and_nothing_half_written_is_kept(tmp_path: Path) -> None:
     writer = run(LIMITED, tmp_path)
-    told, _ = writer.communicate(timeout=30)
-    stored = int(told.split()[0])
+    output, _ = writer.communicate(timeout=30)
+    stored = int(output.split()[0])
     assert writer.returncode == 0
-    assert "refused the write (File too large); free space there" in told
+    assert "refused the write (File too large); free space there" in output
     log = FileLog(tmp_path)
     assert stored > 10
     assert numbers(log) == list(range(stored + 1))
@@ -92,7 +92,7 @@ def test_a_file_that_may_not_grow_is_reported_and_nothing_half_written_is_kept(t
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """Yields a folder on a file system of 256 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
@@ -102,7 +102,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_reported_and_the_log_goes_on_when_there_is_room(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_the_log_continues_when_there_is_room(small_disk: Path) -> None:
     log, ballast = FileLog(small_disk / "log", segment_bytes=20_000), small_disk / "ballast"
     ballast.write_bytes(b"x" * 100_000)
     stored = 0
@@ -145,32 +145,32 @@ def test_a_reader_does_not_go_past_what_a_failing_write_takes_back(
     writer, reader = FileLog(tmp_path), FileLog(tmp_path)
     writer.append("t", [("key", b'{"n": 0}')])
     end, seen = reader.end("t"), []
-    looker = threading.Thread(target=lambda: seen.append(reader.end("t")))
+    observer = threading.Thread(target=lambda: seen.append(reader.end("t")))
 
     def fail(fd: int) -> None:
-        looker.start()
-        looker.join(0.1)  # it looks while whole lines lie in the file that will not stay
+        observer.start()
+        observer.join(0.1)  # it looks while the file holds whole lines that will be taken back
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", fail)
         with pytest.raises(LogFullError):
             writer.append("t", [("key", b'{"n": 8}')] * 20)
-    looker.join(5)
+    observer.join(5)
     assert seen == [end]
     writer.append("t", [("key", b'{"n": 1}')])
     assert numbers(reader) == [0, 1]
 
 
-def test_callers_whose_shared_write_fails_are_all_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_callers_of_a_shared_write_that_fails_get_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = FileLog(tmp_path)
     log.append("t", [("key", b'{"n": 0}')])
-    entered, go_on = threading.Event(), threading.Event()
+    entered, resume = threading.Event(), threading.Event()
     outcomes: list[type[BaseException]] = []
 
     def interrupted(fd: int) -> None:
         entered.set()
-        go_on.wait(5)
+        resume.wait(5)
         raise KeyboardInterrupt
 
     def append() -> None:
@@ -185,8 +185,8 @@ def test_callers_whose_shared_write_fails_are_all_told(tmp_path: Path, monkeypat
     entered.wait(5)
     for caller in callers[1:]:
         caller.start()
-    time.sleep(0.1)  # the three meet while the first one writes
-    go_on.set()
+    time.sleep(0.1)  # the three collect while the first one writes
+    resume.set()
     for caller in callers:
         caller.join(10)
     assert len(outcomes) == 4

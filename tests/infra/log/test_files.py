@@ -24,7 +24,7 @@ def segments(log_folder: Path) -> list[Path]:
 
 
 def fill(log: FileLog, count: int, *, start: int = 0) -> list[bytes]:
-    """Append records one by one, each in a call of its own; returns their values."""
+    """Appends records in a call each; returns their values."""
     added = [b'{"n": %05d}' % number for number in range(start, start + count)]
     for value in added:
         log.append("t", [("key", value)])
@@ -46,7 +46,7 @@ def damage(path: Path, position: int, new: bytes) -> None:
 
 
 @given(st.integers(0, 2**53), KEYS, VALUES)
-def test_a_line_gives_back_what_it_was_made_of(timestamp: int, key: str, value: bytes) -> None:
+def test_a_line_decodes_to_what_it_encodes(timestamp: int, key: str, value: bytes) -> None:
     line = encode_line(timestamp, key, value)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
@@ -56,18 +56,18 @@ def test_a_line_gives_back_what_it_was_made_of(timestamp: int, key: str, value: 
 @given(KEYS, VALUES, st.data())
 def test_a_line_with_a_wrong_byte_is_no_other_record(key: str, value: bytes, data: st.DataObject) -> None:
     line = encode_line(7, key, value)[:-1]
-    place = data.draw(st.integers(0, len(line) - 1))
-    wrong = bytes([data.draw(st.integers(0, 255).filter(lambda byte: byte != line[place]))])
-    assert decode_line(line[:place] + wrong + line[place + 1 :]) in (None, (7, key, value))
-    assert decode_line(line[:place]) is None
+    position = data.draw(st.integers(0, len(line) - 1))
+    wrong = bytes([data.draw(st.integers(0, 255).filter(lambda byte: byte != line[position]))])
+    assert decode_line(line[:position] + wrong + line[position + 1 :]) in (None, (7, key, value))
+    assert decode_line(line[:position]) is None
 
 
 @pytest.mark.parametrize("line", [b"", b"zzzzzzzz\t1\tk\t{}", b"00000000\t", b"00000000", b"\xff" * 30])
-def test_rubbish_is_no_record(line: bytes) -> None:
+def test_garbage_is_no_record(line: bytes) -> None:
     assert decode_line(line) is None
 
 
-def test_records_bear_the_time_of_their_append(log: FileLog) -> None:
+def test_records_carry_the_time_of_their_append(log: FileLog) -> None:
     fill(log, 1)
     assert log.read("t", START)[0].timestamp_ms == 1_795_000_000_500
 
@@ -84,7 +84,7 @@ def test_segments_are_closed_at_their_size_and_read_as_one(tmp_path: Path) -> No
     assert log.end_offset("t") == ends[-1]
     for record in log.read("t", START):
         assert log.read("t", at(record.offset), max_records=1) == [record]
-    # Another writer goes on in the last segment.
+    # Another writer continues in the last segment.
     assert values(FileLog(tmp_path, segment_bytes=200)) == expected
     fill(FileLog(tmp_path, segment_bytes=200), 1, start=30)
     assert len(values(log)) == 31
@@ -100,7 +100,7 @@ def test_align_finds_the_next_line_across_segments(tmp_path: Path) -> None:
     assert log.align("nothing", 5) == 0
 
 
-def test_a_torn_last_line_is_moved_aside_and_said(
+def test_a_torn_last_line_is_moved_aside_and_logged(
     log: FileLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = fill(log, 3)
@@ -129,16 +129,16 @@ def test_a_torn_line_in_a_full_segment_is_moved_aside_too(tmp_path: Path, caplog
 
 
 @pytest.mark.parametrize(
-    ("place", "new", "lost"),
+    ("position", "new", "lost"),
     [(20, b"#", 1), (20, b"\n", 1), (-1, b"#", 2)],
     ids=["a wrong byte", "a line feed inside", "the line feed is gone"],
 )
 def test_a_damaged_line_is_skipped_and_counted_once(
-    log: FileLog, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int, new: bytes, lost: int
+    log: FileLog, tmp_path: Path, caplog: pytest.LogCaptureFixture, position: int, new: bytes, lost: int
 ) -> None:
     expected = fill(log, 5)
     records, (path,) = log.read("t", START), segments(tmp_path)
-    damage(path, (records[1].offset if place >= 0 else records[2].offset) + place, new)
+    damage(path, (records[1].offset if position >= 0 else records[2].offset) + position, new)
     assert values(log) == expected[:1] + expected[1 + lost :]
     counted = log.skipped_lines
     assert counted == new.count(b"\n") + 1

@@ -1,4 +1,4 @@
-"""What only the log on Kafka has to show: servers that go away and come back, and how soon a record is read."""
+"""What is special to the log on Kafka: servers that go away and come back, and how soon a record is read."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.slow
 
 
 def everything(log: EventLog, topic: str = "t") -> list[Record]:
-    found: list[Record] = []
+    records_read: list[Record] = []
     position = START
     while not position.covers(log.end(topic)):
         records = log.read(topic, position)
-        found, position = found + records, position.after(records)
-    return found
+        records_read, position = records_read + records, position.after(records)
+    return records_read
 
 
 def answers(call: Callable[[], object]) -> bool:
@@ -41,7 +41,7 @@ def answers(call: Callable[[], object]) -> bool:
 def own(
     kafka_tools: None, kafka_port: Callable[[], int], tmp_path: Path
 ) -> Iterator[tuple[Settings, list[kafka_broker.Node]]]:
-    """A broker of the test's own, to stop and start; settings whose log is on it."""
+    """Starts a broker of the test's own, to stop and start; yields settings whose log is on it."""
     nodes = kafka_broker.plan(kafka_port())
     settings = Settings(
         data_dir=tmp_path, kafka_bootstrap=kafka_broker.bootstrap(nodes), kafka_partitions=2, kafka_timeout_seconds=1.5
@@ -53,7 +53,9 @@ def own(
         processes.stop_all(settings)
 
 
-def test_a_broker_that_went_away_is_told_in_time_and_found_again(own: tuple[Settings, list[kafka_broker.Node]]) -> None:
+def test_a_broker_that_is_away_is_reported_in_time_and_reached_again(
+    own: tuple[Settings, list[kafka_broker.Node]],
+) -> None:
     settings, nodes = own
     open_log(settings.model_copy(update={"kafka_timeout_seconds": 20.0})).append("t", [("a", b'{"n": 0}')])
     log = open_log(settings)
@@ -90,7 +92,7 @@ def test_a_broker_that_went_away_is_told_in_time_and_found_again(own: tuple[Sett
     kafka_broker.start(settings, nodes)
     assert processes.wait_until(lambda: answers(lambda: log.append("t", [("a", b'{"n": 2}')])), seconds=10)
     assert processes.wait_until(lambda: answers(lambda: log.committed("readers", "t")), seconds=10)
-    assert log.committed("readers", "t") == START.after(before)  # over the restart, by the same object
+    assert log.committed("readers", "t") == START.after(before)  # the same object survives the restart
     values = [record.value for record in everything(log)]
     assert values[0] == b'{"n": 0}'
     assert b'{"n": 2}' in values
@@ -100,8 +102,8 @@ def test_a_broker_that_went_away_is_told_in_time_and_found_again(own: tuple[Sett
     assert [record.value for record in followed] == values
 
 
-def test_the_producer_sends_again_without_doubles(own: tuple[Settings, list[kafka_broker.Node]]) -> None:
-    """The broker stands still, acknowledges too late, and the producer has to ask again: each record is there once."""
+def test_the_producer_retries_without_duplicates(own: tuple[Settings, list[kafka_broker.Node]]) -> None:
+    """The broker pauses and acknowledges too late, so the producer sends again: each record is stored once."""
     settings, _ = own
     patient = settings.model_copy(update={"kafka_timeout_seconds": 20.0})
     log = open_log(patient)
@@ -154,14 +156,14 @@ def test_a_record_is_read_within_milliseconds_of_its_append(kafka_settings: Sett
     assert statistics.median(took) < 0.1
 
 
-def test_a_position_behind_the_end_reads_nothing(kafka_settings: Settings) -> None:
+def test_a_position_beyond_the_end_reads_nothing(kafka_settings: Settings) -> None:
     log = open_log(kafka_settings)
     log.append("t", [("a", b"{}")])
-    behind = Position({one: offset + 5 for one, offset in log.end("t").offsets.items()})
-    assert [record.partition for record in log.read("t", behind)] == []
+    beyond = Position({partition: offset + 5 for partition, offset in log.end("t").offsets.items()})
+    assert [record.partition for record in log.read("t", beyond)] == []
 
 
-def test_topics_have_the_partitions_and_the_keeping_that_they_need(kafka_settings: Settings) -> None:
+def test_topics_have_the_partitions_and_the_retention_that_they_need(kafka_settings: Settings) -> None:
     from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
     settings = kafka_settings.model_copy(update={"kafka_retention_days": 7})
@@ -170,8 +172,8 @@ def test_topics_have_the_partitions_and_the_keeping_that_they_need(kafka_setting
         log.append(topic, [("k", b"{}")])
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap})
     names = {topic: settings.kafka_topic_prefix + topic for topic in (topics.SHOP, topics.EXPERIMENTS)}
-    found = admin.list_topics(timeout=5).topics
-    assert (len(found[names[topics.SHOP]].partitions), len(found[names[topics.EXPERIMENTS]].partitions)) == (3, 1)
+    listed = admin.list_topics(timeout=5).topics
+    assert (len(listed[names[topics.SHOP]].partitions), len(listed[names[topics.EXPERIMENTS]].partitions)) == (3, 1)
     kept = {}
     for topic, name in names.items():
         resource = ConfigResource(ResourceType.TOPIC, name)

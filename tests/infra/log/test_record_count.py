@@ -1,4 +1,4 @@
-"""Counting what the files hold: right after every append, cheap the second time, never longer than its time."""
+"""Counting the records of a topic: correct after every append, cheap the second time, never beyond its time budget."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_records_are_counted_over_segments_and_appends(log: FileLog, tmp_path: P
     assert len(list((tmp_path / "t").glob("*.log"))) > 2
 
 
-def test_a_count_that_takes_too_long_goes_on_at_the_next_look(log: FileLog, tmp_path: Path) -> None:
+def test_a_count_that_takes_too_long_resumes_at_the_next_call(log: FileLog, tmp_path: Path) -> None:
     fill(log, 150)
     ticks = iter(range(1_000))
     counter = RecordCounter(budget_seconds=1.5, clock=lambda: float(next(ticks)))
@@ -42,7 +42,7 @@ def test_a_count_that_takes_too_long_goes_on_at_the_next_look(log: FileLog, tmp_
     assert held.records == 150
 
 
-def test_a_segment_that_was_mended_is_counted_anew(log: FileLog, tmp_path: Path) -> None:
+def test_a_segment_that_was_repaired_is_counted_again(log: FileLog, tmp_path: Path) -> None:
     fill(log, 3)
     counter = RecordCounter()
     (path,) = (tmp_path / "t").glob("*.log")

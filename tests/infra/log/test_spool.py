@@ -1,4 +1,4 @@
-"""The spool: whatever the log does, nobody who appends fails or waits long; every record reaches the log, in order."""
+"""The spool: whatever the log does, no append fails or waits long, and every record reaches the log, in order."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from infra.log.spool import Spool, SpooledLog
 class Dead:
     def append(self, topic, records):
         raise LogError("away")
-spooled = SpooledLog(Dead(), "t", Spool(Path(sys.argv[1]), most_bytes=10_000_000))
+spooled = SpooledLog(Dead(), "t", Spool(Path(sys.argv[1]), max_bytes=10_000_000))
 number = int(sys.argv[2])
 while True:
     spooled.append("key", b'{"n": %d}' % number)
@@ -38,7 +38,7 @@ while True:
 
 
 class Flaky:
-    """A log that fails when it is told to, after having stored the records where `late`; or hangs."""
+    """A log that fails or hangs on demand; with `late` it fails after it has stored the records."""
 
     def __init__(self, folder: Path) -> None:
         self.real = FileLog(folder)
@@ -58,7 +58,7 @@ class Flaky:
             raise LogFullError("no room")
         self.real.append(topic, records)
         if fails:
-            raise LogError("nobody knows whether it was stored")
+            raise LogError("it is unknown whether it was stored")
 
     def numbers(self) -> list[int]:
         return [json.loads(record.value)["n"] for record in self.real.read("t", START, max_records=1_000_000)]
@@ -93,14 +93,14 @@ def lost() -> Lost:
 
 @pytest.fixture
 def spooled(tmp_path: Path, log: Flaky, lost: Lost) -> Iterator[SpooledLog]:
-    made = open_spooled(tmp_path, log, lost)
-    yield made
+    opened = open_spooled(tmp_path, log, lost)
+    yield opened
     log.hold.set()
-    made.stop()
+    opened.stop()
 
 
-def open_spooled(folder: Path, log: Flaky, lost: Lost, *, most_bytes: int = 1_000_000) -> SpooledLog:
-    waiting = Spool(folder / "spool", most_bytes=most_bytes)
+def open_spooled(folder: Path, log: Flaky, lost: Lost, *, max_bytes: int = 1_000_000) -> SpooledLog:
+    waiting = Spool(folder / "spool", max_bytes=max_bytes)
     return SpooledLog(log, "t", waiting, on_lost=lost)  # type: ignore[arg-type]
 
 
@@ -116,20 +116,20 @@ def wait_for(count: int, log: Flaky) -> list[int]:
 
 
 def firsts(numbers: list[int]) -> list[int]:
-    """What a reader that counts each record once sees."""
+    """Returns what a reader sees that counts each record once."""
     return list(dict.fromkeys(numbers))
 
 
 def gone(folder: Path) -> bool:
-    """Whether the spool is empty, within a moment."""
+    """Returns whether the spool is empty within 5 s."""
     end = time.monotonic() + 5
     while (left := list(folder.glob("spool/*"))) and time.monotonic() < end:
         time.sleep(0.01)
     return not left
 
 
-def falls(spooled: SpooledLog, *, answers: bool, first: int) -> int:
-    """Append until it is answered so; returns the number after the last that was appended."""
+def append_until(spooled: SpooledLog, *, answers: bool, first: int) -> int:
+    """Appends until `append` returns `answers`; returns the number after the last one appended."""
     end = time.monotonic() + 5
     while spooled.append("key", value(first)) != answers:
         assert time.monotonic() < end
@@ -138,9 +138,7 @@ def falls(spooled: SpooledLog, *, answers: bool, first: int) -> int:
     return first + 1
 
 
-def test_while_the_log_is_well_records_are_in_it_within_a_moment(
-    spooled: SpooledLog, log: Flaky, tmp_path: Path
-) -> None:
+def test_while_the_log_works_records_reach_it_at_once(spooled: SpooledLog, log: Flaky, tmp_path: Path) -> None:
     for number in range(5):
         assert spooled.append("key", value(number))
     assert wait_for(5, log) == list(range(5))
@@ -165,16 +163,16 @@ def test_a_record_outlives_its_process_and_waits_for_no_log(tmp_path: Path, log:
     assert firsts(log.numbers()) == [0]
 
 
-def test_what_a_log_refused_comes_to_it_in_order_when_it_is_back(
+def test_what_a_log_refused_reaches_it_in_order_when_it_is_back(
     spooled: SpooledLog, log: Flaky, lost: Lost, tmp_path: Path
 ) -> None:
     log.down = True
-    number = falls(spooled, answers=False, first=0)
-    assert not any(spooled.append("key", value(one)) for one in range(number, number + 50))
+    number = append_until(spooled, answers=False, first=0)
+    assert not any(spooled.append("key", value(later)) for later in range(number, number + 50))
     assert log.numbers() == []
     log.down = False
     assert wait_for(number + 50, log) == list(range(number + 50))
-    number = falls(spooled, answers=True, first=number + 50)
+    number = append_until(spooled, answers=True, first=number + 50)
     assert firsts(wait_for(number, log)) == list(range(number))
     assert lost.count == 0
     assert gone(tmp_path)
@@ -193,20 +191,20 @@ def test_an_append_whose_answer_was_lost_counts_once(spooled: SpooledLog, log: F
     assert numbers.count(0) >= 2
 
 
-def test_a_log_that_hangs_is_told_and_costs_no_caller_any_time(spooled: SpooledLog, log: Flaky) -> None:
+def test_a_log_that_hangs_is_reported_and_costs_no_caller_any_time(spooled: SpooledLog, log: Flaky) -> None:
     log.hold.clear()
-    number = falls(spooled, answers=False, first=0)
+    number = append_until(spooled, answers=False, first=0)
     took = []
-    for one in range(number, number + 20):
+    for later in range(number, number + 20):
         started = time.monotonic()
-        assert not spooled.append("key", value(one))
+        assert not spooled.append("key", value(later))
         took.append(time.monotonic() - started)
     assert sorted(took)[10] < 0.01
     log.hold.set()
     assert firsts(wait_for(number + 20, log)) == list(range(number + 20))
 
 
-def test_a_dead_log_is_asked_now_and_then_and_not_by_every_record(spooled: SpooledLog, log: Flaky) -> None:
+def test_a_dead_log_is_tried_now_and_then_and_not_for_every_record(spooled: SpooledLog, log: Flaky) -> None:
     log.down = True
     started = time.monotonic()
     for number in range(300):
@@ -216,7 +214,7 @@ def test_a_dead_log_is_asked_now_and_then_and_not_by_every_record(spooled: Spool
 
 def test_a_full_spool_loses_and_counts_and_does_not_raise(tmp_path: Path, log: Flaky, lost: Lost) -> None:
     line = len(encode_line(1_790_000_000_000, "key", value(10)))
-    spooled = open_spooled(tmp_path, log, lost, most_bytes=5 * line)
+    spooled = open_spooled(tmp_path, log, lost, max_bytes=5 * line)
     log.down = True
     for number in range(10, 30):
         spooled.append("key", value(number))
@@ -277,7 +275,7 @@ def test_a_log_that_fails_at_random_under_many_threads_gets_everything(
     numbers = firsts(wait_for(400, log))
     assert sorted(numbers) == list(range(400))
     for first in range(0, 400, 50):
-        assert [one for one in numbers if first <= one < first + 50] == list(range(first, first + 50))
+        assert [number for number in numbers if first <= number < first + 50] == list(range(first, first + 50))
     assert lost.count == 0
 
 
@@ -294,7 +292,7 @@ def test_what_killed_processes_had_spooled_is_delivered_by_another(tmp_path: Pat
             time.sleep(wait.uniform(0, 0.05))
             writer.kill()
             printed = int((f"{present}\n" + writer.stdout.read()).split("\n")[-2])
-        present = printed + 1000  # numbers apart, so that nothing is taken for something else
+        present = printed + 1000  # far apart, so that no number occurs twice
         with sorted(tmp_path.glob("spool/*.spool"))[-1].open("ab") as torn:
             torn.write(encode_line(1, "key", value(999_999))[:-3])
     spooled = open_spooled(tmp_path, log, lost)
@@ -306,13 +304,14 @@ def test_what_killed_processes_had_spooled_is_delivered_by_another(tmp_path: Pat
     numbers = firsts(log.numbers())
     assert 999_999 not in numbers
     assert {0, printed, 1_000_000} <= set(numbers)
-    assert [one for one in numbers if one < 1_000_000] == sorted(one for one in numbers if one < 1_000_000)
+    spooled_before = [number for number in numbers if number < 1_000_000]
+    assert spooled_before == sorted(spooled_before)
 
 
 def test_a_living_process_keeps_its_files_to_itself(tmp_path: Path, log: Flaky, lost: Lost) -> None:
-    mine, other = Spool(tmp_path / "spool", most_bytes=1000), Spool(tmp_path / "spool", most_bytes=1000)
-    assert mine.append(encode_line(1, "key", value(1)))
+    own, other = Spool(tmp_path / "spool", max_bytes=1000), Spool(tmp_path / "spool", max_bytes=1000)
+    assert own.append(encode_line(1, "key", value(1)))
     assert other.adopt() == 0
-    assert [pair[1] for pair in mine.oldest(10)] == [value(1)]
-    mine.delivered(1)
-    assert (mine.records, mine.size, list(tmp_path.glob("spool/*"))) == (0, 0, [])
+    assert [pair[1] for pair in own.oldest(10)] == [value(1)]
+    own.mark_delivered(1)
+    assert (own.records, own.size, list(tmp_path.glob("spool/*"))) == (0, 0, [])
