@@ -3,22 +3,21 @@
 import gc
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Response, params
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
-from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from apps import metrics
 from apps.console import routes as console
 from apps.console.data import LiveConsoleData
 from apps.experiments import routes as experiments
-from apps.express import Express
 from apps.fraud import routes as fraud
+from apps.http import documentation
 from apps.http.admission import AdmissionControl, ConcurrencyLimiter
 from apps.http.errors import install_errors
 from apps.http.request_context import RequestContext
@@ -37,8 +36,11 @@ YOUNG_OBJECTS = 50_000
 """New objects after which the collector looks for cycles: an answer makes some thousands, and hardly any cycle."""
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The app over the data of `settings`; it serves the current release and picks up the next by itself."""
+def create_app(settings: Settings, *, dependencies: Sequence[params.Depends] = ()) -> FastAPI:
+    """Builds the app over the data of `settings`; it serves the current release and picks up the next by itself.
+
+    Every route has the `dependencies`, before its own.
+    """
     services = Services(settings)
 
     @asynccontextmanager
@@ -50,9 +52,15 @@ def create_app(settings: Settings) -> FastAPI:
         stop()
         flush()
 
-    # The pages of /docs without the network: FastAPI's own fetch their scripts from elsewhere.
-    app = FastAPIOffline(
-        title=TITLE, version="0.1.0", lifespan=lifespan, description="Events in, three answers out.", redoc_url=None
+    app = FastAPI(
+        title=TITLE,
+        version="0.1.0",
+        description="Events in, three answers out.",
+        lifespan=lifespan,
+        dependencies=dependencies,
+        openapi_url=None,
+        # Traces and metrics are made by apps/http/request_context.py.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.services = services
@@ -65,18 +73,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.rules = services.rules
     app.state.console = LiveConsoleData(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)
+    # In the order in which a path is looked for: recommendations, which every page view asks for, come first.
     for router in (
-        ingest.router,
         recommend.router,
-        recommend.rules_router,
+        ingest.router,
         fraud.router,
+        recommend.rules_router,
         experiments.router,
         console.router,
+        documentation.router,
     ):
         app.include_router(router)
     _add_health(app, services)
     # The last one added is the outermost.
-    app.add_middleware(Express, site=app, route=recommend.ROUTE)
     app.add_middleware(
         AdmissionControl,
         places=ConcurrencyLimiter(settings.concurrent_requests, queue_seconds=settings.queue_milliseconds / 1000),

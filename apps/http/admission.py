@@ -10,6 +10,7 @@ longer gets a 503 at once. That is controlled delay (K. Nichols, V. Jacobson: Co
 import asyncio
 import json
 import time
+import typing
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,16 +56,13 @@ class ConcurrencyLimiter:
         self._most = places
         self._queue_seconds = queue_seconds
         self._clock = clock
+        self.running = 0
         now = clock()
         # Interactive first: the order in which a free place is offered.
         self._queues: dict[Priority, _Queue] = {
             "interactive": _Queue(places, quick_at=now),
             "bulk": _Queue(max(1, places // 2), quick_at=now),
         }
-
-    @property
-    def running(self) -> int:
-        return sum(queue.working for queue in self._queues.values())
 
     def queue_length(self, priority: Priority) -> bool:
         """Has nobody got a place without waiting for as long as a request may wait."""
@@ -80,7 +78,7 @@ class ConcurrencyLimiter:
         queue = self._queues[priority]
         if not queue.waiting and self._free(queue):
             queue.quick_at = self._clock()
-            queue.working += 1
+            self._start(queue)
             return True
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
@@ -105,14 +103,19 @@ class ConcurrencyLimiter:
     def release(self, priority: Priority) -> None:
         """Give a place back, to whoever waits for one."""
         self._queues[priority].working -= 1
+        self.running -= 1
         for queue in self._queues.values():
             while queue.waiting and self._free(queue):
                 since, turn = queue.waiting.popleft()
                 if not turn.done():
                     if self._clock() - since < self._queue_seconds * QUICK_SHARE:
                         queue.quick_at = self._clock()
-                    queue.working += 1
+                    self._start(queue)
                     turn.set_result(True)
+
+    def _start(self, queue: _Queue) -> None:
+        queue.working += 1
+        self.running += 1
 
     def _free(self, queue: _Queue) -> bool:
         return queue.working < queue.most and self.running < self._most
@@ -137,6 +140,9 @@ class AdmissionControl:
         self._app = app
         self._places = places
         self._most_bytes = most_bytes
+        self._queue_seconds = {
+            priority: metrics.QUEUE_SECONDS.labels(priority) for priority in typing.get_args(Priority)
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         priority = priority_of(scope["path"]) if scope["type"] == "http" else None
@@ -155,7 +161,7 @@ class AdmissionControl:
         if not await self._places.acquire(priority):
             await self._refuse(priority, send)
             return
-        metrics.QUEUE_SECONDS.labels(priority).observe(time.perf_counter() - started)
+        self._queue_seconds[priority].observe(time.perf_counter() - started)
         try:
             await self._app(scope, _replay(body, receive), send)
         finally:
