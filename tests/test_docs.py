@@ -1,0 +1,1 @@
+"""The rules of the documentation: README, docs and the other Markdown files."""
