@@ -1,1 +1,162 @@
-"""The rules of the documentation: README, docs and the other Markdown files."""
+"""The rules of what people read: words, lines, links, paths and the index (decision 0030).
+
+Pages are all Markdown files. The words of strings and docstrings in code are checked by the same list.
+"""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = 120
+README_LINES = 200
+PACKAGES = ("apps", "dags", "features", "infra", "streaming", "training")
+CHECKED_CODE: tuple[str, ...] = ()
+"""Folders whose strings and templates are held to the list of words."""
+
+BANNED = {
+    r"anew": "again",
+    r"boards?": "item statistics",
+    r"desks?": "alert page, batcher",
+    r"doorm[ae]n": "connection balancer",
+    r"drawn|drawing": "generated, sampled",
+    r"floors?": "baseline",
+    r"(go|goes|going|gone|went) on (where|from)": "resume",
+    r"greets?|greeted": "accept",
+    r"likest": "most similar",
+    r"newcomers?": "cold items",
+    r"seats?": "worker",
+    r"told": "said, reported, distinguished",
+    r"verbs?": "command",
+}
+"""Private words to the word of the glossary."""
+WORDS = re.compile(rf"\b({'|'.join(BANNED)})\b", re.I)
+ONE_OF_MANY = re.compile(
+    r"(?<![\d.,])1 (days|events|files|hours|items|minutes|months|orders|payments|records|rows|seconds|users|weeks)\b"
+)
+PERCENT = re.compile(r"\d%")
+PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join((*PACKAGES, 'docs', 'tests'))})/[\w./-]*[\w/]")
+MADE = {"infra/.env"}
+"""Paths that a page names and a user makes."""
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)")
+
+
+def tracked(pattern: str) -> list[Path]:
+    """Files that git knows or would add, relative to the root; without git, those below visible folders."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        paths = [Path(name) for name in listed.split("\0") if name]
+    except (OSError, subprocess.CalledProcessError):
+        paths = [path.relative_to(ROOT) for path in ROOT.rglob(pattern)]
+        paths = [path for path in paths if not any(part.startswith(".") or part == "var" for part in path.parts)]
+    return sorted(path for path in set(paths) if (ROOT / path).is_file())
+
+
+def read(path: Path) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def without_blocks(text: str) -> str:
+    """Markdown with its fenced code blanked out; lines keep their numbers."""
+    return re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.M | re.S)
+
+
+def prose(text: str) -> str:
+    """Markdown without fenced code, code spans and the targets of links."""
+    return re.sub(r"`[^`]*`|\]\([^)]*\)", lambda code: "\n" * code[0].count("\n"), without_blocks(text))
+
+
+def faults(text: str, pattern: re.Pattern[str]) -> list[str]:
+    """What a pattern finds, with the number of its line."""
+    return [f"line {text.count(chr(10), 0, hit.start()) + 1}: {hit[0]}" for hit in pattern.finditer(text)]
+
+
+def spoken(tree: ast.Module) -> Iterator[str]:
+    """The strings of a module that a person may read: those of several words, docstrings among them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+            yield re.sub(r"`[^`]*`", "", node.value)
+
+
+def strings_of(path: Path) -> str:
+    """What a Python module or an HTML template says to people."""
+    if path.suffix == ".py":
+        return "\n".join(spoken(ast.parse(read(path))))
+    return re.sub(r"<[^>]*>|\{%.*?%\}|\{\{.*?\}\}", "", read(path), flags=re.S)
+
+
+PAGES = tracked("*.md")
+DOCS = [path for path in PAGES if path.parts[0] == "docs"]
+CODE = [path for path in (*tracked("*.py"), *tracked("*.html")) if path.is_relative_to("apps") or path.suffix == ".py"]
+SPEAKING = [path for path in CODE if str(path).startswith(CHECKED_CODE)] if CHECKED_CODE else []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_page_uses_the_words_of_the_glossary(page: Path) -> None:
+    found = faults(prose(read(page)), WORDS)
+    assert not found, f"{found}; the words to use: {BANNED}"
+
+
+@pytest.mark.parametrize("path", SPEAKING, ids=str)
+def test_code_speaks_with_the_words_of_the_glossary(path: Path) -> None:
+    text = strings_of(path)
+    assert not WORDS.findall(text)
+    assert not ONE_OF_MANY.findall(text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_page_writes_numbers_with_their_units(page: Path) -> None:
+    text = prose(read(page))
+    assert not faults(text, ONE_OF_MANY), "one of a thing is singular"
+    assert not faults(text, PERCENT), "a space stands before the percent sign"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_line_ends_at_120_columns(page: Path) -> None:
+    lines = enumerate(without_blocks(read(page)).splitlines(), start=1)
+    assert not [
+        number for number, line in lines if len(line) > COLUMNS and not line.startswith("|") and " " in line.strip()
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parts[0] == "docs" or (len(page.parts) == 1 and page.name != "README.md")],
+    ids=str,
+)  # fmt: skip
+def test_a_page_begins_with_whom_it_is_for(page: Path) -> None:
+    title, _, rest = read(page).partition("\n")
+    assert title.startswith("# ")
+    assert rest.lstrip().startswith("For "), "the first sentence says whom the page is for"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_and_named_paths_exist(page: Path) -> None:
+    text = read(page)
+    links = {target for target in LINK.findall(without_blocks(text)) if not (ROOT / page.parent / target).exists()}
+    named = {path for path in PATH.findall(text) if path not in MADE}
+    gone = {path for path in named if not (ROOT / path).exists() and not list(ROOT.glob(f"{path}*"))}
+    assert not links | gone
+
+
+def test_the_readme_is_short() -> None:
+    assert len(read(Path("README.md")).splitlines()) <= README_LINES
+
+
+def test_the_index_lists_every_page() -> None:
+    linked = {(Path("docs") / target).as_posix() for target in LINK.findall(read(Path("docs/index.md")))}
+    assert {page.as_posix() for page in DOCS} - {"docs/index.md"} <= linked
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if page.parent.name == "decisions"], ids=str)
+def test_a_decision_is_headed_by_its_number(page: Path) -> None:
+    assert read(page).startswith(f"# {page.name[:4]} ")
