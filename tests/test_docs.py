@@ -5,17 +5,17 @@ Pages are all Markdown files. The words of strings and docstrings in code are ch
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.test_house import FILES, PYTHON, ROOT, read
+
 COLUMNS = 120
 README_LINES = 200
 PACKAGES = ("apps", "dags", "features", "infra", "streaming", "training")
-CHECKED_CODE: tuple[str, ...] = ()
+CHECKED_CODE: tuple[str, ...] = ("dags",)
 """Folders whose strings and templates are held to the list of words."""
 
 BANNED = {
@@ -40,30 +40,9 @@ ONE_OF_MANY = re.compile(
 )
 PERCENT = re.compile(r"\d%")
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join((*PACKAGES, 'docs', 'tests'))})/[\w./-]*[\w/]")
-MADE = {"infra/.env"}
+GENERATED = {"infra/.env"}
 """Paths that a page names and a user makes."""
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)")
-
-
-def tracked(pattern: str) -> list[Path]:
-    """Files that git knows or would add, relative to the root; without git, those below visible folders."""
-    try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        paths = [Path(name) for name in listed.split("\0") if name]
-    except (OSError, subprocess.CalledProcessError):
-        paths = [path.relative_to(ROOT) for path in ROOT.rglob(pattern)]
-        paths = [path for path in paths if not any(part.startswith(".") or part == "var" for part in path.parts)]
-    return sorted(path for path in set(paths) if (ROOT / path).is_file())
-
-
-def read(path: Path) -> str:
-    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def without_blocks(text: str) -> str:
@@ -95,19 +74,18 @@ def strings_of(path: Path) -> str:
     return re.sub(r"<[^>]*>|\{%.*?%\}|\{\{.*?\}\}", "", read(path), flags=re.S)
 
 
-PAGES = tracked("*.md")
+PAGES = [path for path in FILES if path.suffix == ".md"]
 DOCS = [path for path in PAGES if path.parts[0] == "docs"]
-CODE = [path for path in (*tracked("*.py"), *tracked("*.html")) if path.is_relative_to("apps") or path.suffix == ".py"]
-SPEAKING = [path for path in CODE if str(path).startswith(CHECKED_CODE)] if CHECKED_CODE else []
+CODE = [*PYTHON, *(path for path in FILES if path.suffix == ".html")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_a_page_uses_the_words_of_the_glossary(page: Path) -> None:
-    found = faults(prose(read(page)), WORDS)
-    assert not found, f"{found}; the words to use: {BANNED}"
+    hits = faults(prose(read(page)), WORDS)
+    assert not hits, f"{hits}; the words to use: {BANNED}"
 
 
-@pytest.mark.parametrize("path", SPEAKING, ids=str)
+@pytest.mark.parametrize("path", [path for path in CODE if path.parts[0] in CHECKED_CODE], ids=str)
 def test_code_speaks_with_the_words_of_the_glossary(path: Path) -> None:
     text = strings_of(path)
     assert not WORDS.findall(text)
@@ -143,7 +121,7 @@ def test_a_page_begins_with_whom_it_is_for(page: Path) -> None:
 def test_links_and_named_paths_exist(page: Path) -> None:
     text = read(page)
     links = {target for target in LINK.findall(without_blocks(text)) if not (ROOT / page.parent / target).exists()}
-    named = {path for path in PATH.findall(text) if path not in MADE}
+    named = {path for path in PATH.findall(text) if path not in GENERATED}
     gone = {path for path in named if not (ROOT / path).exists() and not list(ROOT.glob(f"{path}*"))}
     assert not links | gone
 
