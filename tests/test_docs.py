@@ -42,6 +42,8 @@ PERCENT = re.compile(r"\d%")
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join((*PACKAGES, 'docs', 'tests'))})/[\w./-]*[\w/]")
 GENERATED = {"infra/.env"}
 """Paths that a page names and a user makes."""
+WRITTEN_BY_CODE = {Path("docs/api.md")}
+"""Pages whose lines are as long as what they are made of."""
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)")
 
 
@@ -99,7 +101,7 @@ def test_a_page_writes_numbers_with_their_units(page: Path) -> None:
     assert not faults(text, PERCENT), "a space stands before the percent sign"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in WRITTEN_BY_CODE], ids=str)
 def test_a_line_ends_at_120_columns(page: Path) -> None:
     lines = enumerate(without_blocks(read(page)).splitlines(), start=1)
     assert not [
