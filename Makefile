@@ -17,7 +17,7 @@ on = $(filter-out 0 no false,$(1))
 
 help:
 	@echo 'make setup   everything that the other targets need (they call it themselves)'
-	@echo 'make check   lint, format, types, import rules, house rules'
+	@echo 'make check   lint, format, types, import rules, rules of the house and of the docs'
 	@echo 'make test    every test that this machine can run'
 	@echo 'make demo    the whole flow on a real shop, then serve: [SMALL=1] [DETACH=1] [DATA=path] [PORT=n]'
 	@echo 'make up      the real servers on this machine: Kafka, Redis, Spark, scorer, API, Airflow [AIRFLOW=0]'
@@ -74,7 +74,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_house.py
+	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py
 
 # Tests that need what this machine lacks (a GPU, Java, Chromium) skip themselves and say so.
 test: setup setup-dags

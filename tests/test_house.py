@@ -19,7 +19,7 @@ REGISTRY = re.compile(r"https?://\S*?(/simple\b|/maven2\b|/packages/)|^\s*--(ext
 
 
 def project_files() -> list[Path]:
-    """Files that are tracked or would be, relative to the root; without git, those outside hidden and made folders."""
+    """Files that git tracks or would add, relative to the root; without git, those outside hidden or generated ones."""
     try:
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -30,9 +30,9 @@ def project_files() -> list[Path]:
         ).stdout
         paths = [Path(name) for name in listed.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        made = re.compile(r"^\.(?!ci$|gitignore$)|^(var|__pycache__|spark-warehouse|metastore_db)$|\.egg-info$")
+        generated = re.compile(r"^\.(?!ci$|gitignore$)|^(var|__pycache__|spark-warehouse|metastore_db)$|\.egg-info$")
         paths = [path.relative_to(ROOT) for path in ROOT.rglob("*")]
-        paths = [path for path in paths if not any(made.search(part) for part in path.parts)]
+        paths = [path for path in paths if not any(generated.search(part) for part in path.parts)]
     return sorted(set(paths))
 
 
