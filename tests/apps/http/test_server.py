@@ -1,8 +1,10 @@
 """The API as real processes: workers that die, stops, release swaps, outages of the log, more load than it bears."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,6 +70,34 @@ def unblock(server: Server) -> None:
     folder = server.settings.log_dir / topics.IMPRESSIONS
     folder.unlink()
     folder.with_name("aside").rename(folder)
+
+
+def test_connections_reach_both_workers(two: Server) -> None:
+    """The kernel spreads 64 connections by a hash of their addresses: fewer than 8 for one is a case in 10^10."""
+    loops = [psutil.Process(worker) for worker in two.workers()]
+    with contextlib.ExitStack() as clients:
+        for _ in range(64):
+            clients.enter_context(socket.create_connection(("127.0.0.1", two.port)))
+        wait_until(lambda: sum(map(connections, loops)) >= 64)
+        assert min(map(connections, loops)) >= 8
+
+
+def connections(worker: psutil.Process) -> int:
+    """How many clients a worker has."""
+    return sum(link.status == psutil.CONN_ESTABLISHED for link in worker.net_connections("tcp"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_that_is_taken_is_named(two: Server, tmp_path: Path, workers: int) -> None:
+    """By one process, or by several that share it among themselves."""
+    own = {"HEADRACE_PORT": str(two.port), "HEADRACE_API_WORKERS": str(workers), "HEADRACE_DATA_DIR": str(tmp_path)}
+    refused = subprocess.run(
+        [sys.executable, "-m", "infra.cli", "serve"], env={**os.environ, **own, "PYTHONPATH": str(ROOT)}, cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert f"port {two.port}: Address already in use" in refused.stderr
+    assert "HEADRACE_PORT" in refused.stderr
 
 
 def test_a_dead_worker_is_replaced_and_what_it_counted_stays(two: Server) -> None:
