@@ -1,8 +1,8 @@
-"""`headrace train --search SECONDS`: settings of the two-tower and of the ranker, tried by their validation value.
+"""`headrace train --search SECONDS`: tries settings of two-tower and ranker, and keeps those with the best validation.
 
-The ranges stand here, typed, beside no model: what a fit is worth comes in as a function, and never looks at the gate's
-visits. Each try is written down as it ends, so a search that was killed goes on; under torchrun all processes try the
-same settings, since the same seed and the same values suggest the same.
+The ranges are here, typed and apart from the models: the value of a fit comes in as a function, which never looks at
+the gate's visits. Each try is written down as it ends, so a killed search resumes. Under torchrun all processes try the
+same settings, since equal seeds and values give equal suggestions.
 """
 
 import json
@@ -18,19 +18,19 @@ from tqdm import tqdm
 
 from training.configs import RankerConfig, RetrievalConfig
 from training.core.sharding import is_leader, total
-from training.core.trainer import Facts
+from training.core.trainer import RunIdentity
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-C = TypeVar("C", RetrievalConfig, RankerConfig)
+ConfigT = TypeVar("ConfigT", RetrievalConfig, RankerConfig)
 Try = dict[str, Any]
-"""As the journal holds it: label, settings (by name), value, seconds."""
+"""One try as the journal holds it: label, settings (by name), value, seconds."""
 STARTUP_TRIES = 8
-"""Tries at random before the sampler models what is good."""
+"""Random tries before the sampler models which settings are good."""
 
 
 def suggest_retrieval(trial: optuna.Trial, start: RetrievalConfig) -> RetrievalConfig:
-    """Settings of the two-tower to try; what is not named stays as in `start`."""
+    """Suggests settings of the two-tower; those without a range stay as in `start`."""
     return replace(
         start,
         width=trial.suggest_categorical("width", [32, 64, 96, 128]),
@@ -41,14 +41,14 @@ def suggest_retrieval(trial: optuna.Trial, start: RetrievalConfig) -> RetrievalC
         learning_rate=trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
         embedding_rate=trial.suggest_float("embedding_rate", 0.01, 0.5, log=True),
         weight_decay=trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
-        # What a shop without looks and carts cannot learn from: there these change nothing.
+        # Without effect in a shop without views and carts.
         cart_weight=trial.suggest_categorical("cart_weight", [0.0, 0.3, 1.0]),
         view_weight=trial.suggest_categorical("view_weight", [0.0, 0.3, 1.0, 3.0]),
     )
 
 
 def suggest_ranker(trial: optuna.Trial, start: RankerConfig) -> RankerConfig:
-    """Settings of the ranker to try; what is not named stays as in `start`."""
+    """Suggests settings of the ranker; those without a range stay as in `start`."""
     width = trial.suggest_categorical("hidden", [32, 64, 96, 192])
     return replace(
         start,
@@ -63,7 +63,7 @@ def suggest_ranker(trial: optuna.Trial, start: RankerConfig) -> RankerConfig:
         learning_rate=trial.suggest_float("learning_rate", 3e-5, 3e-3, log=True),
         embedding_rate=trial.suggest_float("embedding_rate", 3e-4, 0.1, log=True),
         weight_decay=trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
-        # Heads that a shop without looks and carts cannot make: there these change nothing.
+        # Without effect in a shop without views and carts.
         cart_loss=trial.suggest_categorical("cart_loss", [0.0, 0.1, 0.3]),
         view_loss=trial.suggest_categorical("view_loss", [0.0, 0.1, 0.3]),
         cart_score=trial.suggest_categorical("cart_score", [0.0, 0.1, 0.3]),
@@ -73,34 +73,34 @@ def suggest_ranker(trial: optuna.Trial, start: RankerConfig) -> RankerConfig:
 
 @dataclass(frozen=True)
 class Search:
-    """One run's search: how long, and where its tries are written down."""
+    """Searches the settings of one run within a time limit, and records every try in a journal."""
 
     seconds: float
-    """For each model; the try that passes it is finished, and the start's own is always made."""
+    """Time for each model; the configuration's settings are always tried, and a try that passes the limit ends."""
     seed: int
     journal: Path
     say: Callable[[str], None]
     tries: list[Try] = field(default_factory=list)
-    """All that were made, of every model."""
+    """All tries so far, of every model."""
 
     def best(
         self,
-        start: C,
+        start: ConfigT,
         *,
-        suggest: Callable[[optuna.Trial, C], C],
-        value: Callable[[C], float],
+        suggest: Callable[[optuna.Trial, ConfigT], ConfigT],
+        value: Callable[[ConfigT], float],
         label: str,
         metric: str,
-        facts: Facts,
-    ) -> C:
-        """The settings with the highest `value` (the same in every process); `start` where no other beats it.
+        identity: RunIdentity,
+    ) -> ConfigT:
+        """Returns the settings with the highest `value` (the same in every process); `start` where no other beats it.
 
-        facts: what tries of a killed run must agree on to be gone on from: its configuration and data, as JSON.
-        Tree-structured Parzen estimator (Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011).
+        identity: only tries of a run with an equal one are resumed. Tree-structured Parzen estimator (Bergstra et al.,
+        Algorithms for Hyper-Parameter Optimization, NeurIPS 2011).
         """
         sampler = optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=STARTUP_TRIES)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        known, best, spent = self._known(label, facts), start, 0.0
+        recorded, best, spent = self._recorded_tries(label, identity), start, 0.0
         values: list[float] = []
         with tqdm(total=self.seconds, desc=f"search {label}", unit="s", leave=False, disable=not is_leader()) as bar:
             while not values or spent < self.seconds:
@@ -108,39 +108,41 @@ class Search:
                 # The first try is the start itself, which may lie outside the ranges.
                 trial = study.ask() if values else None
                 settings = start if trial is None else suggest(trial, start)
-                if len(values) < len(known):
-                    made = known[len(values)]
+                if len(values) < len(recorded):
+                    result = recorded[len(values)]
                 else:
-                    found = value(settings)
+                    measured = value(settings)
                     seconds = total(time.perf_counter() - started) / dist.get_world_size()
-                    made = {"label": label, "settings": asdict(settings), "value": found, "seconds": seconds}
-                    self._write(made, facts)
+                    result = {"label": label, "settings": asdict(settings), "value": measured, "seconds": seconds}
+                    self._record(result, identity)
                 if trial is not None:
-                    study.tell(trial, made["value"])
-                if not values or made["value"] > max(values):
+                    study.tell(trial, result["value"])
+                if not values or result["value"] > max(values):
                     best = settings
-                values.append(made["value"])
-                self.tries.append(made)
-                spent += made["seconds"]
+                values.append(result["value"])
+                self.tries.append(result)
+                spent += result["seconds"]
                 bar.set_postfix(tries=len(values), best=f"{max(values):.4f}", refresh=False)
                 bar.update(max(0.0, min(spent, self.seconds) - bar.n))
-        told = f"{metric} {values[0]:.4f} as it was, {max(values):.4f} at best"
-        self.say(f"search {label}: {len(values)} settings in {spent:.0f} s, {told}")
+        summary = f"{metric} {values[0]:.4f} at the start, {max(values):.4f} at best"
+        self.say(f"search {label}: {len(values)} settings in {spent:.0f} s, {summary}")
         return best
 
-    def _known(self, label: str, facts: Facts) -> list[Try]:
-        """Tries of this label that a killed run has made, if every process sees as many."""
-        made = [json.loads(line) for line in self._lines()]
-        known = [one["try"] for one in made if one["facts"] == facts and one["try"]["label"] == label]
-        agree = total(len(known)) == len(known) * dist.get_world_size()
-        return known if total(agree) == dist.get_world_size() else []
+    def _recorded_tries(self, label: str, identity: RunIdentity) -> list[Try]:
+        """Returns the tries of this label by a killed run, or none unless every process finds equally many."""
+        lines = [json.loads(line) for line in self._journal_lines()]
+        recorded = [line["try"] for line in lines if line["facts"] == identity and line["try"]["label"] == label]
+        agree = total(len(recorded)) == len(recorded) * dist.get_world_size()
+        return recorded if total(agree) == dist.get_world_size() else []
 
-    def _lines(self) -> list[str]:
+    def _journal_lines(self) -> list[str]:
+        """Returns the lines of the journal, none where there is no journal yet."""
         return self.journal.read_text().splitlines() if self.journal.exists() else []
 
-    def _write(self, made: Try, facts: Facts) -> None:
+    def _record(self, result: Try, identity: RunIdentity) -> None:
+        """Appends a try to the journal, which a kill leaves whole."""
         if is_leader():
             self.journal.parent.mkdir(parents=True, exist_ok=True)
-            half = self.journal.with_suffix(".half")
-            half.write_text("\n".join([*self._lines(), json.dumps({"facts": facts, "try": made})]))
-            half.replace(self.journal)  # a kill leaves the tries before
+            unfinished = self.journal.with_suffix(".half")
+            unfinished.write_text("\n".join([*self._journal_lines(), json.dumps({"facts": identity, "try": result})]))
+            unfinished.replace(self.journal)

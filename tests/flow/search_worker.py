@@ -1,4 +1,4 @@
-"""`headrace train small --search SECONDS`, and what this process tried: what a test starts under torchrun.
+"""Runs `headrace train small --search SECONDS` and writes what this process tried; a test starts it under torchrun.
 
 python -m tests.flow.search_worker FOLDER SECONDS
 """
@@ -18,15 +18,15 @@ from training.search import Search, Try
 def main() -> None:
     folder, seconds = Path(sys.argv[1]), sys.argv[2]
     tried: list[Try] = []
-    write, rank = Search._write, 0
+    record, rank = Search._record, 0
 
-    def noted(search: Search, made: Try, facts: dict[str, Any]) -> None:
+    def record_here_too(search: Search, result: Try, identity: dict[str, Any]) -> None:
         nonlocal rank
         rank = dist.get_rank()
-        tried.append(made)
-        write(search, made, facts)
+        tried.append(result)
+        record(search, result, identity)
 
-    with patch.object(Search, "_write", noted):
+    with patch.object(Search, "_record", record_here_too):
         cli.main(["train", "small", "--search", seconds], standalone_mode=False)
     (folder / f"tried-{rank}.json").write_text(json.dumps(tried))
 

@@ -18,10 +18,10 @@ from features.recommender.candidates import CANDIDATE_FEATURES, Candidates, Visi
 from features.recommender.catalogue import Catalogue
 from training.configs import RankerConfig, RetrievalConfig
 from training.core.sharding import is_leader, process_group
-from training.core.trainer import RunPaths, TrainingHistory
+from training.core.trainer import LearningCurve, RunPaths
 from training.recommender.examples import RankingExample, RetrievalExample
 from training.recommender.ranker import fit_ranker
-from training.recommender.two_tower import fit_retrieval
+from training.recommender.two_tower import fit_two_tower
 
 ITEMS, ORDERS = 120, 203
 RETRIEVAL = RetrievalConfig(width=16, content_buckets=64, batch_visits=20)
@@ -63,17 +63,17 @@ def drawn(asked: list[RetrievalExample], *, seed: int = 6) -> list[RankingExampl
     return made
 
 
-def fit_both(*, dropout: float, epochs: int, unfinished: Path | None) -> dict[str, TrainingHistory]:
+def fit_both(*, dropout: float, epochs: int, unfinished: Path | None) -> dict[str, LearningCurve]:
     asked = queries()
     watch = RunPaths(unfinished, unfinished / "curves", {"shop": "made up"}) if unfinished else None
     common = {"dropout": dropout, "epochs": epochs, "patience": epochs}
-    retrieval = fit_retrieval(
+    retrieval = fit_two_tower(
         catalogue(), asked[:151], asked[151:], replace(RETRIEVAL, **common), device=CPU, seed=3, label="two-tower",
-        watch=watch,
+        paths=watch,
     )  # fmt: skip
     lists = drawn(asked)
     ranking = fit_ranker(
-        lists[:151], lists[151:], items=ITEMS, config=replace(RANKER, **common), device=CPU, seed=3, watch=watch
+        lists[:151], lists[151:], items=ITEMS, config=replace(RANKER, **common), device=CPU, seed=3, paths=watch
     )
     return {"two-tower": retrieval.curve, "ranker": ranking.curve}
 

@@ -30,7 +30,7 @@ def search(
     made = Search(0.5, seed=3, journal=folder / "search.jsonl", say=lambda line: None)
     with process_group(torch.device("cpu")):
         best = made.best(
-            START, suggest=suggest_retrieval, value=slow, label="two-tower", metric="recall", facts={"of": facts}
+            START, suggest=suggest_retrieval, value=slow, label="two-tower", metric="recall", identity={"of": facts}
         )
     return made, best
 

@@ -1,4 +1,4 @@
-"""From scores of all items to ranked lists, by the protocol's rule of masking."""
+"""Turns scores of all items into ranked lists, with or without the items of the user's history."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,49 +9,54 @@ from numpy.typing import NDArray
 from training.benchmark.interactions import Sequences
 
 DEPTH = 100
-"""Length of the lists that models hand in."""
-NOBODY = -1
+"""Length of the lists that models return."""
+NO_ITEM = -1
 """Fills a list that has fewer items than DEPTH."""
-SCORED_AT_ONCE = 1024
+ROWS_PER_CHUNK = 1024
 
 
 class Scorer(Protocol):
+    """Scores all items for users."""
+
     def scores(self, inputs: Sequences) -> NDArray[np.float32]:
-        """float32 [inputs, items], the caller's to write in: higher is better, -inf never listed."""
+        """Returns float32 [inputs, items], which the caller may overwrite: higher is better, -inf is never listed."""
         ...
 
 
-ScoresOf = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-"""Rows of the inputs (int64 [R]) to float32 [R, items], the caller's to write in: as `Scorer.scores`."""
+RowScorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""Maps rows of the inputs (int64 [R]) to scores float32 [R, items], as `Scorer.scores`."""
 
 
-def lists_of(
-    scores_of: ScoresOf, inputs: Sequences, *, mask_history: bool
+def ranked_lists(
+    score_rows: RowScorer, inputs: Sequences, *, mask_history: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lists (int64 [inputs, DEPTH]) by the rule of masking, and with history masked in any case; rows in chunks."""
-    plain, new = [], []
-    for rows in np.array_split(np.arange(len(inputs)), max(1, -(-len(inputs) // SCORED_AT_ONCE))):
-        scores = scores_of(rows)
+    """Returns two arrays of lists, int64 [inputs, DEPTH]: masked where `mask_history` says so, and masked in any case.
+
+    Rows are scored in chunks.
+    """
+    unmasked_lists, masked_lists = [], []
+    for rows in np.array_split(np.arange(len(inputs)), max(1, -(-len(inputs) // ROWS_PER_CHUNK))):
+        scores = score_rows(rows)
         if not mask_history:
-            plain.append(top_lists(scores))
+            unmasked_lists.append(top_lists(scores))
         mask(scores, inputs.rows(rows))
-        new.append(top_lists(scores))
-    masked = np.concatenate(new)
-    return (masked if mask_history else np.concatenate(plain)), masked
+        masked_lists.append(top_lists(scores))
+    masked = np.concatenate(masked_lists)
+    return (masked if mask_history else np.concatenate(unmasked_lists)), masked
 
 
 def top_lists(scores: NDArray[np.float32], depth: int = DEPTH) -> NDArray[np.int64]:
-    """The best items of each row of scores [cases, items], best first, ties by number; -inf is never listed."""
+    """Returns the best items of each row of scores [cases, items], best first, ties by number; -inf is never listed."""
     depth = min(depth, scores.shape[1])
     best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
     best.sort(axis=1)
     values = np.take_along_axis(scores, best, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     lists = np.take_along_axis(best, order, axis=1).astype(np.int64)
-    lists[np.isneginf(np.take_along_axis(values, order, axis=1))] = NOBODY
+    lists[np.isneginf(np.take_along_axis(values, order, axis=1))] = NO_ITEM
     return lists
 
 
 def mask(scores: NDArray[np.float32], taken: Sequences) -> None:
-    """Put -inf at what each row's user took before, in place."""
+    """Sets the scores of the items that each row's user took before to -inf, in place."""
     scores[taken.row_of_entry, taken.items] = -np.inf

@@ -1,6 +1,6 @@
-"""The models that the bench judges: each is settings to choose from, and a fit that gives a scorer of all items.
+"""Adapts our models to the benchmark: each suggests settings, and a fit returns ranked lists of all items.
 
-Peers run in another environment (training/benchmark/peers.py); the judge treats all alike.
+Peers run in another environment (training/benchmark/peers.py); the evaluation treats all alike.
 """
 
 from collections.abc import Callable
@@ -13,76 +13,86 @@ from numpy.typing import NDArray
 
 from training.benchmark.baselines import ItemKnn, ItemKnnConfig, Popularity, PopularityConfig
 from training.benchmark.blend import Blend, Signals, learn_weights
-from training.benchmark.lists import Scorer, lists_of
-from training.benchmark.metrics import ndcg
+from training.benchmark.lists import Scorer, ranked_lists
+from training.benchmark.metrics import mean_ndcg
 from training.benchmark.protocols import Cases, Split
 from training.benchmark.sequence import FittedSequence, SequenceConfig, fit_sequence
 from training.core.sharding import choose_device
 
-JUDGED_CASES = 6_000
-"""Validation cases that stop a training and weigh its memory, drawn by the seed where there are more."""
+MAX_VALIDATION_CASES = 6_000
+"""Most validation cases for early stopping and blend weights; sampled by the seed where there are more."""
 
 Hyperparameters = dict[str, int | float | str]
-"""What a model can be told, by name; empty is as it comes."""
-C = TypeVar("C", bound=Any)
+"""Settings of a model by name; those that are missing keep the model's defaults."""
+ConfigT = TypeVar("ConfigT", bound=Any)
 
 
 @dataclass
 class Fitted:
-    """A fitted model's lists for cases, and what fitting took."""
+    """Holds the lists of a fitted model for the cases, and what the fit learnt and took."""
 
     lists: NDArray[np.int64]
-    """int64 [cases, DEPTH] by the split's rule of masking."""
+    """int64 [cases, DEPTH]; history is masked where the split says so."""
     new_lists: NDArray[np.int64]
-    """The same without what the user took before."""
+    """The same with history masked in any case."""
     learnt: Hyperparameters = field(default_factory=dict)
-    """What fitting itself found on the validation cases (epochs, weights), for the fit that is judged."""
+    """Settings that the fit chose on the validation cases (epochs, weights), for the final fit."""
     epoch_seconds: float | None = None
 
 
 class BenchmarkModel(Protocol):
+    """A model as the benchmark uses it."""
+
     name: str
 
     def suggest(self, trial: optuna.Trial) -> Hyperparameters:
-        """Settings to try."""
+        """Suggests settings to try."""
         ...
 
-    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
-        """Learn from `split.learn` and list for the validation cases, or (judged) for the test cases.
+    def fit(self, split: Split, settings: Hyperparameters, *, final: bool, seed: int, seconds: float) -> Fitted:
+        """Learns from `split.learn` and ranks the validation cases; if final, from `split.final` for the test cases.
 
-        A judged fit learns from `split.final`, with what an earlier one has `learnt` among its settings. Training by
-        epochs ends with the one that passes `seconds`.
+        The settings of a final fit include what an earlier fit has `learnt`. Training ends with the epoch that passes
+        `seconds`.
         """
         ...
 
 
-def configured(config: C, settings: Hyperparameters) -> C:
-    """The config with those of the settings that it has a field for."""
-    own = {field.name: type(getattr(config, field.name)) for field in fields(config)}
-    return replace(config, **{name: own[name](value) for name, value in settings.items() if name in own})
+def configured(config: ConfigT, settings: Hyperparameters) -> ConfigT:
+    """Returns the config with those of the settings that it has a field for, converted to the field's type."""
+    types = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    return replace(config, **{name: types[name](value) for name, value in settings.items() if name in types})
 
 
 def _lists(scorer: Scorer, cases: Cases, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return lists_of(lambda rows: scorer.scores(cases.inputs.rows(rows)), cases.inputs, mask_history=split.mask_history)
+    """Ranks for the cases: see `ranked_lists`."""
+    return ranked_lists(
+        lambda rows: scorer.scores(cases.inputs.rows(rows)), cases.inputs, mask_history=split.mask_history
+    )
 
 
-def _listed(split: Split, scorer: Scorer, *, judged: bool) -> Fitted:
-    return Fitted(*_lists(scorer, split.test if judged else split.validation, split))
+def _fitted(split: Split, scorer: Scorer, *, final: bool) -> Fitted:
+    """Ranks for the validation or the test cases."""
+    return Fitted(*_lists(scorer, split.test if final else split.validation, split))
 
 
 class PopularityModel:
+    """The popularity baseline."""
+
     name = "popularity"
 
     def suggest(self, trial: optuna.Trial) -> Hyperparameters:
         return {"days": trial.suggest_categorical("days", [0, 7, 14, 30, 60, 90])}
 
-    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, final: bool, seed: int, seconds: float) -> Fitted:
         config = configured(PopularityConfig(), settings)
-        learn = split.final if judged else split.learn
-        return _listed(split, Popularity(learn, split.items, config), judged=judged)
+        learn = split.final if final else split.learn
+        return _fitted(split, Popularity(learn, split.items, config), final=final)
 
 
 class ItemKnnModel:
+    """The ItemKNN baseline."""
+
     name = "item_knn"
 
     def suggest(self, trial: optuna.Trial) -> Hyperparameters:
@@ -93,13 +103,13 @@ class ItemKnnModel:
             "own": trial.suggest_float("own", 0.0, 1.0),
         }
 
-    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
-        learn = split.final if judged else split.learn
-        return _listed(split, ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings)), judged=judged)
+    def fit(self, split: Split, settings: Hyperparameters, *, final: bool, seed: int, seconds: float) -> Fitted:
+        learn = split.final if final else split.learn
+        return _fitted(split, ItemKnn(learn, split.items, configured(ItemKnnConfig(), settings)), final=final)
 
 
 class SequenceBenchmarkModel:
-    """The sequence encoder, and beside it the other signals that the validation cases give a weight."""
+    """The sequence encoder, alone or blended with the other signals by weights from the validation cases."""
 
     def __init__(self, name: str = "sequence", *, blend: bool = True, config: SequenceConfig | None = None) -> None:
         self.name, self._blend = name, blend
@@ -113,19 +123,19 @@ class SequenceBenchmarkModel:
             "length": trial.suggest_categorical("length", [50, 100]),
         }
 
-    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, final: bool, seed: int, seconds: float) -> Fitted:
         config = configured(self._config, settings)
-        drawn = np.random.default_rng(seed).permutation(len(split.validation))[:JUDGED_CASES]
-        some = split.validation.rows(np.sort(drawn))
+        sample = np.random.default_rng(seed).permutation(len(split.validation))[:MAX_VALIDATION_CASES]
+        validation = split.validation.rows(np.sort(sample))
 
-        def judge(fitted: FittedSequence) -> float:
-            return ndcg(_lists(fitted, some, split)[0], some, items=split.items)
+        def validate(fitted: FittedSequence) -> float:
+            return mean_ndcg(_lists(fitted, validation, split)[0], validation, items=split.items)
 
-        # A judged fit on more data than the validation left runs for as long as the one before found best.
-        blind = judged and split.refits and "epochs" in settings
-        learn = split.final if judged and split.refits else split.learn
+        # A final fit that learns from the validation cases cannot validate: it takes the epochs of the fit before.
+        refit = final and split.refits and "epochs" in settings
+        learn = split.final if final and split.refits else split.learn
         fitted = fit_sequence(
-            learn, items=split.items, config=config, validate=None if blind else judge,
+            learn, items=split.items, config=config, validate=None if refit else validate,
             device=choose_device(), seed=seed, seconds=seconds, label=self.name,
         )  # fmt: skip
         learnt: Hyperparameters = {"epochs": max(1, fitted.curve.best_epoch)}
@@ -134,17 +144,19 @@ class SequenceBenchmarkModel:
             signals = Signals(fitted, learn, split.items, temperature=config.temperature, own=not split.mask_history)
             weights = (
                 {name: float(settings[f"weight_{name}"]) for name in signals.names}
-                if blind
-                else learn_weights(signals, some, mask_history=split.mask_history, rng=np.random.default_rng(seed))
+                if refit
+                else learn_weights(
+                    signals, validation, mask_history=split.mask_history, rng=np.random.default_rng(seed)
+                )
             )
             learnt |= {f"weight_{name}": weight for name, weight in weights.items()}
             scorer = Blend(signals, weights)
-        result = _listed(split, scorer, judged=judged)
+        result = _fitted(split, scorer, final=final)
         result.learnt, result.epoch_seconds = learnt, float(np.median(fitted.curve.seconds))
         return result
 
 
-OWN: dict[str, Callable[[], BenchmarkModel]] = {
+OUR_MODELS: dict[str, Callable[[], BenchmarkModel]] = {
     "popularity": PopularityModel,
     "item_knn": ItemKnnModel,
     "sequence": SequenceBenchmarkModel,

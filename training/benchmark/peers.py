@@ -1,7 +1,7 @@
-"""Peers from other projects, run in their own environment so that what they pin cannot touch ours.
+"""Runs models of other projects (peers) in an environment of their own, so that their pins cannot affect ours.
 
-`make setup-peers` makes it. A peer's process reads the split once from a folder of arrays, then answers one JSON line
-for each JSON line, and leaves its lists as arrays: the judge measures all models with the same code.
+`make setup-peers` creates it. A peer's process reads the split once from a folder of arrays, then answers each JSON
+line with one, and writes its lists as arrays: the evaluation measures all models with the same code.
 """
 
 import json
@@ -23,11 +23,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class PeerError(Exception):
-    """A peer could not be started, or failed; the message holds what it said."""
+    """Raised where a peer cannot start, or fails; the message holds the end of its output."""
 
 
 class Peer:
-    """One peer as an entrant; its process starts with the first fit and ends with `close`."""
+    """One peer as a benchmark model; its process starts with the first fit and ends with `close`."""
 
     def __init__(self, name: str, *, environment: Path = ENVIRONMENT) -> None:
         self.name = name
@@ -36,6 +36,7 @@ class Peer:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def suggest(self, trial: optuna.Trial) -> Hyperparameters:
+        """Suggests settings to try."""
         if self.name == "rectools_sasrec":
             return {
                 "dropout": trial.suggest_float("dropout", 0.1, 0.6),
@@ -58,17 +59,17 @@ class Peer:
             return settings | {"alpha": trial.suggest_float("alpha", 0.5, 60.0, log=True)}
         return settings | {"rate": trial.suggest_float("rate", 3e-3, 0.3, log=True)}
 
-    def fit(self, split: Split, settings: Hyperparameters, *, judged: bool, seed: int, seconds: float) -> Fitted:
+    def fit(self, split: Split, settings: Hyperparameters, *, final: bool, seed: int, seconds: float) -> Fitted:
+        """Fits in the peer's process: see `BenchmarkModel.fit`. Raises PeerError."""
         folder = self._start(split)
-        answer = self._ask(
-            {"model": self.name, "settings": settings, "judged": judged, "seed": seed, "seconds": seconds}
-        )
+        answer = self._ask({"model": self.name, "settings": settings, "final": final, "seed": seed, "seconds": seconds})
         lists, new_lists = (
             np.load(folder / name, allow_pickle=False).astype(np.int64) for name in ("lists.npy", "new_lists.npy")
         )
         return Fitted(lists, new_lists, answer["learnt"], answer["epoch_seconds"])
 
     def close(self) -> None:
+        """Ends the process and deletes its folder."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -80,11 +81,12 @@ class Peer:
         self._process = self._folder = None
 
     def _start(self, split: Split) -> Path:
+        """Starts the process unless it runs, and returns its folder."""
         if self._process is not None and self._folder is not None:
             return Path(self._folder.name)
         if not self._python.exists():
             raise PeerError(
-                f"{self.name} runs in {self._python.parents[1]}, which is not there: run `make setup-peers`"
+                f"{self.name} runs in {self._python.parents[1]}, which does not exist: run `make setup-peers`"
             )
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-peer-")
         folder = Path(self._folder.name)
@@ -101,6 +103,7 @@ class Peer:
         return folder
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request to the process and returns its answer."""
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -112,15 +115,15 @@ class Peer:
         except BrokenPipeError:
             line = ""
         if not line:
-            said = Path(self._folder.name, "log").read_text(errors="replace").strip().splitlines()[-12:]
+            log_end = Path(self._folder.name, "log").read_text(errors="replace").strip().splitlines()[-12:]
             self.close()  # the next fit starts another
-            raise PeerError(f"{self.name} failed in {self._python.parents[1]}:\n" + "\n".join(said))
+            raise PeerError(f"{self.name} failed in {self._python.parents[1]}:\n" + "\n".join(log_end))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def write_split(split: Split, folder: Path) -> None:
-    """The split as arrays, without the test's targets: NAME_FIELD of each part, and facts.json."""
+    """Writes the split as arrays NAME_FIELD.npy and facts.json, without the targets of the test."""
     parts = {"learn": split.learn, "final": split.final, "test_inputs": split.test.inputs}
     parts |= {"validation_inputs": split.validation.inputs, "validation_targets": split.validation.targets}
     for name, part in parts.items():

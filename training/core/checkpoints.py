@@ -1,6 +1,7 @@
-"""A training run that can be killed: all it needs to go on, in one safetensors file, written whole or not at all.
+"""Reads and writes checkpoints: all that a killed training run needs to resume, in one safetensors file.
 
-Knows nothing of models: tensors by name, and facts as JSON. No pickle is involved, so a checkpoint is only data.
+A checkpoint is written whole or not at all. Knows nothing of models: only named tensors, and metadata as JSON. No
+pickle is involved, so a checkpoint is data alone.
 """
 
 import json
@@ -12,30 +13,32 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FACTS = "facts"
+METADATA_KEY = "facts"
 
 
-def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path`; a kill in the middle leaves the old one."""
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Replaces the checkpoint at `path`; a kill while writing leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".half")
+    unfinished = path.with_suffix(".half")
     save_file(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, half, {FACTS: json.dumps(facts)}
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        unfinished,
+        {METADATA_KEY: json.dumps(metadata)},
     )
-    half.replace(path)
+    unfinished.replace(path)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors (on the CPU) and facts of the checkpoint at `path`, None when there is none."""
+    """Returns tensors (on the CPU) and metadata of the checkpoint at `path`, or None when there is none."""
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        return tensors, json.loads(file.metadata()[FACTS])
+        return tensors, json.loads(file.metadata()[METADATA_KEY])
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name and state name."""
+    """Returns the optimizer's state with keys `parameter name|state name`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}|{key}": value if isinstance(value, Tensor) else torch.tensor(float(value))
@@ -45,9 +48,10 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts back a state from `optimizer_tensors`, on the device of each parameter."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
-        name, _, part = key.partition("|")
+        name, _, state_name = key.partition("|")
         parameter = parameters[name]
         # A fused optimizer keeps its step counts beside the parameters, too.
-        optimizer.state[parameter][part] = value.to(parameter.device)
+        optimizer.state[parameter][state_name] = value.to(parameter.device)

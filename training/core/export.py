@@ -1,4 +1,4 @@
-"""Models as files that serving can read: ONNX to run, safetensors to keep. Each is checked against the model."""
+"""Exports models as files that serving can read: ONNX to run, safetensors to keep. Checks each against the model."""
 
 import warnings
 from pathlib import Path
@@ -13,14 +13,14 @@ TOLERANCE = 1e-4
 
 
 class ExportError(Exception):
-    """The exported model does not answer as the trained one does."""
+    """Raised where the exported model does not answer as the trained one does."""
 
 
 def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: str) -> None:
-    """Write `model` to `path` (.onnx) and its weights beside it (.safetensors).
+    """Writes `model` to `path` (.onnx) and its weights beside it (.safetensors).
 
-    inputs: example tensors by name, in the order of forward(), of any number of rows above 1. Raises
-    ExportError when ONNX Runtime answers something else than the model by more than TOLERANCE.
+    inputs: example tensors by name, in the order of forward(), of any number of rows above 1. Raises ExportError when
+    the answers of ONNX Runtime differ from the model's by more than TOLERANCE, absolute and relative.
     """
     model = model.eval()
     with warnings.catch_warnings():
@@ -40,11 +40,14 @@ def export(model: nn.Module, path: Path, inputs: dict[str, Tensor], *, output: s
     )
     with torch.no_grad():
         expected = model(*inputs.values()).numpy()
-    answered = open_onnx(path).run(None, {name: value.numpy() for name, value in inputs.items()})[0]
-    if not np.allclose(expected, answered, atol=TOLERANCE, rtol=TOLERANCE):
-        worst = float(np.abs(expected - answered).max())
-        raise ExportError(f"{path.name} differs from its model by up to {worst:.2g}; it must not be served")
+    answers = open_onnx(path).run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+    if not np.allclose(expected, answers, atol=TOLERANCE, rtol=TOLERANCE):
+        worst = float(np.abs(expected - answers).max())
+        raise ExportError(
+            f"{path.name} answers differ from those of its model by up to {worst:.2g}, so it must not be served"
+        )
 
 
 def open_onnx(path: Path) -> onnxruntime.InferenceSession:
+    """Opens an ONNX file on the CPU."""
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -1,8 +1,8 @@
-"""The loop that recommenders are fitted by: epochs until validation stops getting better, the best one kept.
+"""Trains a model by epochs until its validation value stops improving, and keeps the weights of the best epoch.
 
-Knows nothing of a model's inputs: an epoch and its judgement come in as functions. Each epoch draws from a seed of its
-own, so a run that was killed goes on from its checkpoint to what it would have been undisturbed. With several
-processes (`torchrun`), each keeps the checkpoint of its own tables.
+Knows nothing of a model's inputs: an epoch and its validation come in as functions. Each epoch draws from a seed of its
+own, so a killed run resumes from its last checkpoint and ends as an undisturbed run would. With several processes
+(`torchrun`), each keeps a checkpoint of its own tables.
 """
 
 import logging
@@ -22,45 +22,45 @@ from tqdm import tqdm
 
 from training.core import checkpoints
 from training.core.sharding import is_leader, local_tensors, total
-from training.core.tracking import Tracker, health
+from training.core.tracking import Tracker, health_metrics
 
 logger = logging.getLogger(__name__)
 
-Facts = dict[str, Any]
+RunIdentity = dict[str, Any]
+"""Configuration and data of a run, as JSON: a checkpoint is resumed only by a run with an equal one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """Where the fits of one run leave their traces."""
+    """Where the fits of one run write checkpoints and curves, and which run it is."""
 
     checkpoints: Path
-    """Folder of checkpoints; those of another configuration, seed or data are not gone on from."""
+    """Folder of checkpoints."""
     curves: Path
-    """Folder of TensorBoard files, one folder a fit."""
-    facts: Facts
-    """What a checkpoint must agree on: the run's configuration and data, as JSON."""
+    """Folder of TensorBoard files, with one folder for each fit."""
+    identity: RunIdentity
 
 
 @dataclass
-class TrainingHistory:
-    """How a fit went."""
+class LearningCurve:
+    """Losses, durations and validation values of a fit, epoch by epoch."""
 
     losses: list[float] = field(default_factory=list)
     """Mean training loss of each epoch."""
     seconds: list[float] = field(default_factory=list)
-    """Wall time of each epoch of training, judging left out."""
+    """Wall time of each training epoch, without validation."""
     values: list[float | None] = field(default_factory=list)
-    """The judgement after each epoch, None after one that was not judged; empty without a judge."""
+    """Validation value after each epoch, None after an epoch without validation; empty when the fit never validates."""
     start: float | None = None
-    """The judgement before the first epoch; None without a judge."""
+    """Validation value before the first epoch; None when the fit never validates."""
     best_epoch: int = 0
-    """Epochs that the kept weights have seen; 0 where no epoch made the start better."""
+    """Number of epochs that the kept weights were trained for; 0 where no epoch improved on the start."""
 
     @property
     def best(self) -> float:
-        """The judgement of the kept weights; infinite without a judge."""
-        found = self.values[self.best_epoch - 1] if self.best_epoch and self.values else self.start
-        return math.inf if found is None else found
+        """Returns the validation value of the kept weights; infinite when the fit never validates."""
+        value = self.values[self.best_epoch - 1] if self.best_epoch and self.values else self.start
+        return math.inf if value is None else value
 
 
 def fit(
@@ -77,17 +77,18 @@ def fit(
     average: AveragedModel | None = None,
     validate_every: int = 1,
     seconds: float = math.inf,
-) -> TrainingHistory:
-    """Train the model in place and leave the weights of the best epoch in it.
+) -> LearningCurve:
+    """Trains the model in place, leaves the weights of the best epoch in it and returns the curve.
 
-    epoch: trains one epoch, drawing from the generator, and returns its mean loss (of this process's share, scaled as
-    sharding.loss_scale says); judge: the validation value, lower is better, the same in every process; without it all
-    epochs are run and the last one is kept. average: a running average of the model's weights, updated by `epoch`, that
-    is what `judge` looks at and what is kept. judge_every: epochs from one judgement to the next; the last epoch is
-    always judged. No epoch begins when those before took `seconds` together.
+    epoch: trains one epoch with the random numbers of the generator and returns its mean loss (of this process's rows,
+    scaled by sharding.loss_scale). validate: returns the validation value, lower is better, the same in every process;
+    None trains all epochs and keeps the last. patience: epochs without a better value before training stops. average: a
+    running average of the weights that `epoch` updates; it is then what is validated and kept. validate_every: epochs
+    from one validation to the next; the last epoch is always validated. seconds: no epoch starts once the epochs before
+    took longer than this together.
     """
-    kept = _BestCheckpoint(model, optimizer, average=average, watch=paths, label=label, seed=seed)
-    curve = kept.curve
+    checkpointer = _Checkpointer(model, optimizer, average=average, paths=paths, label=label, seed=seed)
+    curve = checkpointer.curve
     model.eval()
     if validate and not curve.losses:
         with torch.no_grad():
@@ -96,14 +97,14 @@ def fit(
     for number in progress:
         if (validate and number - curve.best_epoch >= patience) or sum(curve.seconds) > seconds:
             break
-        # Dropout differs between the processes, what is drawn together does not.
+        # Dropout differs between the processes; what they sample together does not.
         torch.manual_seed((seed * 1009 + number) * 4099 + dist.get_rank())
         started = time.perf_counter()
         model.train()
         loss = epoch(torch.Generator().manual_seed(seed * 1009 + number))
         curve.seconds.append(total(time.perf_counter() - started) / dist.get_world_size())
         curve.losses.append(total(loss) / dist.get_world_size())
-        facts = health(model)
+        health = health_metrics(model)
         model.eval()
         last = number + 1 == epochs or sum(curve.seconds) > seconds
         value = None
@@ -111,18 +112,18 @@ def fit(
             with torch.no_grad():
                 value = validate()
         if not validate or (value is not None and value < curve.best):
-            kept.keep(number + 1)
+            checkpointer.keep_best(number + 1)
         if validate:
             curve.values.append(value)
         progress.set_postfix(loss=f"{curve.losses[-1]:.4f}", best=f"{curve.best:.4f}")
-        kept.write(number, facts)
-    kept.restore()
+        checkpointer.save_epoch(number, health)
+    checkpointer.restore_best()
     model.eval()
     return curve
 
 
-class _BestCheckpoint:
-    """The best weights so far and the curve to them; in memory, and where `watch` says, on disk."""
+class _Checkpointer:
+    """Holds the best weights and the curve so far; where paths are given, writes both to disk and resumes."""
 
     def __init__(
         self,
@@ -130,78 +131,80 @@ class _BestCheckpoint:
         optimizer: torch.optim.Optimizer,
         *,
         average: AveragedModel | None,
-        watch: RunPaths | None,
+        paths: RunPaths | None,
         label: str,
         seed: int,
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._live = local_tensors(model)
         self._average: dict[str, Tensor] = average.state_dict() if average else {}
-        self._judged = average.module.state_dict() if average else self._live
-        self._best = {name: value.cpu().clone() for name, value in self._judged.items()}
-        self.curve = TrainingHistory()
+        self._validated = average.module.state_dict() if average else self._live
+        self._best = {name: value.cpu().clone() for name, value in self._validated.items()}
+        self.curve = LearningCurve()
         self._path: Path | None = None
         self._tracker: Tracker | None = None
-        if watch is None:
+        if paths is None:
             return
         name = label.replace("/", "-of-")
-        self._facts = {**watch.facts, "label": label, "seed": seed, "processes": dist.get_world_size()}
-        self._path = watch.checkpoints / f"{name}.{dist.get_rank()}.safetensors"
+        self._identity = {**paths.identity, "label": label, "seed": seed, "processes": dist.get_world_size()}
+        self._path = paths.checkpoints / f"{name}.{dist.get_rank()}.safetensors"
         self._resume(self._path)
         if is_leader():
-            self._tracker = Tracker(watch.curves / name)
-            for number in range(len(self.curve.losses)):  # a run that goes on draws its whole curve
-                self._draw(number, {})
+            self._tracker = Tracker(paths.curves / name)
+            for number in range(len(self.curve.losses)):  # a resumed run shows its whole curve
+                self._write_curve_point(number, {})
 
-    def keep(self, epoch: int) -> None:
+    def keep_best(self, epoch: int) -> None:
+        """Copies the current weights as the best, after `epoch` epochs."""
         self.curve.best_epoch = epoch
-        for name, value in self._judged.items():
+        for name, value in self._validated.items():
             self._best[name].copy_(value)
 
-    def restore(self) -> None:
+    def restore_best(self) -> None:
+        """Puts the best weights into the model and closes the curve's files."""
         for name, value in self._best.items():
             self._live[name].copy_(value)
         if self._tracker:
             self._tracker.close()
 
-    def write(self, number: int, facts: dict[str, float]) -> None:
-        """Write down the epoch `number`, counted from 0."""
-        self._draw(number, facts)
+    def save_epoch(self, number: int, health: dict[str, float]) -> None:
+        """Writes the curve point and the checkpoint of epoch `number`, counted from 0."""
+        self._write_curve_point(number, health)
         if self._path is None:
             return
-        moments = checkpoints.optimizer_tensors(self._model, self._optimizer)
-        parts = {"live": self._live, "average": self._average, "best": self._best, "optimizer": moments}
-        dist.barrier()  # no process is an epoch ahead of another when it writes
+        optimizer_state = checkpoints.optimizer_tensors(self._model, self._optimizer)
+        groups = {"live": self._live, "average": self._average, "best": self._best, "optimizer": optimizer_state}
+        dist.barrier()  # no process writes an epoch that another has not finished
         checkpoints.save(
             self._path,
-            {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()},
-            {"run": self._facts, "curve": asdict(self.curve)},
+            {f"{group}/{name}": value for group, tensors in groups.items() for name, value in tensors.items()},
+            {"run": self._identity, "curve": asdict(self.curve)},
         )
 
-    def _draw(self, number: int, facts: dict[str, float]) -> None:
+    def _write_curve_point(self, number: int, health: dict[str, float]) -> None:
         if self._tracker:
             value = self.curve.values[number] if self.curve.values else None
-            known = {} if value is None else {"validation": value}
-            self._tracker.write({"loss": self.curve.losses[number]} | known | facts, step=number)
+            validation = {} if value is None else {"validation": value}
+            self._tracker.write({"loss": self.curve.losses[number]} | validation | health, step=number)
 
     def _resume(self, path: Path) -> None:
-        """Go on where the checkpoint is, if every process has one of this run and of the same epoch."""
-        found = checkpoints.load(path)
-        tensors, known = found or ({}, {})
-        mine = len(known["curve"]["losses"]) if known.get("run") == self._facts else 0
-        together = total(mine)
-        if total(mine > 0 and together == mine * dist.get_world_size()) < dist.get_world_size():
-            if found:
-                logger.info("%s is of another run, or another epoch than the other processes': starting anew", path)
+        """Resumes from the checkpoint if every process has one of this run and of the same epoch."""
+        checkpoint = checkpoints.load(path)
+        tensors, metadata = checkpoint or ({}, {})
+        epochs = len(metadata["curve"]["losses"]) if metadata.get("run") == self._identity else 0
+        epochs_of_all = total(epochs)
+        if total(epochs > 0 and epochs_of_all == epochs * dist.get_world_size()) < dist.get_world_size():
+            if checkpoint:
+                logger.info("%s belongs to another run, or to another epoch than in the other processes: ignored", path)
             return
-        parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "best": {}, "optimizer": {}}
+        groups: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "best": {}, "optimizer": {}}
         for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = value
-        for part, place in (("live", self._live), ("average", self._average)):
-            for name, value in parts[part].items():
-                place[name].copy_(value)
-        self._best = parts["best"]
-        checkpoints.restore_optimizer(self._model, self._optimizer, parts["optimizer"])
-        self.curve = TrainingHistory(**known["curve"])
-        logger.info("going on after epoch %d of %s", mine, self._facts["label"])
+            group, _, name = key.partition("/")
+            groups[group][name] = value
+        for group, current in (("live", self._live), ("average", self._average)):
+            for name, value in groups[group].items():
+                current[name].copy_(value)
+        self._best = groups["best"]
+        checkpoints.restore_optimizer(self._model, self._optimizer, groups["optimizer"])
+        self.curve = LearningCurve(**metadata["curve"])
+        logger.info("resuming %s after epoch %d", self._identity["label"], epochs)

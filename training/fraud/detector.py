@@ -1,8 +1,9 @@
-"""Trains the fraud detector, judges it against logistic regression on later time, and exports what may be served.
+"""Trains the fraud detector, compares it with logistic regression on later time, and exports the better one.
 
-Time is cut as it would have been lived: train | validation | gap | test | too young to be judged. A label counts only
-if it was known when the test began; the gap is the time that labels take; payments younger than that at the data's
-end are left out, since most of their frauds are not known yet. Knows nothing of Feast, releases or the live scorer.
+Time is split as it would have passed: training | validation | gap | test | too recent to be evaluated. A label counts
+only if it was known when the test began; the gap is the delay of labels; payments younger than that delay at the end
+of the data are left out, since most of their frauds are not known yet. Knows nothing of Feast, releases or the live
+scorer.
 """
 
 import logging
@@ -28,8 +29,8 @@ from features.fraud.velocity import FEATURES, SKEWED
 from features.store import views
 from infra.settings import Settings
 from training.core.export import export
-from training.core.ranges import Count, Dropout, Natural, Part, Positive, Weight, Widths
-from training.fraud.metrics import Outcomes, alert_thresholds, quality
+from training.core.ranges import Count, Dropout, Fraction, Natural, Positive, Weight, Widths
+from training.fraud.metrics import LabelledPayments, alert_thresholds, fraud_metrics
 from training.models.fraud import FraudDetector, Logistic, Scaling, ServedDetector
 
 logger = logging.getLogger(__name__)
@@ -40,22 +41,22 @@ LABEL_TIME = "label_time"
 
 
 class TooFewFraudsError(Exception):
-    """A part of the time split holds no fraud, or nothing else: nothing can be learned or judged."""
+    """Raised where a part of the time split holds no fraud, or nothing else: nothing can be learnt or evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
 class FraudConfig:
-    """One run, whole."""
+    """Settings of the fraud detector in one training run."""
 
     test_days: Count = 14
     validation_days: Count = 10
     label_delay_days: Natural = 14
-    """Payments this old have their label; also the gap before the test."""
+    """Age at which payments have their label; also the gap before the test."""
     cross_layers: Count = 2
     hidden: Widths = (64, 32)
     dropout: Dropout = 0.3
     noise: Weight = 0.3
-    """Deviation of the noise on scaled features in training: keeps the net from knowing terminals by their traffic."""
+    """Standard deviation of noise on scaled features in training, so that terminals are not recognised by traffic."""
     members: Count = 2
     """Networks whose logits are averaged."""
     epochs: Count = 8
@@ -64,17 +65,17 @@ class FraudConfig:
     learning_rate: Positive = 3e-3
     weight_decay: Weight = 0.1
     fraud_weight: Positive = 1.0
-    """How many honest payments one fraud weighs in the loss; calibration takes it out again."""
-    alert_share: Part = 0.01
-    """Alerts that the risk team can look at, as a share of the payments."""
-    decline_precision: Part = 0.9
-    """Share of fraud among declined payments on validation that declining asks for."""
+    """Weight of a fraud in the loss, beside 1 for a legitimate payment; calibration corrects for it."""
+    alert_share: Fraction = 0.01
+    """Alert budget as a share of the payments."""
+    decline_precision: Fraction = 0.9
+    """Least share of fraud among declined payments, on validation."""
     feature_service: str = "fraud_v1"
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Row numbers of the parts; all of the time before the test is `labels_known` by its start."""
+class FraudSplit:
+    """Holds the rows of training, validation and test; only labels known by `test_start` may be learnt from."""
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -84,222 +85,240 @@ class Split:
 
 
 def load_examples(settings: Settings) -> pa.Table:
-    """Every payment's features beside what is known of it: see `labelled`."""
+    """Reads the features and labels of every payment: see `join_labels`."""
     offline = settings.offline_dir
     features = ds.dataset(offline / views.TRANSACTION_FEATURES, format="parquet").to_table()
-    return labelled(features, ds.dataset(offline / columns.LABELS, format="parquet").to_table())
+    return join_labels(features, ds.dataset(offline / columns.LABELS, format="parquet").to_table())
 
 
-def labelled(features: pa.Table, labels: pa.Table) -> pa.Table:
-    """One row a transaction, in time order, with its newest features and newest label.
+def join_labels(features: pa.Table, labels: pa.Table) -> pa.Table:
+    """Joins features and labels: one row for each transaction, by time, with its newest features and newest label.
 
     features: transaction_id, event_timestamp, created_timestamp, card_id and FEATURES; labels: transaction_id,
-    event_time (int64 ms, when known), fraud. Adds fraud (false where nothing is known) and LABEL_TIME (int64 ms, null
-    where nothing is known).
+    event_time (int64 ms, when known), fraud. Adds fraud (false without a label) and LABEL_TIME (int64 ms, null without
+    a label).
     """
-    rows = _newest(features, columns.TRANSACTION, columns.CREATED_TIMESTAMP)
-    told = _newest(labels, columns.TRANSACTION, "event_time").select([columns.TRANSACTION, "fraud", "event_time"])
-    told = told.rename_columns([columns.TRANSACTION, "fraud", LABEL_TIME])
-    joined = rows.join(told, keys=columns.TRANSACTION, join_type="left outer")
+    rows = _latest_rows(features, columns.TRANSACTION, columns.CREATED_TIMESTAMP)
+    newest = _latest_rows(labels, columns.TRANSACTION, "event_time").select(
+        [columns.TRANSACTION, "fraud", "event_time"]
+    )
+    newest = newest.rename_columns([columns.TRANSACTION, "fraud", LABEL_TIME])
+    joined = rows.join(newest, keys=columns.TRANSACTION, join_type="left outer")
     joined = joined.set_column(
         joined.column_names.index("fraud"), "fraud", joined["fraud"].combine_chunks().fill_null(False)
     )
     return joined.sort_by([(columns.EVENT_TIMESTAMP, "ascending"), (columns.TRANSACTION, "ascending")])
 
 
-def _newest(table: pa.Table, key: str, moment: str) -> pa.Table:
-    """The last row by `moment` of each `key`."""
+def _latest_rows(table: pa.Table, key: str, moment: str) -> pa.Table:
+    """Returns the last row by `moment` of each `key`."""
     ordered = table.sort_by([(moment, "ascending")])
     numbered = pa.table({"key": ordered[key], "row": np.arange(ordered.num_rows)})
     return ordered.take(numbered.group_by("key").aggregate([("row", "max")])["row_max"])
 
 
-def split(times: NDArray[np.int64], config: FraudConfig) -> Split:
-    """Cut ascending `times` (int64 ms, shape [N]) into the parts of one run; the last moment is the data's end."""
+def split_by_time(times: NDArray[np.int64], config: FraudConfig) -> FraudSplit:
+    """Splits ascending `times` (int64 ms, shape [N]); the last moment is the end of the data."""
     delay = config.label_delay_days * DAY
     test_end = int(times[-1]) - delay
     test_start = test_end - config.test_days * DAY
     known_end = test_start - delay
     cuts = np.searchsorted(times, [known_end - config.validation_days * DAY, known_end, test_start, test_end])
     rows = np.arange(len(times))
-    return Split(rows[: cuts[0]], rows[cuts[0] : cuts[1]], rows[cuts[2] : cuts[3]], test_start)
+    return FraudSplit(rows[: cuts[0]], rows[cuts[0] : cuts[1]], rows[cuts[2] : cuts[3]], test_start)
 
 
 def train_fraud(config: FraudConfig, *, examples: pa.Table, out: Path, seed: int) -> FraudModelCard:
-    """Train, judge and export into the folder `out`: the ONNX of what may be served (input `features`,
-    float32 [batch, F]; output `probability`, float32 [batch]) and its weights as safetensors.
+    """Trains the detector and its baseline, compares them, and exports the one to be served into the folder `out`.
 
-    examples: as `labelled` gives them. What is served is the detector if its average precision on the test days is
-    above the floor's, else the floor. Raises TooFewFraudsError.
+    Writes ONNX (input `features`, float32 [batch, F]; output `probability`, float32 [batch]) and the weights as
+    safetensors. examples: as from `join_labels`. The detector is served if its average precision on the test days is
+    above the baseline's, else the baseline. Raises TooFewFraudsError.
     """
     started = time.perf_counter()
-    features, outcomes = _arrays(examples)
-    parts = split(outcomes.times, config)
-    known = outcomes.truth & (outcomes.known_times <= parts.test_start)
-    for name, rows in (("train", parts.train), ("validation", parts.validation), ("test", parts.test)):
-        frauds = int((outcomes.truth if name == "test" else known)[rows].sum())
+    features, payments = _arrays(examples)
+    split = split_by_time(payments.times, config)
+    known_fraud = payments.is_fraud & (payments.label_times <= split.test_start)
+    for name, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):
+        frauds = int((payments.is_fraud if name == "test" else known_fraud)[rows].sum())
         if not 0 < frauds < len(rows):
-            raise TooFewFraudsError(f"the {name} days hold {len(rows)} payments and {frauds} frauds; give more days")
-    scaling = Scaling(torch.from_numpy(features[parts.train]), skewed_features())
-    candidates = fit_candidates(config, scaling, features=features, known=known, parts=parts, seed=seed)
-    budget = config.alert_share * len(parts.validation) / config.validation_days
+            raise TooFewFraudsError(
+                f"the {name} days hold {len(rows)} payments, of which {frauds} are frauds; both frauds and others are "
+                "needed: import more days"
+            )
+    scaling = Scaling(torch.from_numpy(features[split.train]), skewed_indices())
+    models = fit_models(config, scaling, features=features, known_fraud=known_fraud, split=split, seed=seed)
+    budget = config.alert_share * len(split.validation) / config.validation_days
     metrics = {
-        name: quality(probabilities(model, features[parts.test]), outcomes, test=parts.test, alerts_per_day=budget)
-        for name, model in candidates.items()
+        name: fraud_metrics(
+            probabilities(model, features[split.test]), payments, test=split.test, alerts_per_day=budget
+        )
+        for name, model in models.items()
     }
     gate = _gate(metrics)
-    served = candidates[gate.served]
+    served = models[gate.served]
     review, decline = alert_thresholds(
-        probabilities(served, features[parts.validation]),
-        known[parts.validation],
+        probabilities(served, features[split.validation]),
+        known_fraud[split.validation],
         alerts=round(budget * config.validation_days),
         decline_precision=config.decline_precision,
     )
     out.mkdir(parents=True, exist_ok=True)
-    sample = torch.from_numpy(features[parts.validation][:512])
+    sample = torch.from_numpy(features[split.validation][:512])
     export(served, out / FRAUD, {"features": sample}, output="probability")
     for name, values in metrics.items():
         logger.info("fraud %s: %s", name, ", ".join(f"{metric} {value:.3f}" for metric, value in values.items()))
     logger.info("fraud: %s is served; took %.1f s", gate.served, time.perf_counter() - started)
-    honest = features[parts.train][~known[parts.train]]
+    legitimate = features[split.train][~known_fraud[split.train]]
     return FraudModelCard(
         feature_service=config.feature_service,
         gate=gate,
         features=FEATURES,
-        reference_values=tuple(float(value) for value in np.median(honest, axis=0)),
+        reference_values=tuple(float(value) for value in np.median(legitimate, axis=0)),
         review_threshold=review,
         decline_threshold=decline,
         alert_budget_per_day=budget,
-        references=reference_distributions(features[parts.train], FEATURES),
+        references=reference_distributions(features[split.train], FEATURES),
     )
 
 
-def moments(examples: pa.Table) -> NDArray[np.int64]:
-    """When each payment happened, milliseconds since the epoch."""
+def payment_times(examples: pa.Table) -> NDArray[np.int64]:
+    """Returns the time of each payment, int64 milliseconds since the epoch."""
     stamps = examples[columns.EVENT_TIMESTAMP].cast(pa.timestamp("ms", tz="UTC"), safe=False)
     times: NDArray[np.int64] = stamps.cast(pa.int64()).to_numpy()
     return times
 
 
-def _arrays(examples: pa.Table) -> tuple[NDArray[np.float32], Outcomes]:
-    """Features [N, F], and what came of each payment."""
+def _arrays(examples: pa.Table) -> tuple[NDArray[np.float32], LabelledPayments]:
+    """Converts examples to features, float32 [N, F], and labelled payments."""
     features = np.column_stack([examples[name].to_numpy().astype(np.float32) for name in FEATURES])
-    outcomes = Outcomes(
-        moments(examples),
+    payments = LabelledPayments(
+        payment_times(examples),
         np.asarray(examples[columns.CARD].to_pylist(), dtype=object),
         examples["fraud"].to_numpy().astype(bool),
         examples[LABEL_TIME].fill_null(np.iinfo(np.int64).max).to_numpy(),
     )
-    return features, outcomes
+    return features, payments
 
 
-def skewed_features() -> Tensor:
-    """Indices of SKEWED in FEATURES, int64."""
+def skewed_indices() -> Tensor:
+    """Returns the indices of SKEWED in FEATURES, int64."""
     return torch.tensor([number for number, name in enumerate(FEATURES) if name in SKEWED])
 
 
-def fit_candidates(
+def fit_models(
     config: FraudConfig,
     scaling: Scaling,
     *,
     features: NDArray[np.float32],
-    known: NDArray[np.bool_],
-    parts: Split,
+    known_fraud: NDArray[np.bool_],
+    split: FraudSplit,
     seed: int,
 ) -> dict[str, ServedDetector]:
-    """The detector and its floor by name, learned from the rows parts.train; parts.validation chooses the epoch."""
-    floor = _fit_baseline(scaling, features[parts.train], known[parts.train])
+    """Fits the detector and its baseline on split.train, chooses the epoch on split.validation; returns both by name.
+
+    features: float32 [N, F]. known_fraud: bool [N], frauds that were known when the test began.
+    """
+    baseline = _fit_baseline(scaling, features[split.train], known_fraud[split.train])
     threads = torch.get_num_threads()
     # Matrices this small are multiplied faster by one thread than shared among several.
     torch.set_num_threads(1)
     try:
-        detector = _fit_detector(config, scaling, floor, features=features, known=known, parts=parts, seed=seed)
+        detector = _fit_detector(
+            config, scaling, baseline, features=features, known_fraud=known_fraud, split=split, seed=seed
+        )
     finally:
         torch.set_num_threads(threads)
-    return {MODEL: detector, BASELINE: ServedDetector(scaling, [floor]).eval()}
+    return {MODEL: detector, BASELINE: ServedDetector(scaling, [baseline]).eval()}
 
 
-def _fit_baseline(scaling: Scaling, features: NDArray[np.float32], known: NDArray[np.bool_]) -> Logistic:
+def _fit_baseline(scaling: Scaling, features: NDArray[np.float32], known_fraud: NDArray[np.bool_]) -> Logistic:
+    """Fits logistic regression on scaled features."""
     with torch.no_grad():
         scaled = scaling(torch.from_numpy(features)).numpy()
-    learned = LogisticRegression(max_iter=1_000).fit(scaled, known)
+    regression = LogisticRegression(max_iter=1_000).fit(scaled, known_fraud)
     return Logistic(
-        torch.tensor(learned.coef_[0], dtype=torch.float32), torch.tensor(learned.intercept_, dtype=torch.float32)
+        torch.tensor(regression.coef_[0], dtype=torch.float32), torch.tensor(regression.intercept_, dtype=torch.float32)
     )
 
 
 def _fit_detector(
     config: FraudConfig,
     scaling: Scaling,
-    floor: Logistic,
+    baseline: Logistic,
     *,
     features: NDArray[np.float32],
-    known: NDArray[np.bool_],
-    parts: Split,
+    known_fraud: NDArray[np.bool_],
+    split: FraudSplit,
     seed: int,
 ) -> ServedDetector:
+    """Fits the members of the detector, and calibrates their mean on the validation days."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.no_grad():
-        learn, check = (
-            scaling(torch.from_numpy(features[rows])).to(device) for rows in (parts.train, parts.validation)
+        training, validation = (
+            scaling(torch.from_numpy(features[rows])).to(device) for rows in (split.train, split.validation)
         )
-    targets = torch.from_numpy(known[parts.train]).float().to(device)
+    targets = torch.from_numpy(known_fraud[split.train]).float().to(device)
     members: list[nn.Module] = [
-        _fit_member(config, floor, learn, targets, check, known[parts.validation], seed=seed + number)
+        _fit_member(config, baseline, training, targets, validation, known_fraud[split.validation], seed=seed + number)
         for number in range(config.members)
     ]
     served = ServedDetector(scaling, members).eval()
     with torch.no_grad():
-        logits = served.logits(torch.from_numpy(features[parts.validation])).numpy()
+        logits = served.logits(torch.from_numpy(features[split.validation])).numpy()
     # Platt's calibration; nearly no penalty, since two numbers cannot overfit.
-    calibration = LogisticRegression(C=1e3).fit(logits[:, None], known[parts.validation])
+    calibration = LogisticRegression(C=1e3).fit(logits[:, None], known_fraud[split.validation])
     served.slope.fill_(float(calibration.coef_[0, 0]))
     served.shift.fill_(float(calibration.intercept_[0]))
     return served
 
 
 def _batches(rows: int, size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields the row numbers in random order, `size` at a time."""
     yield from torch.split(torch.randperm(rows, generator=generator), size)
 
 
 def _fit_member(
     config: FraudConfig,
-    floor: Logistic,
-    learn: Tensor,
+    baseline: Logistic,
+    training: Tensor,
     targets: Tensor,
-    check: Tensor,
-    check_targets: NDArray[np.bool_],
+    validation: Tensor,
+    validation_targets: NDArray[np.bool_],
     *,
     seed: int,
 ) -> nn.Module:
-    """The network of the epoch with the best average precision on validation, on the CPU, in evaluation mode."""
+    """Trains one network; returns the epoch with the best validation average precision, on the CPU, in evaluation mode.
+
+    training, validation: scaled features, float32 [rows, F]; targets: float32 [rows].
+    """
     torch.manual_seed(seed)
-    device = learn.device
+    device = training.device
     net = FraudDetector(
-        floor, learn.shape[1], cross_layers=config.cross_layers, hidden=config.hidden, dropout=config.dropout
+        baseline, training.shape[1], cross_layers=config.cross_layers, hidden=config.hidden, dropout=config.dropout
     ).to(device)
-    trained = [weights for weights in net.parameters() if weights.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps = config.epochs * -(-len(learn) // config.batch_rows)
+    trainable = [weights for weights in net.parameters() if weights.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    steps = config.epochs * -(-len(training) // config.batch_rows)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=max(steps, 2))
-    loss_of = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(config.fraud_weight, device=device))
+    bce_loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(config.fraud_weight, device=device))
     generator = torch.Generator().manual_seed(seed)
     best, best_epoch, state = -1.0, 0, net.state_dict()
     for epoch in range(config.epochs):
         net.train()
-        for batch in _batches(len(learn), config.batch_rows, generator=generator):
+        for batch in _batches(len(training), config.batch_rows, generator=generator):
             rows = batch.to(device)
-            scaled = learn[rows]
+            scaled = training[rows]
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
                 logits = net(scaled + config.noise * torch.randn_like(scaled))
-            loss = loss_of(logits.float(), targets[rows])
+            loss = bce_loss(logits.float(), targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         net.eval()
         with torch.no_grad():
-            score = float(average_precision_score(check_targets, net(check).float().cpu().numpy()))
+            score = float(average_precision_score(validation_targets, net(validation).float().cpu().numpy()))
         if score > best:
             best, best_epoch = score, epoch
             state = {name: value.detach().clone() for name, value in net.state_dict().items()}
@@ -310,13 +329,14 @@ def _fit_member(
 
 
 def probabilities(model: ServedDetector, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scores of raw features, shape [N]."""
+    """Returns the scores of raw features float32 [N, F], shape [N]."""
     with torch.no_grad():
         scores: NDArray[np.float64] = model(torch.from_numpy(features)).numpy().astype(np.float64)
     return scores
 
 
 def _gate(metrics: dict[str, dict[str, float]]) -> GateResult:
+    """Compares the detector with its baseline by average precision."""
     scores = {name: values[METRIC] for name, values in metrics.items()}
     served = MODEL if scores[MODEL] > scores[BASELINE] else BASELINE
     return GateResult(metric=METRIC, scores=scores, model=MODEL, best_baseline=BASELINE, served=served, metrics=metrics)

@@ -1,6 +1,6 @@
-"""The fraud detector (DCN-v2 cross beside an MLP) and its floor, as modules that take raw features.
+"""The networks of the fraud detector (DCN-v2 cross beside an MLP) and of its baseline, which take raw features.
 
-Scaling lives inside, so that what is exported needs nothing but features/fraud/velocity.py in front of it.
+They contain the scaling, so the exported model needs only features/fraud/velocity.py in front of it.
 Knows nothing of data, training or thresholds.
 """
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchrec.modules.crossnet import CrossNet
 
 CLIP = 6.0
-"""Standard deviations at which a scaled feature is cut: one absurd amount must not drown the rest."""
+"""Standard deviations at which a scaled feature is clipped, so that an absurd amount does not outweigh the rest."""
 
 
 class Scaling(nn.Module):
-    """Zero mean and unit variance, cut at CLIP; a skewed feature is seen twice, as it is and as its log1p.
+    """Scales features to zero mean and unit variance, clipped at CLIP; adds the log1p of each skewed feature.
 
-    The logarithm tells small amounts apart, the amount itself tells the few huge ones.
+    The logarithm separates small amounts, the amount itself separates the few huge ones.
     """
 
     skewed: Tensor
@@ -33,16 +33,17 @@ class Scaling(nn.Module):
         self.register_buffer("deviation", unrolled.std(dim=0).clamp_min(1e-3))
 
     def _unroll(self, features: Tensor) -> Tensor:
+        """Appends the logarithms of the skewed features."""
         return torch.cat((features, torch.log1p(features[:, self.skewed].clamp_min(0.0))), dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """float32 [N, F] to float32 [N, F + S]."""
+        """Maps float32 [N, F] to float32 [N, F + S]."""
         scaled: Tensor = (self._unroll(features) - self.mean) / self.deviation
         return scaled.clamp(-CLIP, CLIP)
 
 
 class Logistic(nn.Module):
-    """Logistic regression with given weights: the floor, in the detector's shape."""
+    """Logistic regression with given weights: the baseline, with the detector's inputs and outputs."""
 
     def __init__(self, weights: Tensor, intercept: Tensor) -> None:
         """weights: [F]; intercept: [1]."""
@@ -53,23 +54,24 @@ class Logistic(nn.Module):
             self.out.bias.copy_(intercept)
 
     def forward(self, scaled: Tensor) -> Tensor:
+        """Maps float32 [N, F] to logits float32 [N]."""
         logits: Tensor = self.out(scaled)
         return logits.squeeze(1)
 
 
 class FraudDetector(nn.Module):
-    """Logits of fraud, float32 [N], of scaled features, float32 [N, F]: the floor, plus what crossing adds to it.
+    """Adds crosses and an MLP to the baseline's logits.
 
-    It starts as `floor` exactly, since the last layer starts at zero: with a few hundred frauds to learn from, most of
-    what can be known is linear. The crosses are those of Wang et al., DCN V2: Improved Deep & Cross Network (2021),
-    in the parallel form.
+    It starts as exactly the baseline, since the last layer starts at zero: with a few hundred frauds to learn from,
+    most of what can be learnt is linear. The crosses are those of Wang et al., DCN V2: Improved Deep & Cross Network
+    (2021), in the parallel form.
     """
 
     def __init__(
-        self, floor: Logistic, features: int, *, cross_layers: int, hidden: tuple[int, ...], dropout: float
+        self, baseline: Logistic, features: int, *, cross_layers: int, hidden: tuple[int, ...], dropout: float
     ) -> None:
         super().__init__()
-        self.floor = copy.deepcopy(floor).requires_grad_(False)
+        self.baseline = copy.deepcopy(baseline).requires_grad_(False)
         self.cross = CrossNet(features, cross_layers)
         layers: list[nn.Module] = []
         width = features
@@ -82,12 +84,13 @@ class FraudDetector(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, scaled: Tensor) -> Tensor:
+        """Maps scaled features float32 [N, F] to logits of fraud float32 [N]."""
         logits: Tensor = self.out(torch.cat((self.cross(scaled), self.deep(scaled)), dim=1))
-        return self.floor(scaled) + logits.squeeze(1)  # type: ignore[no-any-return]
+        return self.baseline(scaled) + logits.squeeze(1)  # type: ignore[no-any-return]
 
 
 class ServedDetector(nn.Module):
-    """What is exported: raw features float32 [N, F] to calibrated probabilities float32 [N].
+    """The exported model: scales raw features, averages the members' logits and calibrates them.
 
     Calibration is Platt's: the log-odds are `slope * logit + shift`, which undoes the weighting of rare frauds.
     """
@@ -103,9 +106,10 @@ class ServedDetector(nn.Module):
         self.register_buffer("shift", torch.tensor(shift))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Mean of the members' logits, before calibration."""
+        """Returns the mean of the members' logits, float32 [N], before calibration."""
         scaled = self.scaling(features)
         return torch.stack([member(scaled) for member in self.members]).mean(dim=0)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Maps raw features float32 [N, F] to calibrated probabilities float32 [N]."""
         return torch.sigmoid(self.slope * self.logits(features) + self.shift)

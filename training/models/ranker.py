@@ -1,10 +1,10 @@
-"""The ranker: a linear model of one candidate's features, and what a DCN-v2 over them and the item's embedding adds.
+"""The network of the ranker: a linear model of a candidate's features, plus a DCN-v2 over them and the item embedding.
 
-One body, and a head for each thing that a visit may do with an item: a linear model and a last layer of its own
-(Caruana, Multitask Learning, 1997: a shared bottom). What orders the list is one score made of all heads.
-Wang et al., DCN V2: Improved Deep & Cross Network, WWW 2021; low-rank crosses and MLP in parallel, as TorchRec has
-them. Raw features go in: skewed ones are squashed by a signed log and all are standardised inside the model, so that
-what is exported takes exactly what features/recommender/candidates.py gives.
+The layers are shared, and each head has a linear model and a last layer of its own (Caruana, Multitask Learning, 1997:
+a shared bottom). One score of all heads orders the list. Wang et al., DCN V2: Improved Deep & Cross Network, WWW 2021;
+low-rank crosses and MLP in parallel, as in TorchRec. The model takes raw features and squashes and standardises them
+itself, so the exported model takes exactly what features/recommender/candidates.py gives.
+training/recommender/ranker.py fits it.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ RETURN = "return"
 
 
 def squash(features: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|): keeps small numbers as they are and tames counts and money."""
+    """Returns sign(x) log(1 + |x|), which hardly changes small numbers and compresses counts and amounts of money."""
     return torch.sign(features) * torch.log1p(features.abs())
 
 
 class Dense(nn.Module):
-    """Everything after the embedding: float32 features [B, F] and embedding [B, E] to logits [B]."""
+    """All layers after the embedding."""
 
     mean: Tensor
     std: Tensor
@@ -48,9 +48,12 @@ class Dense(nn.Module):
         dropout: float,
         heads: Mapping[str, float],
     ) -> None:
-        """linear: float32 [H, F], weights of the squashed and standardised features, bias: [H]. The model starts as
-        exactly them, since its last layer starts at zero. crossed: int64 [X], which features the crosses see.
-        heads: what each head weighs in the score, by name; "purchase" is the first and weighs 1."""
+        """Starts as exactly the linear model, since the last layer starts at zero.
+
+        linear: float32 [H, F], weights of the squashed and standardised features; bias: [H]; mean, std: float32 [F] of
+        the squashed features; crossed: int64 [X], which features the crosses see; embedding: its width E; heads: weight
+        of each head in the score, by name, of which "purchase" is the first and weighs 1.
+        """
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
@@ -69,25 +72,31 @@ class Dense(nn.Module):
         self.heads = dict(heads)
 
     def forward(self, features: Tensor, embedded: Tensor) -> Tensor:
-        known = (squash(features) - self.mean) / self.std
-        x = torch.cat((known[:, self.crossed], embedded), dim=1)
+        """Maps float32 features [B, F] and embeddings [B, E] to logits [B, H]."""
+        standardised = (squash(features) - self.mean) / self.std
+        x = torch.cat((standardised[:, self.crossed], embedded), dim=1)
         added: Tensor = self.out(torch.cat((self.cross(x), self.deep(x)), dim=1))
-        return known @ self.linear.T + added
+        return standardised @ self.linear.T + added
 
     def score(self, logits: Tensor) -> Tensor:
-        """What orders the list, [...]: the weighed sum of the logits [..., H], where that of the return head stands as
-        the log of the chance to be kept. With a weight of 1 that is the log of the chance to be bought and kept."""
+        """Returns what orders the list, [...]: the weighted sum of the logits [..., H].
+
+        The return head counts with the log probability that the item is kept: with a weight of 1 the score is then
+        that of being bought and kept.
+        """
         score = logits[..., 0]
-        for place, (head, weight) in enumerate(self.heads.items()):
-            if place and weight:
-                one = logits[..., place]
-                # log(1 - chance) written so that no step overflows in ONNX, as its LogSigmoid does.
-                kept = -F.relu(one) - torch.log1p(torch.exp(-one.abs()))
-                score = score + weight * (kept if head == RETURN else one)
+        for number, (head, weight) in enumerate(self.heads.items()):
+            if number and weight:
+                logit = logits[..., number]
+                # log(1 - probability) written so that no step overflows in ONNX, as its LogSigmoid does.
+                log_kept = -F.relu(logit) - torch.log1p(torch.exp(-logit.abs()))
+                score = score + weight * (log_kept if head == RETURN else logit)
         return score
 
 
 class Ranker(nn.Module):
+    """The trained form, whose item table TorchRec shards."""
+
     def __init__(self, *, items: int, embedding: int, dense: Dense) -> None:
         super().__init__()
         config = EmbeddingBagConfig(
@@ -97,13 +106,13 @@ class Ranker(nn.Module):
         self.dense = dense
 
     def forward(self, features: Tensor, items: KeyedJaggedTensor) -> Tensor:
-        """Logits [B, H] of candidates: features float32 [B, F], items one id a row."""
+        """Returns logits [B, H] of candidates: features float32 [B, F], items with one id in each row."""
         logits: Tensor = self.dense(features, self.embeddings(items)[ITEM])
         return logits
 
 
 class PlainRanker(nn.Module):
-    """The exported form: features float32 [B, F], items int64 [B] to scores float32 [B]."""
+    """The exported form, with the item table as a plain embedding."""
 
     def __init__(self, table: Tensor, dense: Dense) -> None:
         super().__init__()
@@ -111,4 +120,5 @@ class PlainRanker(nn.Module):
         self.dense = dense
 
     def forward(self, features: Tensor, items: Tensor) -> Tensor:
+        """Maps features float32 [B, F] and items int64 [B] to scores float32 [B]."""
         return self.dense.score(self.dense(features, self.table(items)))

@@ -1,9 +1,9 @@
-"""The two-tower retrieval model: a user is what they lately took, an item is itself and its content.
+"""The network of the two-tower: a user is represented by the items they lately took, an item by its id and content.
 
 Both towers end in unit vectors of D numbers; their dot product, over a learned temperature, is the logit of "this
 item is taken in the next visit" (Covington et al., Deep Neural Networks for YouTube Recommendations, RecSys 2016; Yi et
-al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019). Plain single-device code:
-training/core/sharding.py shards it.
+al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019). Plain single-device
+code: training/core/sharding.py shards it, training/recommender/two_tower.py fits it.
 """
 
 import torch
@@ -17,7 +17,7 @@ ITEM, CONTENT = "item", "content"
 
 
 class Tower(nn.Module):
-    """x + MLP(x), to unit length: float32 [B, D] to float32 [B, D]."""
+    """Maps x to x + MLP(x), scaled to unit length: float32 [B, D] to float32 [B, D]."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -30,6 +30,8 @@ class Tower(nn.Module):
 
 
 class TwoTower(nn.Module):
+    """Both towers over the shared tables of items and content."""
+
     def __init__(self, *, items: int, buckets: int, width: int, dropout: float) -> None:
         super().__init__()
 
@@ -46,31 +48,32 @@ class TwoTower(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
     def forward(self, bags: KeyedJaggedTensor, users: int) -> tuple[Tensor, Tensor, Tensor]:
-        """User vectors [B, D], item vectors [C, D] and logits [B, C].
+        """Returns user vectors [B, D], item vectors [C, D] and logits [B, C].
 
         bags: ITEM and CONTENT (hashed tokens, features/recommender/content_tokens.py) with weights. The first `users`
         rows are histories, whose items' weights sum to 1; each row after them is one item of weight 1.
         An item's tokens share its weight.
         """
-        found = self.bags(bags)
-        pooled = found[ITEM] + found[CONTENT]
-        who, vectors = self.user_tower(pooled[:users]), self.item_tower(pooled[users:])
-        return who, vectors, (who @ vectors.T) * self.log_scale.exp().clamp(max=50)
+        embedded = self.bags(bags)
+        pooled = embedded[ITEM] + embedded[CONTENT]
+        user_vectors, item_vectors = self.user_tower(pooled[:users]), self.item_tower(pooled[users:])
+        return user_vectors, item_vectors, (user_vectors @ item_vectors.T) * self.log_scale.exp().clamp(max=50)
 
 
 class PooledTower(nn.Module):
-    """The exported half: padded histories to user vectors.
-
-    table: float32 [items, D], an item and its content. items: int64 [B, L], any valid one where the weight is 0;
-    weights: float32 [B, L], summing to 1 in each row.
-    """
+    """The exported half: the user tower over padded histories."""
 
     def __init__(self, table: Tensor, tower: Tower) -> None:
+        """table: float32 [items, D], the sum of an item's embedding and that of its content."""
         super().__init__()
         self.table = nn.Embedding(table.shape[0], table.shape[1], _weight=table, _freeze=True)
         self.tower = tower
 
     def forward(self, items: Tensor, weights: Tensor) -> Tensor:
+        """Returns user vectors float32 [B, D].
+
+        items: int64 [B, L], any valid index where the weight is 0; weights: float32 [B, L], summing to 1 in each row.
+        """
         pooled = (self.table(items) * weights.unsqueeze(-1)).sum(dim=1)
         vectors: Tensor = self.tower(pooled)
         return vectors

@@ -1,4 +1,7 @@
-"""Fitting the ranker: drawn candidates of past visits in, scores that order them out."""
+"""Fits the ranker: generates candidates for past visits, trains on them, and returns the model that orders candidates.
+
+The network is in training/models/ranker.py, its heads and losses in training/recommender/heads.py.
+"""
 
 import copy
 from collections.abc import Iterable
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -14,35 +18,44 @@ from tqdm import tqdm
 from features.recommender.candidates import CANDIDATE_FEATURES, USER_FEATURES, generate_candidates
 from features.recommender.catalogue import ITEM_WINDOWS, Catalogue
 from training.configs import RankerConfig
-from training.core.sharding import dense_parameters, loss_scale, shard, share, table, total
-from training.core.trainer import RunPaths, TrainingHistory, fit
+from training.core.ranking_metrics import ndcg
+from training.core.sharding import dense_parameters, gather_table, local_rows, loss_scale, shard, total
+from training.core.trainer import LearningCurve, RunPaths, fit
 from training.models.ranker import ITEM, RETURN, Dense, PlainRanker, Ranker, squash
 from training.recommender.examples import ItemWindowsByDay, RankingExample, RetrievalExample
 from training.recommender.heads import (
-    LISTWISE,
+    LISTWISE_HEADS,
     MASKED_LOGIT,
     PURCHASE,
     PaddedLists,
     head_loss,
     initial_weights,
-    supported,
+    supported_heads,
 )
 from training.recommender.two_tower import FittedTwoTower
+
+VALIDATION_K = 20
+CROSSED = tuple(name for name in CANDIDATE_FEATURES if name not in (*USER_FEATURES, *ITEM_WINDOWS))
+"""Features that the crosses see. Sales counts move with the season, and users are few: from those, crosses learn what
+does not hold a month later, while the linear part uses them well (docs/quality.md)."""
 
 
 def ranking_examples(
     queries: list[RetrievalExample],
     catalogue: Catalogue,
-    days: ItemWindowsByDay,
-    fitted: FittedTwoTower,
+    item_windows: ItemWindowsByDay,
+    two_tower: FittedTwoTower,
     *,
     per_source: int,
     label: str,
 ) -> list[RankingExample]:
-    """Candidates of each query, drawn as in service (vector search exact)."""
-    days.prepare(np.array([query.visitor.at for query in queries], dtype=np.int64))
-    vectors = fitted.user_vectors([query.visitor for query in queries])
-    drawn = []
+    """Generates the candidates of each query as serving does, with exact vector search, and labels them.
+
+    per_source: most candidates from one source. label: of the progress bar.
+    """
+    item_windows.prepare(np.array([query.visitor.at for query in queries], dtype=np.int64))
+    vectors = two_tower.user_vectors([query.visitor for query in queries])
+    examples = []
     for query, vector in tqdm(zip(queries, vectors, strict=True), total=len(queries), desc=label, leave=False):
         scores = catalogue.vectors @ vector
         top = min(per_source, len(scores))
@@ -51,52 +64,54 @@ def ranking_examples(
         candidates = generate_candidates(
             query.visitor,
             catalogue,
-            days.at(query.visitor.at),
+            item_windows.at(query.visitor.at),
             tower_hits=hits,
             user_vector=vector,
             per_source=per_source,
         )
-        also = {kind: np.isin(candidates.items, items) for kind, items in query.auxiliary_targets.items()}
-        drawn.append(RankingExample(candidates, np.isin(candidates.items, query.targets), also))
-    return drawn
+        auxiliary = {name: np.isin(candidates.items, items) for name, items in query.auxiliary_targets.items()}
+        examples.append(RankingExample(candidates, np.isin(candidates.items, query.targets), auxiliary))
+    return examples
 
 
-VALIDATION_TOP = 20
-CROSSED = tuple(name for name in CANDIDATE_FEATURES if name not in (*USER_FEATURES, *ITEM_WINDOWS))
-"""Features that the crosses see. Counts of what sold move with the season, and users are few: from those, crosses learn
-what does not hold a month later, while the linear part takes them well (docs/quality.md)."""
+def _pad(examples: list[RankingExample], size: int, heads: Iterable[str], rng: np.random.Generator) -> PaddedLists:
+    """Samples `size` candidates of each visit, every positive one first; visits without a positive are left out.
 
-
-def _pad(drawn: list[RankingExample], size: int, heads: Iterable[str], rng: np.random.Generator) -> PaddedLists:
-    """Every positive candidate and a sample of the others, `size` a visit; visits without a positive one of these heads
-    are left out."""
-    marks = [{PURCHASE: one.bought, **one.auxiliary_labels} for one in drawn]
-    kept = [row for row, one in enumerate(marks) if any(one[head].any() for head in heads if head in one)]
-    features = torch.zeros((len(kept), size, len(CANDIDATE_FEATURES)))
-    items = torch.zeros((len(kept), size), dtype=torch.long)
-    labels = {head: torch.zeros((len(kept), size)) for head in heads}
-    real = torch.zeros((len(kept), size), dtype=torch.bool)
-    for row, (candidates, mine) in enumerate((drawn[place].candidates, marks[place]) for place in kept):
+    Positive is what any of these heads is to predict.
+    """
+    all_labels = [{PURCHASE: example.bought, **example.auxiliary_labels} for example in examples]
+    visits = [
+        (example.candidates, labels)
+        for example, labels in zip(examples, all_labels, strict=True)
+        if any(labels[head].any() for head in heads if head in labels)
+    ]
+    features = torch.zeros((len(visits), size, len(CANDIDATE_FEATURES)))
+    items = torch.zeros((len(visits), size), dtype=torch.long)
+    padded_labels = {head: torch.zeros((len(visits), size)) for head in heads}
+    is_candidate = torch.zeros((len(visits), size), dtype=torch.bool)
+    for row, (candidates, labels) in enumerate(visits):
         order = rng.permutation(len(candidates.items))
-        taken = [~mine[head][order] for head in reversed(LISTWISE) if head in heads and head in mine]
-        chosen = order[np.lexsort((np.arange(len(order)), *taken))][:size]
-        features[row, : len(chosen)] = torch.from_numpy(candidates.features[chosen])
-        items[row, : len(chosen)] = torch.from_numpy(candidates.items[chosen])
-        real[row, : len(chosen)] = True
+        negative = [~labels[head][order] for head in reversed(LISTWISE_HEADS) if head in heads and head in labels]
+        sampled = order[np.lexsort((np.arange(len(order)), *negative))][:size]
+        features[row, : len(sampled)] = torch.from_numpy(candidates.features[sampled])
+        items[row, : len(sampled)] = torch.from_numpy(candidates.items[sampled])
+        is_candidate[row, : len(sampled)] = True
         for head in heads:
-            if head in mine:
-                labels[head][row, : len(chosen)] = torch.from_numpy(mine[head][chosen].astype(np.float32))
-    return PaddedLists(features, items, labels, real)
+            if head in labels:
+                padded_labels[head][row, : len(sampled)] = torch.from_numpy(labels[head][sampled].astype(np.float32))
+    return PaddedLists(features, items, padded_labels, is_candidate)
 
 
 @dataclass
 class FittedRanker:
+    """A fitted model, on the CPU, with its learning curve."""
+
     model: PlainRanker
-    curve: TrainingHistory
+    curve: LearningCurve
 
     @property
     def heads(self) -> dict[str, float]:
-        """What each head weighs in the score; "purchase" is the first."""
+        """Returns the weight of each head in the score; "purchase" is the first."""
         return self.model.dense.heads
 
 
@@ -108,29 +123,30 @@ def fit_ranker(
     config: RankerConfig,
     device: torch.device,
     seed: int,
-    watch: RunPaths | None = None,
+    paths: RunPaths | None = None,
 ) -> FittedRanker:
-    """Fit a linear model a head, then what crosses add until the validation NDCG of what is bought stops growing; keep
-    the best epoch.
+    """Fits a linear model for each head, then trains crosses on top; returns the epoch with the best validation NDCG.
 
-    Listwise softmax cross entropy: what a visit took shares the mass (Cao et al., Learning to Rank: From Pairwise
-    Approach to Listwise Approach, ICML 2007), for each head over the visits that tell it something; returns: log loss
-    over what was bought. Raises ValueError without visits to learn from.
+    Validation counts purchases alone. The loss is a listwise softmax cross entropy in which a visit's positives share
+    the mass (Cao et al., Learning to Rank: From Pairwise Approach to Listwise Approach, ICML 2007), for each head over
+    the visits that have a positive; for returns it is the log loss over what was bought. items: size of the catalogue.
+    Raises ValueError without visits to learn from.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    losses = supported(training, config)
-    learn = _pad(training, config.candidates, losses, rng)
-    check = _pad(validation, max((len(one.bought) for one in validation), default=1), [PURCHASE], rng)
-    if not learn.bought.any() or not len(check.items):
-        raise ValueError("no past visit has a bought candidate: there is too little history to train a ranker")
-    squashed = squash(learn.features[learn.is_candidate])
+    loss_weights = supported_heads(training, config)
+    train_lists = _pad(training, config.candidates, loss_weights, rng)
+    largest = max((len(example.bought) for example in validation), default=1)
+    validation_lists = _pad(validation, largest, [PURCHASE], rng)
+    if not train_lists.bought.any() or not len(validation_lists.items):
+        raise ValueError("too little history to train a ranker: no past visit bought one of its candidates")
+    squashed = squash(train_lists.features[train_lists.is_candidate])
     mean, std = squashed.mean(dim=0), squashed.std(dim=0).clamp(min=1e-3)
-    begun = initial_weights(learn, mean=mean, std=std, penalty=config.linear_penalty)
-    scored = {PURCHASE: 1.0, "cart": config.cart_score, "view": config.view_score, RETURN: config.return_score}
+    linear = initial_weights(train_lists, mean=mean, std=std, penalty=config.linear_penalty)
+    score_weights = {PURCHASE: 1.0, "cart": config.cart_score, "view": config.view_score, RETURN: config.return_score}
     dense = Dense(
-        linear=torch.stack([weights for weights, _ in begun.values()]),
-        bias=torch.tensor([bias for _, bias in begun.values()]),
+        linear=torch.stack([weights for weights, _ in linear.values()]),
+        bias=torch.tensor([bias for _, bias in linear.values()]),
         crossed=torch.tensor([CANDIDATE_FEATURES.index(name) for name in CROSSED]),
         mean=mean,
         std=std,
@@ -139,7 +155,7 @@ def fit_ranker(
         crosses=config.crosses,
         rank=config.cross_rank,
         dropout=config.dropout,
-        heads={head: scored[head] for head in begun},
+        heads={head: score_weights[head] for head in linear},
     )
     model = shard(
         Ranker(items=items, embedding=config.embedding, dense=dense),
@@ -149,52 +165,51 @@ def fit_ranker(
     )
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    def logits_of(mine: PaddedLists) -> Tensor:
-        """Logits [visits, candidates, H]; hugely negative where there is no candidate."""
-        flat = mine.items[mine.is_candidate].to(device)
-        jagged = KeyedJaggedTensor(keys=[ITEM], values=flat, lengths=torch.ones_like(flat, dtype=torch.int))
+    def predict(lists: PaddedLists) -> Tensor:
+        """Returns logits [visits, candidates, H]; MASKED_LOGIT where there is no candidate."""
+        candidates = lists.items[lists.is_candidate].to(device)
+        jagged = KeyedJaggedTensor(keys=[ITEM], values=candidates, lengths=torch.ones_like(candidates, dtype=torch.int))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(mine.features[mine.is_candidate].to(device), jagged).float()
-        whole = torch.full((*mine.items.shape, len(begun)), MASKED_LOGIT, device=device)
-        return whole.masked_scatter(mine.is_candidate[:, :, None].to(device), logits)
+            logits = model(lists.features[lists.is_candidate].to(device), jagged).float()
+        padded = torch.full((*lists.items.shape, len(linear)), MASKED_LOGIT, device=device)
+        return padded.masked_scatter(lists.is_candidate[:, :, None].to(device), logits)
 
     def epoch(generator: torch.Generator) -> float:
-        seen = []
-        for batch in torch.randperm(len(learn.items), generator=generator).split(config.batch_visits):
-            mine = learn.rows(share(batch))
-            logits = logits_of(mine)
-            each = [losses[head] * head_loss(head, logits[:, :, place], mine) for place, head in enumerate(begun)]
-            loss = torch.stack(each).sum() * loss_scale(len(batch))
+        losses = []
+        for batch in torch.randperm(len(train_lists.items), generator=generator).split(config.batch_visits):
+            lists = train_lists.rows(local_rows(batch))
+            logits = predict(lists)
+            head_losses = [
+                loss_weights[head] * head_loss(head, logits[:, :, number], lists) for number, head in enumerate(linear)
+            ]
+            loss = torch.stack(head_losses).sum() * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            seen.append(loss.item())
-        return float(np.mean(seen))
+            losses.append(loss.item())
+        return float(np.mean(losses))
 
-    def judge() -> float:
-        found = 0.0
-        for batch in torch.arange(len(check.items)).split(config.batch_visits):
-            mine = check.rows(share(batch))
-            scores = model.module.dense.score(logits_of(mine)).cpu().masked_fill(~mine.is_candidate, MASKED_LOGIT)
-            found += float(ndcg(scores, mine.bought, k=VALIDATION_TOP).sum())
-        return -total(found) / len(check.items)
+    def validate() -> float:
+        ndcg_sum = 0.0
+        for batch in torch.arange(len(validation_lists.items)).split(config.batch_visits):
+            lists = validation_lists.rows(local_rows(batch))
+            scores = model.module.dense.score(predict(lists)).cpu().masked_fill(~lists.is_candidate, MASKED_LOGIT)
+            ndcg_sum += float(list_ndcg(scores, lists.bought, k=VALIDATION_K).sum())
+        return -total(ndcg_sum) / len(validation_lists.items)
 
     curve = fit(
-        model, optimizer, epoch=epoch, validate=judge, epochs=config.epochs, patience=config.patience,
-        seed=seed, label="ranker", paths=watch,
+        model, optimizer, epoch=epoch, validate=validate, epochs=config.epochs, patience=config.patience,
+        seed=seed, label="ranker", paths=paths,
     )  # fmt: skip
     return FittedRanker(_plain(model), curve)
 
 
-def ndcg(scores: Tensor, bought: Tensor, *, k: int) -> Tensor:
-    """NDCG@k of each visit among its candidates, [visits]; as evaluate.list_metrics has it."""
-    k = min(k, scores.shape[1])
-    discounts = 1 / torch.log2(torch.arange(2, k + 2))
-    hits = bought.gather(1, scores.topk(k, dim=1).indices)
-    best = discounts.cumsum(0)[bought.sum(dim=1).long().clamp(1, k) - 1]
-    return (hits * discounts).sum(dim=1) / best
+def list_ndcg(scores: Tensor, bought: Tensor, *, k: int) -> NDArray[np.float64]:
+    """Returns NDCG@k of each visit among its candidates, float64 [visits]; both arguments float32 [visits, C]."""
+    hits = bought.gather(1, scores.topk(min(k, scores.shape[1]), dim=1).indices)
+    return ndcg(hits.numpy(), bought.sum(dim=1).long().numpy(), k=k)
 
 
 def _plain(model: DistributedModelParallel) -> PlainRanker:
-    """The trained model as it stands now, on the CPU, without TorchRec."""
-    return PlainRanker(table(model, ITEM), copy.deepcopy(model.module.dense).cpu()).eval()
+    """Copies the current weights into a model on the CPU without TorchRec."""
+    return PlainRanker(gather_table(model, ITEM), copy.deepcopy(model.module.dense).cpu()).eval()

@@ -1,4 +1,7 @@
-"""Fitting the two-tower model: visits in, item vectors and a user tower out."""
+"""Fits the two-tower model: trains it on visits and returns item vectors and the user tower.
+
+The network is in training/models/two_tower.py.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -16,64 +19,68 @@ from features.recommender.candidates import Visitor, padded_histories
 from features.recommender.catalogue import Catalogue
 from features.recommender.content_tokens import content_tokens
 from training.configs import RetrievalConfig
-from training.core.sharding import dense_parameters, local_tensors, loss_scale, shard, share, table, total
-from training.core.trainer import RunPaths, TrainingHistory, fit
+from training.core.sharding import dense_parameters, gather_table, local_rows, local_tensors, loss_scale, shard, total
+from training.core.trainer import LearningCurve, RunPaths, fit
 from training.models.two_tower import CONTENT, ITEM, PooledTower, TwoTower
 from training.recommender.examples import RetrievalExample
 
-VALIDATION_TOP = 100
+VALIDATION_K = 100
 
 
 @dataclass
 class FittedTwoTower:
-    """A fitted model: float32 [items, D] vectors of unit length, and the tower that goes with them."""
+    """A fitted model: float32 [items, D] vectors of unit length, and the user tower that goes with them."""
 
     vectors: NDArray[np.float32]
     user_tower: PooledTower
-    curve: TrainingHistory
+    curve: LearningCurve
     weights: dict[str, Tensor]
-    """What this process trained, its optimizer of tables included: where another fit may begin."""
+    """What this process trained, the optimizer state of its tables included: another fit may start from it."""
 
     @property
     def recall(self) -> float:
-        """Mean share of what a validation visit bought among the VALIDATION_TOP nearest; 0 without such visits."""
+        """Returns the validation recall@VALIDATION_K of a visit's purchases; 0 without validation visits."""
         return -self.curve.best if self.curve.values else 0.0
 
     def user_vectors(self, visitors: list[Visitor]) -> NDArray[np.float32]:
-        """Shape [B, D]; zeros for a visitor without history."""
+        """Returns float32 [visitors, D]; zeros for a visitor without history."""
         if not visitors:
             return np.zeros((0, self.vectors.shape[1]), dtype=np.float32)
         items, weights = padded_histories(visitors)
         with torch.no_grad():
             vectors = self.user_tower(torch.from_numpy(items), torch.from_numpy(weights)).numpy()
-        known: NDArray[np.float32] = vectors * (weights.sum(axis=1, keepdims=True) > 0)
-        return known
+        masked: NDArray[np.float32] = vectors * (weights.sum(axis=1, keepdims=True) > 0)
+        return masked
 
 
-def content_of(catalogue: Catalogue, buckets: int) -> list[list[int]]:
-    """The content tokens of each item."""
+def item_tokens(catalogue: Catalogue, buckets: int) -> list[list[int]]:
+    """Returns the content tokens of each item, hashed into `buckets`."""
     categories = catalogue.categories or ("",) * len(catalogue.ids)
     rows = zip(catalogue.titles, catalogue.prices.tolist(), categories, strict=True)
     return [content_tokens(*row, buckets=buckets) for row in rows]
 
 
-class _Bags:
-    """The model's input: bags of items, and of what is known of them, as a KeyedJaggedTensor."""
+class _BagBuilder:
+    """Builds the model's input: weighted bags of items and of their content tokens, as a KeyedJaggedTensor."""
 
-    def __init__(self, content: list[list[int]], device: torch.device) -> None:
-        self._lengths = torch.tensor([len(row) for row in content])
+    def __init__(self, tokens: list[list[int]], device: torch.device) -> None:
+        """tokens: the content tokens of each item."""
+        self._lengths = torch.tensor([len(row) for row in tokens])
         self._offsets = torch.cat((torch.zeros(1, dtype=torch.long), self._lengths.cumsum(0)))
-        self._tokens = torch.tensor([token for row in content for token in row], dtype=torch.long)
+        self._tokens = torch.tensor([token for row in tokens for token in row], dtype=torch.long)
         self._device = device
 
     def jagged(self, items: Tensor, weights: Tensor, lengths: Tensor) -> KeyedJaggedTensor:
-        """items int64 and weights float32 [entries] of rows with so many entries (int64 [rows])."""
-        known = self._lengths[items]
-        places = torch.repeat_interleave(self._offsets[items] - (known.cumsum(0) - known), known)
-        tokens = self._tokens[places + torch.arange(int(known.sum()))]
-        token_weights = torch.repeat_interleave(weights / known.clamp(min=1), known)
+        """Returns the bags of rows with `lengths` (int64 [rows]) entries of items int64 and weights float32 [entries].
+
+        The tokens of an item share its weight.
+        """
+        counts = self._lengths[items]
+        starts = torch.repeat_interleave(self._offsets[items] - (counts.cumsum(0) - counts), counts)
+        tokens = self._tokens[starts + torch.arange(int(counts.sum()))]
+        token_weights = torch.repeat_interleave(weights / counts.clamp(min=1), counts)
         rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        token_lengths = torch.zeros_like(lengths).index_add_(0, rows, known)
+        token_lengths = torch.zeros_like(lengths).index_add_(0, rows, counts)
         return KeyedJaggedTensor(
             keys=[ITEM, CONTENT],
             values=torch.cat((items, tokens)),
@@ -81,42 +88,45 @@ class _Bags:
             lengths=torch.cat((lengths, token_lengths)).int(),
         ).to(self._device)
 
-    def means(self, table: Tensor) -> Tensor:
-        """Each item's content by the table of tokens, float32 [items, D]; zeros for an item without any."""
+    def content_vectors(self, table: Tensor) -> Tensor:
+        """Returns the mean token embedding of each item, float32 [items, D]; zeros for an item without tokens."""
         return F.embedding_bag(self._tokens, table, self._offsets[:-1], mode="mean")
 
 
 @dataclass(frozen=True, slots=True)
-class _TrainingExample:
-    """What one visit teaches: catalogue indices, one entry a kind and item, and what each entry weighs in the loss."""
+class _LossTargets:
+    """Targets of one visit: catalogue indices, one entry for each event type and item, and each entry's loss weight."""
 
     items: NDArray[np.int64]
-    parts: NDArray[np.float32]
+    weights: NDArray[np.float32]
 
 
-def _training_example(query: RetrievalExample, config: RetrievalConfig) -> _TrainingExample:
-    """A kind's items share its weight. Its cross entropy is then the sum of those of a query for each kind."""
-    weights = (("cart", config.cart_weight), ("view", config.view_weight))
-    kinds = [
+def _loss_targets(query: RetrievalExample, config: RetrievalConfig) -> _LossTargets:
+    """Returns the targets of a visit; the items of an event type share the weight of that type.
+
+    The cross entropy of the visit is then the sum of those of one query for each event type.
+    """
+    type_weights = (("cart", config.cart_weight), ("view", config.view_weight))
+    weighted = [
         (query.targets, 1.0),
-        *((query.auxiliary_targets[kind], weight) for kind, weight in weights if kind in query.auxiliary_targets),
+        *((query.auxiliary_targets[name], weight) for name, weight in type_weights if name in query.auxiliary_targets),
     ]
-    taken = [(items, weight / len(items)) for items, weight in kinds if weight and len(items)]
-    return _TrainingExample(
-        np.concatenate([np.empty(0, np.int64), *(items for items, _ in taken)]),
-        np.repeat(np.array([part for _, part in taken], np.float32), [len(items) for items, _ in taken]),
+    shares = [(items, weight / len(items)) for items, weight in weighted if weight and len(items)]
+    return _LossTargets(
+        np.concatenate([np.empty(0, np.int64), *(items for items, _ in shares)]),
+        np.repeat(np.array([share for _, share in shares], np.float32), [len(items) for items, _ in shares]),
     )
 
 
-def _together(lessons: list[_TrainingExample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, item and weight of every entry of these lessons."""
-    rows = torch.repeat_interleave(torch.tensor([len(lesson.items) for lesson in lessons], dtype=torch.long))
-    items = np.concatenate([np.empty(0, np.int64), *(lesson.items for lesson in lessons)])
-    parts = np.concatenate([np.empty(0, np.float32), *(lesson.parts for lesson in lessons)])
-    return rows, torch.from_numpy(items), torch.from_numpy(parts)
+def _concatenated(targets: list[_LossTargets]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns row, item and weight of every entry of these visits."""
+    rows = torch.repeat_interleave(torch.tensor([len(visit.items) for visit in targets], dtype=torch.long))
+    items = np.concatenate([np.empty(0, np.int64), *(visit.items for visit in targets)])
+    weights = np.concatenate([np.empty(0, np.float32), *(visit.weights for visit in targets)])
+    return rows, torch.from_numpy(items), torch.from_numpy(weights)
 
 
-def fit_retrieval(
+def fit_two_tower(
     catalogue: Catalogue,
     training: list[RetrievalExample],
     validation: list[RetrievalExample],
@@ -125,85 +135,91 @@ def fit_retrieval(
     device: torch.device,
     seed: int,
     label: str,
-    watch: RunPaths | None = None,
-    begin: FittedTwoTower | None = None,
+    paths: RunPaths | None = None,
+    initial: FittedTwoTower | None = None,
 ) -> FittedTwoTower:
-    """Train on visits whose users have a history, until validation recall stops growing; keep the best epoch.
+    """Trains on visits whose users have a history until validation recall stops growing, and returns the best epoch.
 
-    The loss is the cross entropy of a visit's items among all items, or among `config.negatives` drawn in proportion to
-    how often they are taken with the logQ correction where the catalogue is larger. A purchase, and what else the
-    configuration gives a weight, is an item taken; validation counts purchases alone. begin: a fit on the same
-    catalogue, to go on from. Raises NoDataError without a visit to learn from.
+    The loss is the cross entropy of a visit's items among all items or, where the catalogue is larger than
+    `config.negatives`, among that many items sampled in proportion to how often they are taken, with the logQ
+    correction. Items of a purchase count, and those of other event types that the configuration gives a weight;
+    validation counts purchases alone. initial: a fit on the same catalogue to start from. Raises NoDataError without a
+    visit to learn from.
     """
     torch.manual_seed(seed)
     count = len(catalogue.ids)
-    plain = TwoTower(items=count, buckets=config.content_buckets, width=config.width, dropout=config.dropout)
-    model = shard(plain, device=device, embedding_rate=config.embedding_rate, seed=seed)
+    network = TwoTower(items=count, buckets=config.content_buckets, width=config.width, dropout=config.dropout)
+    model = shard(network, device=device, embedding_rate=config.embedding_rate, seed=seed)
     optimizer = torch.optim.AdamW(dense_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay)
-    if begin:
+    if initial:
         for name, value in local_tensors(model).items():
-            value.copy_(begin.weights[name])
-    bags = _Bags(content_of(catalogue, config.content_buckets), device)
-    both = [(query, _training_example(query, config)) for query in training if len(query.visitor.recent_items)]
-    both = [(query, lesson) for query, lesson in both if len(lesson.items)]
-    if not both:
-        raise NoDataError("too little history: no user who was there before has come back to buy")
-    lessons = [lesson for _, lesson in both]
+            value.copy_(initial.weights[name])
+    bags = _BagBuilder(item_tokens(catalogue, config.content_buckets), device)
+    visits = [(query.visitor, _loss_targets(query, config)) for query in training if len(query.visitor.recent_items)]
+    visits = [(visitor, targets) for visitor, targets in visits if len(targets.items)]
+    if not visits:
+        raise NoDataError("too little history: no user who had visited before came back to buy")
+    all_targets = [targets for _, targets in visits]
     validation = [query for query in validation if len(query.visitor.recent_items) and len(query.targets)]
-    items, weights = (torch.from_numpy(part) for part in padded_histories([query.visitor for query, _ in both]))
-    taken = torch.bincount(_together(lessons)[1], minlength=count)
+    items, weights = (torch.from_numpy(array) for array in padded_histories([visitor for visitor, _ in visits]))
+    target_counts = torch.bincount(_concatenated(all_targets)[1], minlength=count)
 
     def epoch(generator: torch.Generator) -> float:
         losses = []
-        for batch in torch.randperm(len(lessons), generator=generator).split(config.batch_visits):
-            drawn, log_q = _draw_items([lessons[row] for row in batch.tolist()], taken, config.negatives, generator)
-            rows = share(batch)
-            real = weights[rows] > 0
-            entries = torch.cat((items[rows][real], drawn)), torch.cat((weights[rows][real], torch.ones(len(drawn))))
-            asked = bags.jagged(*entries, torch.cat((real.sum(dim=1), torch.ones_like(drawn))))
-            row, item, part = _together([lessons[row] for row in rows.tolist()])
-            row, place, part = (one.to(device) for one in (row, torch.searchsorted(drawn, item), part))
+        for batch in torch.randperm(len(visits), generator=generator).split(config.batch_visits):
+            batch_targets = [all_targets[row] for row in batch.tolist()]
+            sampled, log_q = _sample_items(batch_targets, target_counts, config.negatives, generator)
+            rows = local_rows(batch)
+            is_entry = weights[rows] > 0
+            bag_items = torch.cat((items[rows][is_entry], sampled))
+            bag_weights = torch.cat((weights[rows][is_entry], torch.ones(len(sampled))))
+            inputs = bags.jagged(bag_items, bag_weights, torch.cat((is_entry.sum(dim=1), torch.ones_like(sampled))))
+            row, item, weight = _concatenated([all_targets[row] for row in rows.tolist()])
+            row, column, weight = (tensor.to(device) for tensor in (row, torch.searchsorted(sampled, item), weight))
             # Whole steps in bf16 where the GPU has it; on the CPU fp32 is as fast at this width.
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = (model(asked, len(rows))[2] - log_q.to(device)).float()
-                missed = (logits.logsumexp(dim=1)[row] - logits[row, place]) * part
-                loss = missed.sum() * loss_scale(len(batch))
+                logits = (model(inputs, len(rows))[2] - log_q.to(device)).float()
+                cross_entropy = (logits.logsumexp(dim=1)[row] - logits[row, column]) * weight
+                loss = cross_entropy.sum() * loss_scale(len(batch))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         return float(np.mean(losses))
 
-    def judge() -> float:
-        fitted = _fitted(model, bags, TrainingHistory())
-        mine = [validation[row] for row in share(torch.arange(len(validation))).tolist()]
-        found = recalls(fitted, mine)
-        return -total(sum(found)) / len(validation)
+    def validate() -> float:
+        fitted = _fitted(model, bags, LearningCurve())
+        queries = [validation[row] for row in local_rows(torch.arange(len(validation))).tolist()]
+        return -total(sum(recalls(fitted, queries))) / len(validation)
 
     curve = fit(
-        model, optimizer, epoch=epoch, validate=judge if validation else None, epochs=config.epochs,
-        patience=config.patience, seed=seed, label=label, paths=watch,
+        model, optimizer, epoch=epoch, validate=validate if validation else None, epochs=config.epochs,
+        patience=config.patience, seed=seed, label=label, paths=paths,
     )  # fmt: skip
     return _fitted(model, bags, curve)
 
 
-def _draw_items(
-    lessons: list[_TrainingExample], taken: Tensor, negatives: int, generator: torch.Generator
+def _sample_items(
+    targets: list[_LossTargets], target_counts: Tensor, negatives: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The items a batch is told from, and log of each one's chance to be drawn (0 when all are)."""
-    count = len(taken)
+    """Returns the items that a batch's targets compete with, ascending, and the log probability of each to be sampled.
+
+    All items, with log probability 0, where the catalogue is not larger than `negatives`.
+    """
+    count = len(target_counts)
     if count <= negatives:
         return torch.arange(count), torch.zeros(count)
-    share = (taken + 1).float() / (taken + 1).sum()
+    share = (target_counts + 1).float() / (target_counts + 1).sum()
     random = torch.multinomial(share, negatives, replacement=False, generator=generator)
-    drawn = torch.unique(torch.cat((random, _together(lessons)[1])))
-    return drawn, torch.log(share[drawn] * negatives).clamp(max=0)
+    sampled = torch.unique(torch.cat((random, _concatenated(targets)[1])))
+    return sampled, torch.log(share[sampled] * negatives).clamp(max=0)
 
 
-def _fitted(model: DistributedModelParallel, bags: _Bags, curve: TrainingHistory) -> FittedTwoTower:
-    """The model as it stands now, on the CPU, without TorchRec."""
-    items = table(model, ITEM) + bags.means(table(model, CONTENT))
-    user_tower, item_tower = (copy.deepcopy(one).cpu() for one in (model.module.user_tower, model.module.item_tower))
+def _fitted(model: DistributedModelParallel, bags: _BagBuilder, curve: LearningCurve) -> FittedTwoTower:
+    """Copies the current weights into a fitted model on the CPU without TorchRec."""
+    items = gather_table(model, ITEM) + bags.content_vectors(gather_table(model, CONTENT))
+    towers = (model.module.user_tower, model.module.item_tower)
+    user_tower, item_tower = (copy.deepcopy(tower).cpu() for tower in towers)
     with torch.no_grad():
         vectors = item_tower.eval()(items).numpy()
     weights = {name: value.clone() for name, value in local_tensors(model).items()}
@@ -211,10 +227,10 @@ def _fitted(model: DistributedModelParallel, bags: _Bags, curve: TrainingHistory
 
 
 def recalls(fitted: FittedTwoTower, queries: list[RetrievalExample]) -> list[float]:
-    """Share of what each visit bought among its user's VALIDATION_TOP nearest."""
+    """Returns the share of each visit's purchases among the VALIDATION_K items nearest to its user."""
     if not queries:
         return []
     scores = fitted.user_vectors([query.visitor for query in queries]) @ fitted.vectors.T
-    top = min(VALIDATION_TOP, scores.shape[1])
+    top = min(VALIDATION_K, scores.shape[1])
     nearest = np.argpartition(-scores, top - 1, axis=1)[:, :top]
     return [float(np.isin(query.targets, row).mean()) for query, row in zip(queries, nearest, strict=True)]

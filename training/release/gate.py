@@ -1,7 +1,7 @@
-"""The gate: what the whole answer is worth on held-out visits, beside rankings that need no model.
+"""The gate: compares the ranker with baselines that need no model, on held-out visits, before it may be served.
 
-A visit that bought counts as one request at its first moment; the truth is what was bought. Items bought before may be
-recommended again, since buying again is common in a shop.
+A visit that bought something counts as one request at its first moment; relevant is what was bought. Items bought
+before may be recommended again, since re-purchase is common in a shop.
 """
 
 from collections.abc import Callable
@@ -11,41 +11,37 @@ from numpy.typing import NDArray
 
 from features.contract.release import GateResult
 from features.recommender.candidates import BASELINES, Candidates
+from training.core.ranking_metrics import hit_rate, ndcg, recall
 from training.recommender.examples import RankingExample, RetrievalExample
 
-Scorer = Callable[[Candidates], NDArray[np.float32]]
-
-
-def list_metrics(ranked: NDArray[np.int64], targets: NDArray[np.int64], *, k: int) -> tuple[float, float, float]:
-    """(NDCG@k, recall@k, hit@k) of one ranked list against the items bought; targets must not be empty.
-
-    Binary gains, discount 1 / log2(place + 1), places from 1 (Jaervelin and Kekaelaeinen, TOIS 2002). Recall is the
-    share of min(k, targets) that was found.
-
-    >>> import numpy as np
-    >>> list_metrics(np.array([5, 7, 9]), np.array([7]), k=3)
-    (0.6309297535714575, 1.0, 1.0)
-    """
-    hits = np.isin(ranked[:k], targets)
-    discounts = 1 / np.log2(np.arange(2, k + 2))
-    best = discounts[: min(k, len(targets))].sum()
-    found = float(hits.sum())
-    return float((discounts[: len(hits)] * hits).sum() / best), found / min(k, len(targets)), float(found > 0)
+CandidateScorer = Callable[[Candidates], NDArray[np.float32]]
+"""Scores of one request's candidates, higher is better, float32 [candidates]."""
 
 
 def evaluate(
-    queries: list[RetrievalExample], drawn: list[RankingExample], scorer: Scorer, *, model: str, k: int, items: int
+    queries: list[RetrievalExample],
+    examples: list[RankingExample],
+    scorer: CandidateScorer,
+    *,
+    model: str,
+    k: int,
+    items: int,
 ) -> GateResult:
-    """The model beside every floor, over the same requests; those that bought no known item are left out.
+    """Compares the model with every baseline over the same requests; visits that bought no known item are left out.
 
-    items: size of the catalogue. The model is served only when its NDCG@k is above every floor's.
+    examples: the candidates of each query. items: size of the catalogue. The model is served only when its NDCG@k is
+    above that of every baseline.
     """
-    rankings: dict[str, Scorer] = {model: scorer}
-    rankings |= {name: _baseline_scorer(name) for name in BASELINES}
-    pairs = [(query, one) for query, one in zip(queries, drawn, strict=True) if len(query.targets)]
-    metrics = {name: _measure(pairs, ranking, k=k, items=items) for name, ranking in rankings.items()}
+    scorers: dict[str, CandidateScorer] = {model: scorer}
+    scorers |= {name: _baseline_scorer(name) for name in BASELINES}
+    requests = [
+        (example.candidates, query.targets)
+        for query, example in zip(queries, examples, strict=True)
+        if len(query.targets)
+    ]
+    metrics = {name: _measure(requests, scorer, k=k, items=items) for name, scorer in scorers.items()}
     metric = f"ndcg@{k}"
-    scores = {name: measured[metric] for name, measured in metrics.items()}
+    scores = {name: values[metric] for name, values in metrics.items()}
     best_baseline = max(BASELINES, key=lambda name: scores[name])
     return GateResult(
         metric=metric,
@@ -57,8 +53,8 @@ def evaluate(
     )
 
 
-def _baseline_scorer(name: str) -> Scorer:
-    """Scores that order candidates as serving does: what a floor says nothing of, or the same, by what sells."""
+def _baseline_scorer(name: str) -> CandidateScorer:
+    """Returns a scorer that orders candidates by the baseline's feature, ties by popularity, as serving does."""
 
     def score(candidates: Candidates) -> NDArray[np.float32]:
         order = np.lexsort((-candidates.column("item_orders_30d"), -candidates.column(BASELINES[name])))
@@ -70,28 +66,32 @@ def _baseline_scorer(name: str) -> Scorer:
 
 
 def _measure(
-    pairs: list[tuple[RetrievalExample, RankingExample]], scorer: Scorer, *, k: int, items: int
+    requests: list[tuple[Candidates, NDArray[np.int64]]], scorer: CandidateScorer, *, k: int, items: int
 ) -> dict[str, float]:
-    rows, shown = [], set()
-    for query, one in pairs:
-        ranked = one.candidates.items[np.argsort(-scorer(one.candidates), kind="stable")][:k]
-        rows.append(list_metrics(ranked, query.targets, k=k))
+    """Returns mean NDCG, recall and hit rate at k, coverage of the catalogue, and the number of requests."""
+    hits, shown = np.zeros((len(requests), k), dtype=np.bool_), set()
+    for row, (candidates, targets) in enumerate(requests):
+        ranked = candidates.items[np.argsort(-scorer(candidates), kind="stable")][:k]
+        hits[row, : len(ranked)] = np.isin(ranked, targets)
         shown.update(ranked.tolist())
-    ndcg, recall, hit = np.mean(rows, axis=0) if rows else (0.0, 0.0, 0.0)
+    relevant = np.array([len(targets) for _, targets in requests], dtype=np.int64)
+    means = {
+        f"ndcg@{k}": ndcg(hits, relevant, k=k),
+        f"recall@{k}": recall(hits, relevant, k=k),
+        f"hit@{k}": hit_rate(hits, k=k),
+    }
     return {
-        f"ndcg@{k}": float(ndcg),
-        f"recall@{k}": float(recall),
-        f"hit@{k}": float(hit),
+        **{name: float(values.mean()) if len(values) else 0.0 for name, values in means.items()},
         "coverage": len(shown) / max(1, items),
-        "orders": float(len(pairs)),
+        "orders": float(len(requests)),
     }
 
 
-def candidate_recall(queries: list[RetrievalExample], drawn: list[RankingExample]) -> float:
-    """Mean share of what each visit bought among its candidates: what no ranker can exceed."""
+def candidate_recall(queries: list[RetrievalExample], examples: list[RankingExample]) -> float:
+    """Returns the mean share of a visit's purchases that are among its candidates: no ranker can exceed it."""
     shares = [
-        np.isin(query.targets, one.candidates.items).mean()
-        for query, one in zip(queries, drawn, strict=True)
+        np.isin(query.targets, example.candidates.items).mean()
+        for query, example in zip(queries, examples, strict=True)
         if len(query.targets)
     ]
     return float(np.mean(shares)) if shares else 0.0

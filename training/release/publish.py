@@ -1,6 +1,6 @@
-"""Publishing a release: written whole under a hidden name, renamed, then pointed to.
+"""Publishes a release: its folder is written whole under a hidden name, renamed, and then made the current one.
 
-At no moment does `current` point to anything but a complete release; going back is moving the pointer.
+The link `current` always points to a complete release; a rollback moves it.
 """
 
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 from features.contract.release import CURRENT, MANIFEST, Manifest, ReleaseError, checksum, current_version, read_release
 from infra.atomic_files import sync
 
-KEPT = 5
-"""Releases that stay on disk."""
+KEPT_RELEASES = 5
+"""Number of the latest releases that stay on disk; the current one always stays."""
 
 
 def begin(releases: Path, version: str) -> Path:
-    """An empty folder to write the files of `version` into."""
+    """Returns an empty folder to write the files of `version` into."""
     folder = releases / f".building-{version}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -24,7 +24,7 @@ def begin(releases: Path, version: str) -> Path:
 
 
 def publish(building: Path, manifest: Manifest) -> Path:
-    """Complete the folder from `begin` with its manifest and make it what is served. Returns its final path."""
+    """Completes the folder from `begin` with its manifest, makes it the current release and returns its final path."""
     releases = building.parent
     files = {path.name: checksum(path) for path in sorted(building.iterdir())}
     complete = manifest.model_copy(update={"files": files})
@@ -40,7 +40,7 @@ def publish(building: Path, manifest: Manifest) -> Path:
 
 
 def point_to(releases: Path, version: str) -> None:
-    """Serve `version` from now on. Raises ReleaseError when it is not whole."""
+    """Makes `version` the current release. Raises ReleaseError when it is not whole."""
     read_release(releases, version)
     link = releases / f".{CURRENT}.new"
     link.unlink(missing_ok=True)
@@ -50,7 +50,7 @@ def point_to(releases: Path, version: str) -> None:
 
 
 def versions(releases: Path) -> list[str]:
-    """The published versions, oldest first."""
+    """Returns the published versions, oldest first."""
     if not releases.is_dir():
         return []
     return sorted(
@@ -61,7 +61,7 @@ def versions(releases: Path) -> list[str]:
 
 
 def rollback(releases: Path) -> str:
-    """Serve the release before the current one; returns its version. Raises ReleaseError when there is none."""
+    """Makes the release before the current one current, and returns its version. Raises ReleaseError without one."""
     current = current_version(releases)
     earlier = [version for version in versions(releases) if current is None or version < current]
     if not earlier:
@@ -71,6 +71,7 @@ def rollback(releases: Path) -> str:
 
 
 def _drop_old(releases: Path) -> None:
-    for version in versions(releases)[:-KEPT]:
+    """Deletes all but the latest KEPT_RELEASES and the current one."""
+    for version in versions(releases)[:-KEPT_RELEASES]:
         if version != current_version(releases):
             shutil.rmtree(releases / version)

@@ -49,7 +49,7 @@ def main() -> None:
     config = replace(CONFIG, dropout=asked.dropout, epochs=asked.epochs, patience=asked.epochs)
     with process_group(CPU):
         fitted = fit_sequence(
-            ring(asked.users), items=ITEMS, config=config, validate=next_found, device=CPU, seed=5, watch=watch
+            ring(asked.users), items=ITEMS, config=config, validate=next_found, device=CPU, seed=5, paths=watch
         )
         if is_leader():
             asked.out.write_text(json.dumps(asdict(fitted.curve) | {"table": fitted.table.tolist()}))

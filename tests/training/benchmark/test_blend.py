@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.benchmark.blend import GENERAL, OWN, Blend, Signals, learn_weights
+from training.benchmark.blend import GENERAL_SIGNALS, HISTORY_SIGNALS, Blend, Signals, learn_weights
 from training.benchmark.interactions import Sequences
 from training.benchmark.protocols import Cases
 
@@ -50,7 +50,7 @@ def found(
 
 def test_a_signal_that_knows_is_followed(histories: NDArray[np.int64]) -> None:
     weights, right = found(histories, (histories[:, -1] + 1) % ITEMS, certain=1.0)
-    assert set(weights) == {*GENERAL, *OWN}
+    assert set(weights) == {*GENERAL_SIGNALS, *HISTORY_SIGNALS}
     assert weights["encoder"] > 3
     assert right > 0.95
 
@@ -69,5 +69,5 @@ def test_what_may_not_be_listed_teaches_nothing(histories: NDArray[np.int64]) ->
     cases = Cases(inputs, rows(targets[:, None]), np.arange(USERS)).rows(new)
     signals = Signals(Oracle(1.0), inputs, ITEMS, temperature=1.0, own=False)
     weights = learn_weights(signals, cases, mask_history=True, rng=np.random.default_rng(0))
-    assert set(weights) == set(GENERAL)
+    assert set(weights) == set(GENERAL_SIGNALS)
     assert weights["encoder"] > 3

@@ -19,7 +19,7 @@ for line in sys.stdin:
     asked = json.loads(line)
     if {dies}:
         sys.exit("NaN encountered in factors")
-    cases = len(np.load(folder / ("test_users.npy" if asked["judged"] else "validation_users.npy")))
+    cases = len(np.load(folder / ("test_users.npy" if asked["final"] else "validation_users.npy")))
     for name in ("lists.npy", "new_lists.npy"):
         np.save(folder / name, np.tile(np.arange(DEPTH) % 4, (cases, 1)))
     print(json.dumps({{"learnt": {{}}, "epoch_seconds": None}}), flush=True)

@@ -21,10 +21,10 @@ from training.benchmark.sequence import (
     NegativeSampler,
     SequenceConfig,
     Validate,
+    batch_loss,
     batches,
+    cut_windows,
     fit_sequence,
-    loss_of,
-    windows_of,
 )
 from training.core.checkpoints import load
 from training.core.sharding import process_group
@@ -37,14 +37,14 @@ WORKER = [sys.executable, "-W", "ignore", "-m", "tests.training.benchmark.sequen
 
 
 def fit(config: SequenceConfig, *, judge: Validate | None, watch: RunPaths | None = None) -> FittedSequence:
-    return fit_sequence(ring(), items=ITEMS, config=config, validate=judge, device=CPU, seed=5, watch=watch)
+    return fit_sequence(ring(), items=ITEMS, config=config, validate=judge, device=CPU, seed=5, paths=watch)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 12))
 def test_every_entry_but_a_rows_first_is_learnt_once(lengths: list[int], length: int) -> None:
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     learn = Sequences(offsets, np.arange(offsets[-1]), np.arange(offsets[-1]))
-    windows = windows_of(learn, length)
+    windows = cut_windows(learn, length)
     config = replace(CONFIG, length=length, batch=3)
     learnt = (
         [batch.targets for batch in batches(learn, windows, config, np.random.default_rng(1))]
@@ -77,11 +77,11 @@ def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
     torch.manual_seed(1)
     encoder = Encoder(width=16, blocks=1, heads=1, dropout=0.0, length=8)
     model = SequenceModel(items=1000, encoder=encoder)
-    batch = next(batches(learn, windows_of(learn, 8), replace(CONFIG, batch=64), np.random.default_rng(0)))
+    batch = next(batches(learn, cut_windows(learn, 8), replace(CONFIG, batch=64), np.random.default_rng(0)))
     rng = np.random.default_rng(0)
     with torch.no_grad(), process_group(CPU):
         whole, drawn, fewer = (
-            np.mean([loss_of(model, batch, rivals, temperature=1.0, rng=rng).item() for _ in range(20)])
+            np.mean([batch_loss(model, batch, rivals, temperature=1.0, rng=rng).item() for _ in range(20)])
             for rivals in (
                 NegativeSampler(learn, 1000, 500),
                 NegativeSampler(learn, 1000, 499),
@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_gives_what_it_would_have_given(tmp_path: Path) -> No
     gone_on = fit(CONFIG, judge=None, watch=watch)
     assert gone_on.curve.losses == pytest.approx(whole.curve.losses)
     torch.testing.assert_close(gone_on.table, whole.table)
-    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6, watch=watch)
+    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6, paths=watch)
     alone = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6)
     assert other.curve.losses == pytest.approx(alone.curve.losses), "it went on from another seed's checkpoint"
 

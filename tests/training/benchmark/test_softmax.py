@@ -13,7 +13,7 @@ def test_value_and_gradients_are_those_of_the_plain_loss(
 ) -> None:
     monkeypatch.setattr(softmax, "_precision", lambda vectors: precision)
     generator = torch.Generator().manual_seed(0)
-    hidden, vectors = (torch.randn(rows, 8, generator=generator) for rows in (softmax.PIECE + 9, 50))
+    hidden, vectors = (torch.randn(rows, 8, generator=generator) for rows in (softmax.PIECE_ROWS + 9, 50))
     targets = torch.randint(50, (len(hidden),), generator=generator)
     found = []
     shift = torch.randn(50, generator=generator)

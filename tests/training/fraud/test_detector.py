@@ -22,12 +22,12 @@ from training.fraud.detector import (
     MODEL,
     FraudConfig,
     TooFewFraudsError,
-    labelled,
-    moments,
-    split,
+    join_labels,
+    payment_times,
+    split_by_time,
     train_fraud,
 )
-from training.fraud.metrics import Outcomes, alert_thresholds, card_precision
+from training.fraud.metrics import LabelledPayments, alert_thresholds, card_precision
 from training.models.fraud import Logistic, Scaling, ServedDetector
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,7 +77,7 @@ def test_the_newest_features_and_the_newest_label_of_a_transaction_hold() -> Non
         }
     )
     labels = pa.table({columns.TRANSACTION: ["a", "a", "b"], "event_time": [20, 10, 5], "fraud": [False, True, True]})
-    rows = labelled(features, labels).select([columns.TRANSACTION, "amount", "fraud", LABEL_TIME]).to_pylist()
+    rows = join_labels(features, labels).select([columns.TRANSACTION, "amount", "fraud", LABEL_TIME]).to_pylist()
     assert [tuple(row.values()) for row in rows] == [
         ("a", 3.0, False, 20),
         ("b", 1.0, True, 5),
@@ -88,7 +88,7 @@ def test_the_newest_features_and_the_newest_label_of_a_transaction_hold() -> Non
 def test_time_is_cut_with_a_gap_before_the_test_and_none_of_the_unripe_end() -> None:
     config = FraudConfig(test_days=10, validation_days=5, label_delay_days=7)
     times = np.arange(0, 60 * DAY + 1, DAY)
-    parts = split(times, config)
+    parts = split_by_time(times, config)
     assert times[parts.test[-1]] < 60 * DAY - 7 * DAY
     assert parts.test_start == times[parts.test[0]] == 43 * DAY
     assert times[parts.validation[-1]] < parts.test_start - 7 * DAY
@@ -101,22 +101,22 @@ def test_labels_that_became_known_during_the_test_teach_nothing(
     features, labels = tables(rows=4_000)
     seen: list[Any] = []
     monkeypatch.setattr(detector, "export", lambda *args, **more: None)
-    fit = detector.fit_candidates
+    fit = detector.fit_models
 
     def watched(*args: Any, **more: Any) -> dict[str, ServedDetector]:
         seen.append(more["known"].copy())
         return fit(*args, **more)
 
     monkeypatch.setattr(detector, "fit_candidates", watched)
-    examples = labelled(features, labels)
-    parts = split(moments(examples), QUICK)
+    examples = join_labels(features, labels)
+    parts = split_by_time(payment_times(examples), QUICK)
     late = labels.set_column(
         1, "event_time", pa.array(np.maximum(labels["event_time"].to_numpy(), parts.test_start + 1))
     )
     train_fraud(QUICK, examples=examples, out=tmp_path, seed=0)
     assert seen[0][parts.train].sum() > 0
     with pytest.raises(TooFewFraudsError, match="train"):
-        train_fraud(QUICK, examples=labelled(features, late), out=tmp_path, seed=0)
+        train_fraud(QUICK, examples=join_labels(features, late), out=tmp_path, seed=0)
 
 
 def test_card_precision_counts_a_card_once_a_day_and_drops_it_when_found() -> None:
@@ -128,11 +128,13 @@ def test_card_precision_counts_a_card_once_a_day_and_drops_it_when_found() -> No
     scores = np.array([0.9, 0.8, 0.7, 0.1, 0.9, 0.6, 0.5])
     test = np.arange(7)
     # Day 0: a and b are looked at, a is found. Day 1: a is gone; c and d are looked at, c is found.
-    assert card_precision(scores, Outcomes(times, cards, truth, known), test=test, k=2) == pytest.approx(0.5)
+    assert card_precision(scores, LabelledPayments(times, cards, truth, known), test=test, k=2) == pytest.approx(0.5)
     known_early = known.copy()
     known_early[3] = DAY
     # Now c was known before day 1 began, and leaves d alone.
-    assert card_precision(scores, Outcomes(times, cards, truth, known_early), test=test, k=2) == pytest.approx(0.25)
+    assert card_precision(scores, LabelledPayments(times, cards, truth, known_early), test=test, k=2) == pytest.approx(
+        0.25
+    )
 
 
 def test_thresholds_keep_the_budget_and_the_precision() -> None:
@@ -151,7 +153,7 @@ def test_what_does_not_beat_its_floor_is_not_served(tmp_path: Path, monkeypatch:
         return ServedDetector(scaling, [Logistic(-floor.out.weight.detach()[0], torch.zeros(1))]).eval()
 
     monkeypatch.setattr(detector, "_fit_detector", poor)
-    card = train_fraud(QUICK, examples=labelled(*tables()), out=tmp_path, seed=0)
+    card = train_fraud(QUICK, examples=join_labels(*tables()), out=tmp_path, seed=0)
     assert card.gate.served == card.gate.best_baseline == BASELINE
     assert card.gate.scores[MODEL] < card.gate.scores[BASELINE]
     saved = load_file(tmp_path / FRAUD.replace(".onnx", ".safetensors"))
@@ -161,14 +163,14 @@ def test_what_does_not_beat_its_floor_is_not_served(tmp_path: Path, monkeypatch:
 
 def test_data_without_frauds_is_refused_in_words(tmp_path: Path) -> None:
     features, labels = tables(rows=500)
-    with pytest.raises(TooFewFraudsError, match="give more days"):
-        train_fraud(QUICK, examples=labelled(features, labels.slice(0, 0)), out=tmp_path, seed=0)
+    with pytest.raises(TooFewFraudsError, match="import more days"):
+        train_fraud(QUICK, examples=join_labels(features, labels.slice(0, 0)), out=tmp_path, seed=0)
 
 
 @pytest.mark.slow
 def test_a_run_learns_exports_and_repeats_itself(tmp_path: Path) -> None:
     config = FraudConfig(members=2, epochs=8, batch_rows=256)
-    examples = labelled(*tables())
+    examples = join_labels(*tables())
     card = train_fraud(config, examples=examples, out=tmp_path / "a", seed=1)
     chance = examples["fraud"].to_numpy().mean()
     assert card.gate.scores[MODEL] > card.gate.scores[BASELINE] > 1.5 * chance

@@ -24,12 +24,12 @@ from streaming.tables import SCHEMAS, write_table
 from training.recommender.examples import (
     ItemWindowsByDay,
     build_catalogue,
+    histories_after_split,
     histories_from_feast,
-    histories_held_back,
     read_events,
     retrieval_examples,
 )
-from training.recommender.visits import visits_of
+from training.recommender.visits import visits_from_events
 
 START = 20_000 * DAY
 SPLIT = START + 60 * DAY
@@ -154,7 +154,7 @@ def test_events_are_read_once_each_in_order_and_divided_at_the_split(whole: Shop
 
 
 def test_states_are_what_happened_strictly_before_the_visit(whole: Shop) -> None:
-    visits = visits_of(pd.concat([whole.early, whole.later]))
+    visits = visits_from_events(pd.concat([whole.early, whole.later]))
     rows = [row for row in made_up() if row["type"] in columns.EVENT_TYPE_CODES]
     found = histories_from_feast(whole.feast, visits)
     for place, state in enumerate(as_sets(found)):
@@ -165,18 +165,18 @@ def test_states_are_what_happened_strictly_before_the_visit(whole: Shop) -> None
 
 
 def test_held_back_states_are_those_that_the_job_would_have_made(whole: Shop, split: Shop) -> None:
-    visits = visits_of(split.later)
-    held_back = histories_held_back(split.feast, visits, split.later, split=SPLIT)
+    visits = visits_from_events(split.later)
+    held_back = histories_after_split(split.feast, visits, split.later, split=SPLIT)
     assert as_sets(held_back) == as_sets(histories_from_feast(whole.feast, visits))
     assert max(held_back.lengths) > 3
 
 
 def test_a_planted_future_event_does_not_leak_into_held_back_states(split: Shop) -> None:
-    visits = visits_of(split.later)
+    visits = visits_from_events(split.later)
     future = {"event_id": "future", "type": "purchase", "event_time": START + 400 * DAY, "user_id": visits.users[0]}
     planted = pd.concat([split.later, table([{**future, "item_id": "i0"}]).to_pandas()])
     without, found = (
-        as_sets(histories_held_back(split.feast, visits, rows, split=SPLIT)) for rows in (split.later, planted)
+        as_sets(histories_after_split(split.feast, visits, rows, split=SPLIT)) for rows in (split.later, planted)
     )
     assert found == without
 
@@ -209,7 +209,7 @@ def test_the_catalogue_has_what_was_bought_with_known_neighbours(split: Shop) ->
 
 
 def test_queries_name_known_items_once(split: Shop) -> None:
-    visits = visits_of(split.early)
+    visits = visits_from_events(split.early)
     states = histories_from_feast(split.feast, visits)
     queries = retrieval_examples(visits, states, split.catalogue)
     assert [query.visitor.at for query in queries] == visits.times.tolist()

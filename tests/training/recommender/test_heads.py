@@ -13,7 +13,7 @@ from training.configs import RankerConfig
 from training.core.export import export, open_onnx
 from training.core.sharding import process_group
 from training.recommender.examples import RankingExample
-from training.recommender.heads import MIN_EXAMPLES, supported
+from training.recommender.heads import MIN_EXAMPLES, supported_heads
 from training.recommender.ranker import FittedRanker, fit_ranker
 
 VISITS, SHOWN = 500, 12
@@ -128,7 +128,7 @@ def test_with_purchases_alone_there_is_one_head_and_the_same_fit_whatever_is_ask
 @pytest.mark.slow
 def test_returns_that_follow_nothing_make_no_head() -> None:
     lists = visits(tells=False)
-    assert "return" in supported(lists, ALL)
+    assert "return" in supported_heads(lists, ALL)
     assert list(fitted(lists, ALL).heads) == ["purchase", "cart", "view"]
 
 
@@ -138,7 +138,7 @@ def test_a_head_needs_enough_to_learn_from_and_a_weight() -> None:
         RankingExample(one.candidates, one.bought, {"view": one.auxiliary_labels["view"]})
         for one in lists[: MIN_EXAMPLES - 1]
     ]
-    assert supported(few, ALL) == {"purchase": 1.0}
-    assert list(supported(lists[:MIN_EXAMPLES], ALL)) == ["purchase", "cart", "view", "return"]
-    assert list(supported(lists, replace(ALL, view_loss=0.0))) == ["purchase", "cart", "return"]
-    assert list(supported(drawn(queries()), ALL)) == ["purchase"]
+    assert supported_heads(few, ALL) == {"purchase": 1.0}
+    assert list(supported_heads(lists[:MIN_EXAMPLES], ALL)) == ["purchase", "cart", "view", "return"]
+    assert list(supported_heads(lists, replace(ALL, view_loss=0.0))) == ["purchase", "cart", "return"]
+    assert list(supported_heads(drawn(queries()), ALL)) == ["purchase"]

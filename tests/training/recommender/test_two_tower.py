@@ -16,9 +16,8 @@ from features.recommender.candidates import Visitor
 from tests.training.shop_worker import CPU, ITEMS, RETRIEVAL, catalogue, queries
 from training.configs import RetrievalConfig
 from training.core.sharding import process_group
-from training.recommender.examples import RetrievalExample
-from training.recommender.two_tower import FittedTwoTower, fit_retrieval
-from training.train import before_purchases, by_time
+from training.recommender.examples import RetrievalExample, split_at_purchases, split_latest
+from training.recommender.two_tower import FittedTwoTower, fit_two_tower
 
 KNOWN = catalogue()
 BATCH = replace(RETRIEVAL, dropout=0.0, epochs=1, batch_visits=1000, cart_weight=0.5, view_weight=2.0)
@@ -35,7 +34,7 @@ def alone() -> Iterator[None]:
 def fitted(
     training: list[RetrievalExample], config: RetrievalConfig, *, validation: list[RetrievalExample] | None = None
 ) -> FittedTwoTower:
-    return fit_retrieval(KNOWN, training, validation or [], config, device=CPU, seed=3, label="test")
+    return fit_two_tower(KNOWN, training, validation or [], config, device=CPU, seed=3, label="test")
 
 
 def with_looks(asked: list[RetrievalExample]) -> list[RetrievalExample]:
@@ -127,7 +126,7 @@ def test_looks_tell_what_few_purchases_do_not() -> None:
 def test_retrieval_is_checked_by_the_latest_purchases_and_learns_from_all_before(buys: list[bool], part: float) -> None:
     rows = [RetrievalExample(replace(NEVER_HERE, at=at), np.arange(int(bought))) for at, bought in enumerate(buys)]
     bought = [query for query in rows if len(query.targets)]
-    learn, check = before_purchases(rows, part)
-    assert check == by_time(bought, part)[1]
+    learn, check = split_at_purchases(rows, part)
+    assert check == split_latest(bought, part)[1]
     assert learn == rows[: check[0].visitor.at]
-    assert before_purchases(bought, part) == by_time(bought, part), "purchases alone: as ever"
+    assert split_at_purchases(bought, part) == split_latest(bought, part), "purchases alone: as ever"

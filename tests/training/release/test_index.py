@@ -21,7 +21,7 @@ def test_the_kind_follows_the_size_and_recall_is_measured(
     monkeypatch: pytest.MonkeyPatch, kind: str, least: float
 ) -> None:
     monkeypatch.setattr(training_index, "EXACT_ITEMS", 10_000 if kind == "Flat" else 1_000)
-    monkeypatch.setattr(training_index, "SEARCHED", 1.26)  # random vectors lie in no cells worth the name
+    monkeypatch.setattr(training_index, "SEARCHED_CELLS", 1.26)  # random vectors lie in no cells worth the name
     vectors, queries = unit(2_000), unit(50, seed=1)
     index, name = build_index(vectors)
     recall = measure_recall(index, vectors, queries)

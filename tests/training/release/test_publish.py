@@ -8,7 +8,7 @@ import pytest
 
 from features.contract.release import CURRENT, MANIFEST, Manifest, ReleaseError, current_version, read_release
 from training.release import publish
-from training.release.publish import KEPT, begin, point_to, rollback, versions
+from training.release.publish import KEPT_RELEASES, begin, point_to, rollback, versions
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -95,14 +95,14 @@ def test_there_may_be_nothing_to_go_back_to(tmp_path: Path) -> None:
 
 
 def test_old_releases_are_dropped_but_never_the_current_one(tmp_path: Path) -> None:
-    names = [f"v{number}" for number in range(1, KEPT + 3)]
+    names = [f"v{number}" for number in range(1, KEPT_RELEASES + 3)]
     for name in names:
         release(tmp_path, name)
-    assert versions(tmp_path) == names[-KEPT:]
-    point_to(tmp_path, names[-KEPT])
+    assert versions(tmp_path) == names[-KEPT_RELEASES:]
+    point_to(tmp_path, names[-KEPT_RELEASES])
     publish._drop_old(tmp_path)
     release(tmp_path, "v8")
-    assert versions(tmp_path) == [*names[-KEPT + 1 :], "v8"]
+    assert versions(tmp_path) == [*names[-KEPT_RELEASES + 1 :], "v8"]
 
 
 def test_a_reader_beside_it_finds_a_whole_release_at_every_moment(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_reader_beside_it_finds_a_whole_release_at_every_moment(tmp_path: Path
 
     reader = threading.Thread(target=read)
     reader.start()
-    for number in range(1, KEPT):
+    for number in range(1, KEPT_RELEASES):
         release(tmp_path, f"v{number}")
     stop.set()
     reader.join(10)
