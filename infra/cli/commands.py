@@ -123,7 +123,7 @@ def stream() -> None:
     "search_seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="First look that long for better settings of two-tower and ranker, by their validation values.",
+    help="First search that long for better settings of two-tower and ranker, by their validation values.",
 )
 @click.option(
     "--settings",
@@ -132,7 +132,7 @@ def stream() -> None:
     help="JSON with settings that replace the configuration's: a run's record in runs/, or a part of its config.",
 )
 def train(config: str, *, wait: bool, search_seconds: float | None, file: Path | None) -> None:
-    """Train the models, hold them against their floors, and publish the release (TorchRec, Faiss)."""
+    """Train the models, compare them with their baselines, and publish the release (TorchRec, Faiss)."""
     from training import train as training
     from training.config_file import read_config
     from training.configs import CONFIGS

@@ -1,4 +1,4 @@
-"""The whole story for real: `headrace demo --small` from an empty data directory, and what it leaves running."""
+"""Tests `headrace demo --small` from an empty data directory, and what it leaves running."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def get(port: int, path: str) -> bytes:
         return body
 
 
-def test_it_tells_every_step_and_ends_with_what_it_measured(demo: tuple[str, int]) -> None:
+def test_it_reports_every_step_and_ends_with_what_it_measured(demo: tuple[str, int]) -> None:
     output, _ = demo
     for words in ("accepted", "dead-lettered", "records folded", "two-tower:", "published", "traffic:", "console"):
         assert words in output
@@ -60,10 +60,10 @@ def test_it_tells_every_step_and_ends_with_what_it_measured(demo: tuple[str, int
 
 
 def test_an_event_changes_the_answer_within_seconds(demo: tuple[str, int]) -> None:
-    found = re.search(r"changed that user's answer after ([\d.]+) s", demo[0])
-    assert found is not None
+    seconds = re.search(r"changed that user's answer after ([\d.]+) s", demo[0])
+    assert seconds is not None
     # The promise is 5 s, for a machine that does nothing else; the demo itself gives up after 30 s.
-    assert float(found[1]) < 30
+    assert float(seconds[1]) < 30
 
 
 def test_every_answer_to_the_traffic_is_in_the_report(demo: tuple[str, int]) -> None:

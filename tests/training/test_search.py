@@ -1,4 +1,4 @@
-"""The search for settings: it finds better ones, keeps what was there where none is, and goes on after a kill."""
+"""Tests the search for settings: it finds better ones, else keeps the start, and resumes after a kill."""
 
 import json
 import time
@@ -21,36 +21,36 @@ START = RetrievalConfig(dropout=0.2)
 def search(
     folder: Path, value: Callable[[RetrievalConfig], float], *, facts: str = "shop"
 ) -> tuple[Search, RetrievalConfig]:
-    """Each try takes 0.02 s, so that a search of 0.5 s makes some 20."""
+    """Runs a search of 0.5 s in which each try takes 0.02 s, so that there are about 20."""
 
     def slow(tried: RetrievalConfig) -> float:
         time.sleep(0.02)
         return value(tried)
 
-    made = Search(0.5, seed=3, journal=folder / "search.jsonl", say=lambda line: None)
+    finished = Search(0.5, seed=3, journal=folder / "search.jsonl", say=lambda line: None)
     with process_group(torch.device("cpu")):
-        best = made.best(
+        best = finished.best(
             START, suggest=suggest_retrieval, value=slow, label="two-tower", metric="recall", identity={"of": facts}
         )
-    return made, best
+    return finished, best
 
 
 def test_better_settings_are_found(tmp_path: Path) -> None:
-    made, best = search(tmp_path, lambda tried: -abs(tried.dropout - 0.4))
+    finished, best = search(tmp_path, lambda tried: -abs(tried.dropout - 0.4))
     assert abs(best.dropout - 0.4) < abs(START.dropout - 0.4)
-    values = [one["value"] for one in made.tries]
+    values = [result["value"] for result in finished.tries]
     assert values[0] == pytest.approx(-0.2), "the start is tried first"
     assert max(values) == -abs(best.dropout - 0.4)
     assert 2 < len(values) < 60
 
 
 def test_the_start_is_kept_where_nothing_is_better(tmp_path: Path) -> None:
-    made, best = search(tmp_path, lambda tried: float(tried == START))
+    finished, best = search(tmp_path, lambda tried: float(tried == START))
     assert best == START
-    assert len(made.tries) > 2
+    assert len(finished.tries) > 2
 
 
-def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+def test_a_killed_search_resumes(tmp_path: Path) -> None:
     fitted: list[RetrievalConfig] = []
 
     def dies_at_its_fifth(tried: RetrievalConfig) -> float:
@@ -61,22 +61,22 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, dies_at_its_fifth)
-    made, _ = search(tmp_path, dies_at_its_fifth)
+    finished, _ = search(tmp_path, dies_at_its_fifth)
     undisturbed, _ = search(tmp_path / "other", lambda tried: tried.dropout)
-    assert fitted[5] == fitted[4], "it goes on with the try that was lost"
-    assert [one["settings"] for one in made.tries[:4]] == [asdict(one) for one in fitted[:4]]
-    both = list(zip(made.tries, undisturbed.tries, strict=False))
+    assert fitted[5] == fitted[4], "it resumes with the try that was lost"
+    assert [result["settings"] for result in finished.tries[:4]] == [asdict(config) for config in fitted[:4]]
+    both = list(zip(finished.tries, undisturbed.tries, strict=False))
     assert len(both) > 5
-    assert all(one["settings"] == other["settings"] for one, other in both)
+    assert all(resumed["settings"] == expected["settings"] for resumed, expected in both)
 
 
-def test_tries_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None:
+def test_tries_of_another_run_are_not_resumed(tmp_path: Path) -> None:
     search(tmp_path, lambda tried: 0.9)
-    made, _ = search(tmp_path, lambda tried: 0.1, facts="another shop")
-    assert {one["value"] for one in made.tries} == {0.1}
+    finished, _ = search(tmp_path, lambda tried: 0.1, facts="another shop")
+    assert {result["value"] for result in finished.tries} == {0.1}
 
 
-def test_what_is_not_searched_stays() -> None:
+def test_settings_without_a_range_stay() -> None:
     trial = optuna.create_study().ask()
     retrieval = suggest_retrieval(trial, replace(START, refit_epochs=9, patience=4))
     assert (retrieval.refit_epochs, retrieval.patience) == (9, 4)
@@ -85,16 +85,16 @@ def test_what_is_not_searched_stays() -> None:
     assert ranker != RankerConfig()
 
 
-def test_the_ranges_hold_the_standard_settings() -> None:
-    """A search that could not come back to where it began would be a strange one."""
+def test_the_ranges_contain_the_standard_settings() -> None:
+    """Otherwise the search could not come back to where it started."""
     for suggest, start in ((suggest_retrieval, standard().retrieval), (suggest_ranker, standard().ranker)):
         study = optuna.create_study()
         named = asdict(start)
         trial = study.ask()
         suggest(trial, start)  # type: ignore[operator]
-        for name, kind in trial.distributions.items():
+        for name, distribution in trial.distributions.items():
             value = named[name][0] if isinstance(named[name], tuple) else named[name]
-            assert kind._contains(kind.to_internal_repr(value)), name
+            assert distribution._contains(distribution.to_internal_repr(value)), name
 
 
 def test_every_setting_of_the_ranges_may_be_written_in_a_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fits the sequence model on users who walk up a ring of items: what tests start under torchrun, and kill.
+"""Fits the sequence model on users who walk up a ring of items; tests start it under torchrun, and kill it.
 
 python -m tests.training.benchmark.sequence_worker OUT.json [--dropout D] [--epochs N] [--users N] [--unfinished FOLDER]
 """
@@ -22,15 +22,15 @@ CPU = torch.device("cpu")
 
 
 def ring(users: int = 90) -> Sequences:
-    """Users who walk up a ring of ITEMS items."""
+    """Returns users who walk up a ring of ITEMS items."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 15, users)
     items = np.concatenate([(rng.integers(ITEMS) + np.arange(length)) % ITEMS for length in lengths])
     return Sequences(np.concatenate(([0], np.cumsum(lengths))), items, np.arange(len(items)))
 
 
-def next_found(fitted: FittedSequence) -> float:
-    """How often the next item of the ring is the best one after a walk of three."""
+def next_item_accuracy(fitted: FittedSequence) -> float:
+    """Returns how often the next item of the ring scores best after a walk of three."""
     walks = (np.arange(ITEMS)[:, None] + np.arange(3)).ravel() % ITEMS
     inputs = Sequences(np.arange(ITEMS + 1) * 3, walks, np.arange(len(walks)))
     return float((fitted.scores(inputs).argmax(axis=1) == (np.arange(ITEMS) + 3) % ITEMS).mean())
@@ -43,16 +43,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=CONFIG.epochs)
     parser.add_argument("--users", type=int, default=90)
     parser.add_argument("--unfinished", type=Path)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    watch = RunPaths(asked.unfinished, asked.unfinished / "curves", {}) if asked.unfinished else None
-    config = replace(CONFIG, dropout=asked.dropout, epochs=asked.epochs, patience=asked.epochs)
+    paths = RunPaths(arguments.unfinished, arguments.unfinished / "curves", {}) if arguments.unfinished else None
+    config = replace(CONFIG, dropout=arguments.dropout, epochs=arguments.epochs, patience=arguments.epochs)
     with process_group(CPU):
         fitted = fit_sequence(
-            ring(asked.users), items=ITEMS, config=config, validate=next_found, device=CPU, seed=5, paths=watch
+            ring(arguments.users),
+            items=ITEMS,
+            config=config,
+            validate=next_item_accuracy,
+            device=CPU,
+            seed=5,
+            paths=paths,
         )
         if is_leader():
-            asked.out.write_text(json.dumps(asdict(fitted.curve) | {"table": fitted.table.tolist()}))
+            arguments.out.write_text(json.dumps(asdict(fitted.curve) | {"table": fitted.table.tolist()}))
 
 
 if __name__ == "__main__":

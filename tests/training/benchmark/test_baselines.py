@@ -1,4 +1,4 @@
-"""The untrained models: what they list, by hand."""
+"""Tests the scores of the baselines against values computed by hand."""
 
 import numpy as np
 
@@ -13,17 +13,17 @@ def sequences(rows: list[list[int]], times: list[int] | None = None) -> Sequence
     return Sequences(offsets, flat, np.array(times) if times else np.arange(len(flat)))
 
 
-def test_item_knn_is_the_cosine_of_co_counts_and_forgets() -> None:
+def test_item_knn_is_the_cosine_of_co_counts_with_decay() -> None:
     learn = sequences([[0, 1], [0, 1, 2], [0, 2], [3]])
     model = ItemKnn(learn, 5, ItemKnnConfig(recent=2, decay=0.5))
     scores = model.scores(sequences([[3, 1, 0]]))[0]
-    # Of the last two, 0 counts once and 1 half; 3 is forgotten, and 4 is nobody's.
+    # Of the last two, 0 counts fully and 1 half; 3 is too long ago, and nobody took 4.
     assert np.isclose(scores[2], 2 / np.sqrt(3 * 2) + 0.5 * 1 / np.sqrt(2 * 2))
     assert np.isclose(scores[1], 2 / np.sqrt(3 * 2))
     assert np.isneginf(scores[[3, 4]]).all()
 
 
-def test_item_knn_can_know_what_comes_after_what() -> None:
+def test_item_knn_can_count_in_one_direction() -> None:
     learn = sequences([[0, 1, 2], [0, 1], [1, 3]])
     scores = ItemKnn(learn, 4, ItemKnnConfig(ahead=2)).scores(sequences([[1], [2], [0]]))
     assert np.isclose(scores[0, [2, 3]], [1 / np.sqrt(3 * 1), 1 / np.sqrt(3 * 1)]).all()
@@ -32,13 +32,13 @@ def test_item_knn_can_know_what_comes_after_what() -> None:
     assert np.isclose(scores[2, [1, 2]], [2 / np.sqrt(2 * 3), 0.5 / np.sqrt(2 * 1)]).all()
 
 
-def test_item_knn_recommends_buying_again_only_when_told() -> None:
+def test_item_knn_recommends_re_purchase_only_when_configured() -> None:
     learn = sequences([[0, 1], [2, 1]])
     assert np.isneginf(ItemKnn(learn, 3, ItemKnnConfig()).scores(sequences([[0]]))[0, 0])
     assert ItemKnn(learn, 3, ItemKnnConfig(own=0.7)).scores(sequences([[0]]))[0, 0] == np.float32(0.7)
 
 
-def test_popularity_can_look_at_the_last_days_only() -> None:
+def test_popularity_can_count_the_last_days_only() -> None:
     learn = sequences([[0, 0, 1]], [0, DAY, 20 * DAY])
     whole = Popularity(learn, 3, PopularityConfig()).scores(sequences([[1], [2]]))
     assert whole[1].tolist() == [2.0, 1.0, -np.inf]

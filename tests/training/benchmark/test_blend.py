@@ -1,4 +1,4 @@
-"""The blend finds out what each signal is worth, in shops where that is known."""
+"""Tests that the blend learns the weight of each signal, in shops where the right one is known."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ ITEMS, USERS = 40, 300
 
 
 class Oracle:
-    """An encoder that says, `certain` of it, that the next item is the successor of the last."""
+    """An encoder that gives the successor of the last item the score `confidence`."""
 
-    def __init__(self, certain: float) -> None:
-        self._certain = certain
+    def __init__(self, confidence: float) -> None:
+        self._certain = confidence
 
     def scores(self, inputs: Sequences) -> NDArray[np.float32]:
         scores = np.zeros((len(inputs), ITEMS), dtype=np.float32)
@@ -34,12 +34,12 @@ def histories() -> NDArray[np.int64]:
     return np.random.default_rng(4).integers(0, ITEMS, (USERS, 6))
 
 
-def found(
-    histories: NDArray[np.int64], targets: NDArray[np.int64], *, certain: float
+def learn_and_test(
+    histories: NDArray[np.int64], targets: NDArray[np.int64], *, confidence: float
 ) -> tuple[dict[str, float], float]:
-    """What is learnt of half of the users, and how many of the other half's targets are then first."""
+    """Returns the weights learnt on half of the users, and the share of the other half's targets that score best."""
     inputs = rows(histories)
-    signals = Signals(Oracle(certain), inputs, ITEMS, temperature=1.0, own=True)
+    signals = Signals(Oracle(confidence), inputs, ITEMS, temperature=1.0, own=True)
     cases = Cases(inputs, rows(targets[:, None]), np.arange(USERS))
     half = np.arange(USERS // 2)
     weights = learn_weights(signals, cases.rows(half), mask_history=False, rng=np.random.default_rng(0))
@@ -48,21 +48,21 @@ def found(
     return weights, float((first == rest.targets.items).mean())
 
 
-def test_a_signal_that_knows_is_followed(histories: NDArray[np.int64]) -> None:
-    weights, right = found(histories, (histories[:, -1] + 1) % ITEMS, certain=1.0)
+def test_a_signal_that_predicts_gets_the_weight(histories: NDArray[np.int64]) -> None:
+    weights, accuracy = learn_and_test(histories, (histories[:, -1] + 1) % ITEMS, confidence=1.0)
     assert set(weights) == {*GENERAL_SIGNALS, *HISTORY_SIGNALS}
     assert weights["encoder"] > 3
-    assert right > 0.95
+    assert accuracy > 0.95
 
 
-def test_where_people_buy_again_their_own_history_is_followed(histories: NDArray[np.int64]) -> None:
-    weights, right = found(histories, histories[:, -1], certain=0.0)
+def test_where_users_buy_again_their_history_gets_the_weight(histories: NDArray[np.int64]) -> None:
+    weights, accuracy = learn_and_test(histories, histories[:, -1], confidence=0.0)
     assert weights["encoder"] == 0.0
-    assert right > 0.9
+    assert accuracy > 0.9
 
 
-def test_what_may_not_be_listed_teaches_nothing(histories: NDArray[np.int64]) -> None:
-    """With history masked, the loss is over the other items only: buying the successor is all there is to learn."""
+def test_masked_items_are_left_out_of_the_loss(histories: NDArray[np.int64]) -> None:
+    """With history masked, the loss is over the other items only: only the successor can be learnt."""
     inputs = rows(histories)
     targets = (histories[:, -1] + 1) % ITEMS
     new = np.flatnonzero((histories != targets[:, None]).all(axis=1))

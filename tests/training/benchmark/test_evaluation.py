@@ -1,4 +1,4 @@
-"""The bench from the command line, on a made-up shop whose next item is known."""
+"""Tests the benchmark from the command line, on a simulated shop whose next item is known."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def bench(*arguments: str) -> Result:
 
 @pytest.fixture
 def chain(tmp_path: Path) -> Path:
-    """Each user walks up a ring of 30 items from anywhere: the next item is certain, and popularity knows nothing."""
+    """Writes users who walk up a ring of 30 items from any start: the next item is certain, popularity is useless."""
     rng = np.random.default_rng(3)
     lines = []
     for user in range(240):
@@ -28,11 +28,11 @@ def chain(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_sequence_model_finds_what_the_floors_cannot(chain: Path) -> None:
-    asked = ("--data", str(chain), "--protocol", "leave-one-out", "--max-length", "20", "--seed", "3", "--json")
-    done = bench(*asked)
-    assert done.exit_code == 0, done.output
-    rows = {row["model"]: row for row in json.loads(done.stdout.strip().splitlines()[-1])["rows"]}
+def test_the_sequence_model_finds_what_the_baselines_cannot(chain: Path) -> None:
+    options = ("--data", str(chain), "--protocol", "leave-one-out", "--max-length", "20", "--seed", "3", "--json")
+    result = bench(*options)
+    assert result.exit_code == 0, result.output
+    rows = {row["model"]: row for row in json.loads(result.stdout.strip().splitlines()[-1])["rows"]}
     assert set(rows) == {"popularity", "item_knn", "sequence"}
     assert rows["sequence"]["ndcg@10"] > 0.9
     assert rows["popularity"]["ndcg@10"] < 0.5
@@ -43,15 +43,15 @@ def test_the_sequence_model_finds_what_the_floors_cannot(chain: Path) -> None:
     assert low <= rows["sequence"]["ndcg@10"] <= high
 
 
-def test_people_get_a_table(chain: Path) -> None:
-    done = bench("--data", str(chain), "--model", "popularity")
-    assert done.exit_code == 0, done.output
-    assert "240 users asked, all 30 items ranked" in done.output
-    assert "item_knn" in done.output
+def test_without_json_there_is_a_table(chain: Path) -> None:
+    result = bench("--data", str(chain), "--model", "popularity")
+    assert result.exit_code == 0, result.output
+    assert "240 test users, all 30 items ranked" in result.output
+    assert "item_knn" in result.output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--model", "oracle"), "the models are popularity, item_knn, sequence"),
         (("--protocol", "time-split"), "needs --split-at"),
@@ -60,16 +60,16 @@ def test_people_get_a_table(chain: Path) -> None:
         (("--split-at", "2011-11-09"), "belongs to --protocol time-split"),
     ],
 )
-def test_a_wrong_question_gets_one_clear_line(chain: Path, arguments: tuple[str, ...], said: str) -> None:
-    done = bench("--data", str(chain), *arguments)
-    assert done.exit_code == 1
-    assert done.output.startswith("Error: ")
-    assert said in done.output
+def test_a_wrong_request_gets_one_clear_line(chain: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = bench("--data", str(chain), *arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert message in result.output
 
 
 def test_peers_are_refused_under_torchrun(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process would start its own."""
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    done = bench("--data", str(chain), "--model", "als")
-    assert done.exit_code == 1
-    assert "--model als: peers are fitted by one process: run them without torchrun" in done.output
+    result = bench("--data", str(chain), "--model", "als")
+    assert result.exit_code == 1
+    assert "--model als: peers run in one process, so leave out torchrun" in result.output

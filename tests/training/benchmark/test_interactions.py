@@ -1,4 +1,4 @@
-"""Files into interactions: what is read, what is left out, and what the message says otherwise."""
+"""Tests reading interactions from files: what is read, what is left out, and the errors."""
 
 from pathlib import Path
 
@@ -48,11 +48,11 @@ def test_a_csv_without_a_header_has_numbered_columns_and_times_in_seconds(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "options", "said"),
+    ("name", "text", "options", "message"),
     [
         ("a.txt", "", {}, "is empty"),
         ("a.txt", "ann 1\nbob\n", {}, "line 2"),
-        ("a.txt", "ann 1\nann 2\n", {}, "on two lines"),
+        ("a.txt", "ann 1\nann 2\n", {}, "has two lines"),
         ("a.txt", "ann 1\n", {"mapping": {"user": "x"}}, "--map and --positive are for tables"),
         ("a.csv", "u,i,t\n1,2,3\n", {}, "--map user=COLUMN"),
         ("a.csv", "user,item,time\n1,2,3\n", {"mapping": {"user": "who"}}, "no column 'who'"),
@@ -60,17 +60,17 @@ def test_a_csv_without_a_header_has_numbered_columns_and_times_in_seconds(tmp_pa
         ("a.csv", "user,item,time\n1,2,soon\n", {}, "holds no times"),
         ("a.csv", "user,item,time\n1,2,3\n", {"positive": ("item2",)}, "no such column of numbers"),
         ("a.csv", "user,item,time,q\n1,2,3,-1\n", {"positive": ("q",)}, "no row has user, item and time"),
-        ("a.xlsx", "", {}, "write .txt"),
+        ("a.xlsx", "", {}, "must be .txt"),
         ("a.parquet", "not parquet", {}, "cannot be read as a table"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_what_to_change(
-    tmp_path: Path, name: str, text: str, options: dict[str, object], said: str
+    tmp_path: Path, name: str, text: str, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read_interactions(write(tmp_path / name, text), **options)  # type: ignore[arg-type]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="is not a file"):
         read_interactions(tmp_path / "none.txt")

@@ -1,4 +1,4 @@
-"""A peer's process may die of one setting; the search goes on with another, and its own settings must work."""
+"""Tests that the search goes on where a peer fails with some settings, and that its defaults must work."""
 
 import sys
 from pathlib import Path
@@ -16,10 +16,10 @@ import numpy as np
 from training.benchmark.lists import DEPTH
 folder = Path(sys.argv[1])
 for line in sys.stdin:
-    asked = json.loads(line)
+    request = json.loads(line)
     if {dies}:
         sys.exit("NaN encountered in factors")
-    cases = len(np.load(folder / ("test_users.npy" if asked["final"] else "validation_users.npy")))
+    cases = len(np.load(folder / ("test_users.npy" if request["final"] else "validation_users.npy")))
     for name in ("lists.npy", "new_lists.npy"):
         np.save(folder / name, np.tile(np.arange(DEPTH) % 4, (cases, 1)))
     print(json.dumps({{"learnt": {{}}, "epoch_seconds": None}}), flush=True)
@@ -28,7 +28,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def request_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A request for the peer bpr, whose process dies when `dies` holds for what it is asked."""
+    """Returns a function that makes a request for the peer bpr, whose process dies where `dies` holds."""
 
     def make(dies: str) -> Request:
         python = tmp_path / "env" / "bin" / "python"
@@ -46,12 +46,12 @@ def request_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_a_setting_of_which_a_peer_dies_is_one_that_was_tried(request_of) -> None:
-    [peer] = run(request_of("asked['settings']"), as_json=True, say=lambda line: None)["rows"]
+def test_settings_with_which_a_peer_fails_count_as_tried(request_of) -> None:
+    [peer] = run(request_of("request['settings']"), as_json=True, say=lambda line: None)["rows"]
     assert peer["settings"] == {}
     assert peer["trials"] >= 2
 
 
-def test_a_peer_that_dies_of_its_own_settings_is_an_error_with_its_words(request_of) -> None:
+def test_a_peer_that_fails_with_its_defaults_is_an_error_with_its_output(request_of) -> None:
     with pytest.raises(PeerError, match="NaN encountered in factors"):
         run(request_of("True"), as_json=True, say=lambda line: None)

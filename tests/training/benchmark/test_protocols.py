@@ -1,4 +1,4 @@
-"""The protocols: who is asked what, and that nothing of the answer is learnt from."""
+"""Tests the protocols: inputs and targets of each case, and that no target is learnt from."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def rows_of(sequences: Sequences) -> list[list[int]]:
 
 
 @given(st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=9), min_size=1, max_size=6))
-def test_leave_one_out_asks_each_user_of_three_for_the_last_item(rows: list[list[int]]) -> None:
+def test_leave_one_out_tests_each_user_of_three_items_on_the_last(rows: list[list[int]]) -> None:
     long = [row for row in rows if len(row) >= 3]
     if not long:
         with pytest.raises(DataError, match="3 items or more"):
@@ -40,7 +40,7 @@ def test_leave_one_out_asks_each_user_of_three_for_the_last_item(rows: list[list
     assert not split.refits
 
 
-def test_time_split_asks_who_comes_back_for_everything_they_take_from_then_on() -> None:
+def test_time_split_tests_users_who_return_on_everything_they_take_from_then_on() -> None:
     data = interactions(
         [[0, 1, 2, 1, 1], [0, 3], [4]],
         [[0, 50 * DAY, 101 * DAY, 103 * DAY, 110 * DAY], [60 * DAY, 95 * DAY], [105 * DAY]],
@@ -49,7 +49,7 @@ def test_time_split_asks_who_comes_back_for_everything_they_take_from_then_on() 
     assert rows_of(split.final) == [[0, 1], [0, 3], []]
     assert rows_of(split.test.inputs) == [[0, 1]]
     assert rows_of(split.test.targets) == [[2, 1]]
-    # The test part is 10 days long, so validation asks 10 days before the split.
+    # The test part is 10 days long, so validation is 10 days before the split.
     assert rows_of(split.learn) == [[0, 1], [0], []]
     assert rows_of(split.validation.inputs) == [[0]]
     assert rows_of(split.validation.targets) == [[3]]
@@ -60,10 +60,10 @@ def test_time_split_asks_who_comes_back_for_everything_they_take_from_then_on() 
 
 
 @pytest.mark.parametrize(
-    ("split_at", "timed", "said"),
+    ("split_at", "timed", "message"),
     [(5, False, "needs times"), (10**15, True, "must be within the data"), (1, True, "comes back")],
 )
-def test_time_split_says_what_is_wrong(split_at: int, timed: bool, said: str) -> None:
+def test_time_split_says_what_is_wrong(split_at: int, timed: bool, message: str) -> None:
     data = interactions([[0, 1]], [[0, 10]] if timed else None)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         time_split(data, split_at=split_at)

@@ -1,4 +1,4 @@
-"""Fitting the sequence model: it learns, it can be killed, and its curve stays what it was."""
+"""Tests fits of the sequence model: they learn, resume after a kill, and keep the golden loss curve."""
 
 import itertools
 import json
@@ -36,12 +36,12 @@ GOLDEN = ROOT / "tests" / "golden" / "sequence_loss.json"
 WORKER = [sys.executable, "-W", "ignore", "-m", "tests.training.benchmark.sequence_worker"]
 
 
-def fit(config: SequenceConfig, *, judge: Validate | None, watch: RunPaths | None = None) -> FittedSequence:
-    return fit_sequence(ring(), items=ITEMS, config=config, validate=judge, device=CPU, seed=5, paths=watch)
+def fit(config: SequenceConfig, *, validate: Validate | None, paths: RunPaths | None = None) -> FittedSequence:
+    return fit_sequence(ring(), items=ITEMS, config=config, validate=validate, device=CPU, seed=5, paths=paths)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 12))
-def test_every_entry_but_a_rows_first_is_learnt_once(lengths: list[int], length: int) -> None:
+def test_every_entry_but_a_rows_first_is_a_target_once(lengths: list[int], length: int) -> None:
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     learn = Sequences(offsets, np.arange(offsets[-1]), np.arange(offsets[-1]))
     windows = cut_windows(learn, length)
@@ -71,8 +71,8 @@ def test_the_encoder_sees_no_later_item_and_no_other_row() -> None:
     assert not torch.allclose(moved[2], beside[2])
 
 
-def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
-    """Corrected by their chances; without the correction the estimate would lie far off."""
+def test_sampled_negatives_estimate_the_loss_over_all_items() -> None:
+    """They are corrected by their probabilities; without the correction the estimate would be far off."""
     learn = ring(40)
     torch.manual_seed(1)
     encoder = Encoder(width=16, blocks=1, heads=1, dropout=0.0, length=8)
@@ -80,90 +80,90 @@ def test_drawn_rivals_estimate_the_loss_over_all_items() -> None:
     batch = next(batches(learn, cut_windows(learn, 8), replace(CONFIG, batch=64), np.random.default_rng(0)))
     rng = np.random.default_rng(0)
     with torch.no_grad(), process_group(CPU):
-        whole, drawn, fewer = (
-            np.mean([batch_loss(model, batch, rivals, temperature=1.0, rng=rng).item() for _ in range(20)])
-            for rivals in (
+        exact, estimate, estimate_of_few = (
+            np.mean([batch_loss(model, batch, negatives, temperature=1.0, rng=rng).item() for _ in range(20)])
+            for negatives in (
                 NegativeSampler(learn, 1000, 500),
                 NegativeSampler(learn, 1000, 499),
                 NegativeSampler(learn, 1000, 100),
             )
         )
-    assert drawn == pytest.approx(whole, abs=0.01)
-    assert fewer == pytest.approx(whole, abs=0.05)
+    assert estimate == pytest.approx(exact, abs=0.01)
+    assert estimate_of_few == pytest.approx(exact, abs=0.05)
 
 
-def test_a_run_that_goes_on_gives_what_it_would_have_given(tmp_path: Path) -> None:
-    watch = RunPaths(tmp_path / "unfinished", tmp_path / "curves", {})
-    whole = fit(CONFIG, judge=None)
-    fit(replace(CONFIG, epochs=2), judge=None, watch=watch)
-    gone_on = fit(CONFIG, judge=None, watch=watch)
-    assert gone_on.curve.losses == pytest.approx(whole.curve.losses)
-    torch.testing.assert_close(gone_on.table, whole.table)
-    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6, paths=watch)
+def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "unfinished", tmp_path / "curves", {})
+    whole = fit(CONFIG, validate=None)
+    fit(replace(CONFIG, epochs=2), validate=None, paths=paths)
+    resumed_fit = fit(CONFIG, validate=None, paths=paths)
+    assert resumed_fit.curve.losses == pytest.approx(whole.curve.losses)
+    torch.testing.assert_close(resumed_fit.table, whole.table)
+    other = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6, paths=paths)
     alone = fit_sequence(ring(), items=ITEMS, config=CONFIG, validate=None, device=CPU, seed=6)
-    assert other.curve.losses == pytest.approx(alone.curve.losses), "it went on from another seed's checkpoint"
+    assert other.curve.losses == pytest.approx(alone.curve.losses), "it resumed from the checkpoint of another seed"
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_a_checkpoint_that_goes_on_with_the_same_curve(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path) -> None:
     undisturbed, resumed, unfinished = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "unfinished"
     words = [*WORKER, str(resumed), "--epochs", "40", "--unfinished", str(unfinished)]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
         checkpoint, end = unfinished / "sequence.0.safetensors", time.monotonic() + 120
-        while not ((found := load(checkpoint)) and len(found[1]["curve"]["losses"]) >= 3):
+        while not ((saved := load(checkpoint)) and len(saved[1]["curve"]["losses"]) >= 3):
             assert time.monotonic() < end, f"{checkpoint} did not reach epoch 3"
             time.sleep(0.02)
         running.kill()
-    assert not resumed.exists(), "it was done before it was killed"
+    assert not resumed.exists(), "it ended before it was killed"
     for out, more in ((undisturbed, []), (resumed, ["--unfinished", str(unfinished)])):
         subprocess.run([*WORKER, str(out), "--epochs", "40", *more], cwd=ROOT, check=True, capture_output=True)
-    expected, found = json.loads(undisturbed.read_text()), json.loads(resumed.read_text())
-    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
-    assert found["values"] == expected["values"]
-    assert found["best_epoch"] == expected["best_epoch"]
-    np.testing.assert_allclose(found["table"], expected["table"], atol=1e-4)
+    expected, actual = json.loads(undisturbed.read_text()), json.loads(resumed.read_text())
+    assert actual["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert actual["values"] == expected["values"]
+    assert actual["best_epoch"] == expected["best_epoch"]
+    np.testing.assert_allclose(actual["table"], expected["table"], atol=1e-4)
 
 
-def judged_as(*values: float) -> Validate:
-    """The values, one a judgement, the first before any epoch; the last one again and again."""
+def validation_values(*values: float) -> Validate:
+    """Returns these values one after the other, the first before any epoch; then the last one again and again."""
     rest = itertools.chain(values, itertools.repeat(values[-1]))
     return lambda _: next(rest)
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:
     config = replace(CONFIG, epochs=30, patience=2)
-    fitted = fit(config, judge=judged_as(0.0, 0.1, 0.3, 0.2))
+    fitted = fit(config, validate=validation_values(0.0, 0.1, 0.3, 0.2))
     assert fitted.curve.best_epoch == 2
     assert fitted.curve.best == -0.3
     assert len(fitted.curve.losses) == 4
-    torch.testing.assert_close(fitted.table, fit(replace(CONFIG, epochs=2), judge=None).table)
+    torch.testing.assert_close(fitted.table, fit(replace(CONFIG, epochs=2), validate=None).table)
 
 
-def test_a_judgement_every_so_many_epochs_and_after_the_last() -> None:
+def test_validation_is_every_so_many_epochs_and_after_the_last() -> None:
     config = replace(CONFIG, epochs=7, validate_every=3, patience=3)
-    curve = fit(config, judge=judged_as(0.0, 0.1, 0.3, 0.2)).curve
+    curve = fit(config, validate=validation_values(0.0, 0.1, 0.3, 0.2)).curve
     assert curve.values == [None, None, -0.1, None, None, -0.3, -0.2]
     assert curve.best_epoch == 6
     patient = replace(CONFIG, epochs=30, validate_every=3, patience=2)
-    assert len(fit(patient, judge=judged_as(0.0, 0.3, 0.2)).curve.losses) == 9
+    assert len(fit(patient, validate=validation_values(0.0, 0.3, 0.2)).curve.losses) == 9
 
 
-def test_no_epoch_begins_after_its_time() -> None:
+def test_no_epoch_starts_after_the_time_limit() -> None:
     config = replace(CONFIG, validate_every=3)
     fitted = fit_sequence(
-        ring(), items=ITEMS, config=config, validate=judged_as(0.1, 0.5), device=CPU, seed=5, seconds=0.0
+        ring(), items=ITEMS, config=config, validate=validation_values(0.1, 0.5), device=CPU, seed=5, seconds=0.0
     )
     assert len(fitted.curve.losses) == 1
     assert fitted.curve.best == -0.5
 
 
 def test_the_loss_curve_is_the_golden_one() -> None:
-    """Who changes the mathematics renews the file (`python -m tests.training.benchmark.test_sequence`) and says why."""
-    losses = fit(CONFIG, judge=None).curve.losses
+    """A change of the mathematics renews the file (`python -m tests.training.benchmark.test_sequence`) and says why."""
+    losses = fit(CONFIG, validate=None).curve.losses
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-3)
     assert losses[-1] < losses[0] - 0.5
 
 
 if __name__ == "__main__":
-    curve = fit(CONFIG, judge=None).curve.losses
+    curve = fit(CONFIG, validate=None).curve.losses
     GOLDEN.write_text(json.dumps([round(value, 6) for value in curve]) + "\n")

@@ -1,4 +1,4 @@
-"""What the recommenders learn from: states as they were, whether Feast kept them or held-back events are folded in."""
+"""Tests the recommenders' examples: histories at each visit, from Feast or with held-back events folded in."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,8 +37,8 @@ CREATED = datetime(2026, 11, 22, tzinfo=UTC)
 SHOP = SCHEMAS["shop_events"]
 
 
-def made_up(*, seed: int = 3, orders: int = 150) -> list[dict[str, Any]]:
-    """A catalogue, purchases, a few returns and views of 90 days; some users come only after the split."""
+def random_events(*, seed: int = 3, orders: int = 150) -> list[dict[str, Any]]:
+    """Returns a catalogue, and purchases, returns and views of 90 days; some users come only after the split."""
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = [
         {"event_id": f"item:i{n}", "type": "item", "event_time": START, "item_id": f"i{n}", "title": f"Item {n}"}
@@ -48,10 +48,10 @@ def made_up(*, seed: int = 3, orders: int = 150) -> list[dict[str, Any]]:
         moment = START + int(rng.integers(0, 90 * DAY))
         user = f"u{rng.integers(0, 9 if moment < SPLIT else 12)}"
         for line, item in enumerate(rng.choice(8, rng.integers(1, 4), replace=False)):
-            kind = str(rng.choice(["purchase", "purchase", "purchase", "return", "view"]))
+            event_type = str(rng.choice(["purchase", "purchase", "purchase", "return", "view"]))
             rows.append(
                 {
-                    "event_id": f"{order}:{line}", "type": kind, "event_time": moment, "user_id": user,
+                    "event_id": f"{order}:{line}", "type": event_type, "event_time": moment, "user_id": user,
                     "item_id": f"i{item}", "order_id": f"o{order}", "quantity": float(rng.integers(1, 5)), "price": 2.5,
                 }
             )  # fmt: skip
@@ -63,7 +63,7 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def totals(rows: list[dict[str, Any]]) -> pa.Table:
-    """Daily totals of items, the slow way."""
+    """Computes daily totals of items, the slow way."""
     days: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         if row["type"] in ("purchase", "return"):
@@ -121,15 +121,15 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("whole"), made_up(), hold_back=False)
+    return Shop(tmp_path_factory.mktemp("whole"), random_events(), hold_back=False)
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("split"), made_up(), hold_back=True)
+    return Shop(tmp_path_factory.mktemp("split"), random_events(), hold_back=True)
 
 
-def as_sets(states: History) -> list[set[tuple[Any, ...]]]:
+def as_sets(histories: History) -> list[set[tuple[Any, ...]]]:
     names = [
         columns.TIMES,
         columns.EVENT_HASHES,
@@ -140,12 +140,12 @@ def as_sets(states: History) -> list[set[tuple[Any, ...]]]:
     ]
     return [
         set(zip(*(row.entries[name].tolist() for name in names), strict=True))
-        for row in (states.row(place) for place in range(len(states)))
+        for row in (histories.row(number) for number in range(len(histories)))
     ]
 
 
 def test_events_are_read_once_each_in_order_and_divided_at_the_split(whole: Shop, split: Shop) -> None:
-    rows = made_up()
+    rows = random_events()
     for shop in (whole, split):
         assert len(shop.early) + len(shop.later) == len(rows)
         assert set(shop.early["event_id"]) | set(shop.later["event_id"]) == {row["event_id"] for row in rows}
@@ -153,35 +153,35 @@ def test_events_are_read_once_each_in_order_and_divided_at_the_split(whole: Shop
         assert shop.early["event_time"].is_monotonic_increasing
 
 
-def test_states_are_what_happened_strictly_before_the_visit(whole: Shop) -> None:
+def test_histories_hold_what_happened_strictly_before_the_visit(whole: Shop) -> None:
     visits = visits_from_events(pd.concat([whole.early, whole.later]))
-    rows = [row for row in made_up() if row["type"] in columns.EVENT_TYPE_CODES]
-    found = histories_from_feast(whole.feast, visits)
-    for place, state in enumerate(as_sets(found)):
+    rows = [row for row in random_events() if row["type"] in columns.EVENT_TYPE_CODES]
+    histories = histories_from_feast(whole.feast, visits)
+    for visit, history in enumerate(as_sets(histories)):
         before = [
-            row for row in rows if row["user_id"] == visits.users[place] and row["event_time"] < visits.times[place]
+            row for row in rows if row["user_id"] == visits.users[visit] and row["event_time"] < visits.times[visit]
         ]
-        assert {hash_ for _, hash_, *_ in state} == set(arrays.hash_ids([row["event_id"] for row in before]).tolist())
+        assert {hash_ for _, hash_, *_ in history} == set(arrays.hash_ids([row["event_id"] for row in before]).tolist())
 
 
-def test_held_back_states_are_those_that_the_job_would_have_made(whole: Shop, split: Shop) -> None:
+def test_folded_histories_are_those_that_the_job_would_have_made(whole: Shop, split: Shop) -> None:
     visits = visits_from_events(split.later)
     held_back = histories_after_split(split.feast, visits, split.later, split=SPLIT)
     assert as_sets(held_back) == as_sets(histories_from_feast(whole.feast, visits))
     assert max(held_back.lengths) > 3
 
 
-def test_a_planted_future_event_does_not_leak_into_held_back_states(split: Shop) -> None:
+def test_a_planted_future_event_does_not_leak_into_folded_histories(split: Shop) -> None:
     visits = visits_from_events(split.later)
     future = {"event_id": "future", "type": "purchase", "event_time": START + 400 * DAY, "user_id": visits.users[0]}
     planted = pd.concat([split.later, table([{**future, "item_id": "i0"}]).to_pandas()])
-    without, found = (
+    without_future, with_future = (
         as_sets(histories_after_split(split.feast, visits, rows, split=SPLIT)) for rows in (split.later, planted)
     )
-    assert found == without
+    assert with_future == without_future
 
 
-def test_item_windows_of_any_day_are_those_of_the_whole_history(whole: Shop, split: Shop) -> None:
+def test_item_windows_after_the_split_are_those_that_feast_would_give(whole: Shop, split: Shop) -> None:
     timeline = Timeline(START, START + 30 * DAY, SPLIT, START + 90 * DAY)
     moments = np.array([START + 10 * DAY, SPLIT - 1, SPLIT, SPLIT + DAY, SPLIT + 20 * DAY + 5, START + 89 * DAY])
     # With nothing held out, Feast knows every day: a split at the end asks it for all of them.
@@ -196,7 +196,7 @@ def test_item_windows_of_any_day_are_those_of_the_whole_history(whole: Shop, spl
     assert from_feast.at(START + 89 * DAY).any()
 
 
-def test_the_catalogue_has_what_was_bought_with_known_neighbours(split: Shop) -> None:
+def test_the_catalogue_holds_bought_items_with_known_neighbours(split: Shop) -> None:
     catalogue: Catalogue = split.catalogue
     assert catalogue.ids == tuple(f"i{n}" for n in range(8))
     assert catalogue.titles[3] == "Item 3"
@@ -210,15 +210,15 @@ def test_the_catalogue_has_what_was_bought_with_known_neighbours(split: Shop) ->
 
 def test_queries_name_known_items_once(split: Shop) -> None:
     visits = visits_from_events(split.early)
-    states = histories_from_feast(split.feast, visits)
-    queries = retrieval_examples(visits, states, split.catalogue)
+    histories = histories_from_feast(split.feast, visits)
+    queries = retrieval_examples(visits, histories, split.catalogue)
     assert [query.visitor.at for query in queries] == visits.times.tolist()
     assert [set(query.targets) for query in queries] == [
         {split.catalogue.index[item] for item in items} for items in visits.items["purchase"]
     ]
-    for kind in ("view", "return"):
-        assert [{split.catalogue.ids[place] for place in query.auxiliary_targets[kind]} for query in queries] == [
-            set(items) for items in visits.items[kind]
+    for event_type in ("view", "return"):
+        assert [{split.catalogue.ids[index] for index in query.auxiliary_targets[event_type]} for query in queries] == [
+            set(items) for items in visits.items[event_type]
         ]
     few = build_catalogue(split.feast, split.early[split.early["item_id"] == "i0"], neighbours_as_of=SPLIT)
-    assert all(set(query.targets) <= {0} for query in retrieval_examples(visits, states, few))
+    assert all(set(query.targets) <= {0} for query in retrieval_examples(visits, histories, few))

@@ -1,4 +1,4 @@
-"""Heads of the ranker: made where there is something to learn, and each says what it was planted to say."""
+"""Tests the heads of the ranker: built where there is enough to learn, and each predicts what was planted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from features.recommender.candidates import CANDIDATE_FEATURES, Candidates
-from tests.training.shop_worker import CPU, ITEMS, RANKER, drawn, queries
+from tests.training.shop_worker import CPU, ITEMS, RANKER, queries, with_candidates
 from training.configs import RankerConfig
 from training.core.export import export, open_onnx
 from training.core.sharding import process_group
@@ -18,16 +18,16 @@ from training.recommender.ranker import FittedRanker, fit_ranker
 
 VISITS, SHOWN = 500, 12
 LURE, GOOD, POOR = 0, 1, 2
-"""Items: looked at always and never bought; bought always; the same, and it always comes back."""
+"""Items: always viewed and never bought; always bought; always bought and always returned."""
 
 
-def visits(*, seed: int = 4, tells: bool = True) -> list[RankingExample]:
-    """Visits whose candidates differ in nothing but their item, what was looked at the day before, sold and returned.
+def visits(*, seed: int = 4, predictable: bool = True) -> list[RankingExample]:
+    """Returns visits whose candidates differ only by item, earlier views, sales and returns.
 
-    tells: whether what comes back is the poor item, or is drawn by lot.
+    predictable: whether the poor item is returned, or random purchases are.
     """
     rng = np.random.default_rng(seed)
-    made = []
+    examples = []
     for _ in range(VISITS):
         items = np.concatenate(([LURE, GOOD, POOR], rng.choice(np.arange(3, ITEMS), SHOWN - 3, replace=False)))
         features = rng.normal(size=(SHOWN, len(CANDIDATE_FEATURES))).astype(np.float32)
@@ -36,13 +36,13 @@ def visits(*, seed: int = 4, tells: bool = True) -> list[RankingExample]:
         features[:, CANDIDATE_FEATURES.index("own_viewed")] = items == LURE
         none = np.zeros(SHOWN, dtype=np.int64)
         bought = np.isin(items, (GOOD, POOR))
-        also = {
+        labels = {
             "view": np.isin(items, (LURE, GOOD, POOR)),
             "cart": bought,
-            "return": bought & ((items == POOR) if tells else (rng.random(SHOWN) < 0.3)),
+            "return": bought & ((items == POOR) if predictable else (rng.random(SHOWN) < 0.3)),
         }
-        made.append(RankingExample(Candidates(items, none[:, None], features, none), bought, also))
-    return made
+        examples.append(RankingExample(Candidates(items, none[:, None], features, none), bought, labels))
+    return examples
 
 
 def fitted(lists: list[RankingExample], config: RankerConfig) -> FittedRanker:
@@ -58,43 +58,43 @@ def ranking() -> FittedRanker:
     return fitted(visits(), replace(ALL, return_score=4.0, cart_score=0.5, view_score=0.1))
 
 
-def logits(ranking: FittedRanker, one: RankingExample) -> dict[str, torch.Tensor]:
-    """Each head's logits of the candidates; the first three are LURE, GOOD and POOR."""
-    model, (features, items) = ranking.model, inputs(one)
+def logits(ranking: FittedRanker, example: RankingExample) -> dict[str, torch.Tensor]:
+    """Returns each head's logits of the candidates, of which the first three are LURE, GOOD and POOR."""
+    model, (features, items) = ranking.model, inputs(example)
     with torch.no_grad():
         return dict(zip(ranking.heads, model.dense(features, model.table(items)).T, strict=True))
 
 
-def inputs(one: RankingExample) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(one.candidates.features), torch.from_numpy(one.candidates.items)
+def inputs(example: RankingExample) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(example.candidates.features), torch.from_numpy(example.candidates.items)
 
 
 @pytest.mark.slow
-def test_each_head_tells_what_was_planted(ranking: FittedRanker) -> None:
-    told = logits(ranking, visits()[450])
+def test_each_head_predicts_what_was_planted(ranking: FittedRanker) -> None:
+    head_logits = logits(ranking, visits()[450])
     assert list(ranking.heads) == ["purchase", "cart", "view", "return"]
     for head in ("purchase", "cart"):
-        assert set(told[head].topk(2).indices.tolist()) == {GOOD, POOR}, (
-            "looked at always and bought never is no purchase"
+        assert set(head_logits[head].topk(2).indices.tolist()) == {GOOD, POOR}, (
+            "what is always viewed and never bought is no purchase"
         )
-    assert set(told["view"].topk(3).indices.tolist()) == {LURE, GOOD, POOR}
-    assert told["return"][POOR] > 0 > told["return"][GOOD]
+    assert set(head_logits["view"].topk(3).indices.tolist()) == {LURE, GOOD, POOR}
+    assert head_logits["return"][POOR] > 0 > head_logits["return"][GOOD]
 
 
 @pytest.mark.slow
-def test_what_comes_back_is_scored_lower_by_the_log_of_its_chance_to_be_kept(ranking: FittedRanker) -> None:
-    one = visits()[450]
-    told, model = logits(ranking, one), ranking.model
+def test_a_score_contains_the_log_probability_that_the_item_is_kept(ranking: FittedRanker) -> None:
+    example = visits()[450]
+    head_logits, model = logits(ranking, example), ranking.model
     with torch.no_grad():
-        score = model(*inputs(one))
+        score = model(*inputs(example))
     assert score.argmax() == GOOD
-    kept = torch.log1p(-torch.sigmoid(told["return"]))
-    expected = told["purchase"] + 0.5 * told["cart"] + 0.1 * told["view"] + 4 * kept
+    log_kept = torch.log1p(-torch.sigmoid(head_logits["return"]))
+    expected = head_logits["purchase"] + 0.5 * head_logits["cart"] + 0.1 * head_logits["view"] + 4 * log_kept
     assert torch.allclose(score, expected, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_the_file_answers_what_the_model_does(ranking: FittedRanker, tmp_path: Path) -> None:
+def test_the_exported_file_answers_as_the_model_does(ranking: FittedRanker, tmp_path: Path) -> None:
     features, items = inputs(visits(seed=8)[0])
     export(ranking.model, tmp_path / "ranker.onnx", {"features": features, "items": items}, output="score")
     session = open_onnx(tmp_path / "ranker.onnx")
@@ -105,40 +105,40 @@ def test_the_file_answers_what_the_model_does(ranking: FittedRanker, tmp_path: P
         assert np.allclose(answered, ranking.model(features, items).numpy(), atol=1e-4)
         extreme = torch.tensor([[0.0, 0.0, 0.0, logit] for logit in (-1e4, 0.0, 1e4)])
         assert ranking.model.dense.score(extreme).tolist() == pytest.approx([0, -4 * np.log(2), -4e4])
-    # Features far from any that were learnt from, as checks of an export have them.
+    # The check of an export uses features far from any in training.
     export(ranking.model, tmp_path / "far.onnx", {"features": features.abs() * 1e12, "items": items}, output="score")
 
 
 @pytest.mark.slow
-def test_with_purchases_alone_there_is_one_head_and_the_same_fit_whatever_is_asked_for() -> None:
-    alone = [RankingExample(one.candidates, one.bought) for one in visits()[:150]]
+def test_with_purchases_alone_there_is_one_head_and_the_same_fit_with_any_settings() -> None:
+    purchases_only = [RankingExample(example.candidates, example.bought) for example in visits()[:150]]
     with process_group(CPU):
-        asked, not_asked = (
-            fit_ranker(alone[:120], alone[120:], items=ITEMS, config=config, device=CPU, seed=2)
+        fit_with_heads, fit_without_heads = (
+            fit_ranker(purchases_only[:120], purchases_only[120:], items=ITEMS, config=config, device=CPU, seed=2)
             for config in (ALL, replace(ALL, cart_loss=0.0, view_loss=0.0, return_loss=0.0))
         )
-    assert asked.heads == not_asked.heads == {"purchase": 1.0}
-    assert asked.curve.losses == not_asked.curve.losses
-    features, items = inputs(alone[0])
+    assert fit_with_heads.heads == fit_without_heads.heads == {"purchase": 1.0}
+    assert fit_with_heads.curve.losses == fit_without_heads.curve.losses
+    features, items = inputs(purchases_only[0])
     with torch.no_grad():
-        assert torch.equal(asked.model(features, items), logits(asked, alone[0])["purchase"])
-        assert torch.equal(asked.model(features, items), not_asked.model(features, items))
+        assert torch.equal(fit_with_heads.model(features, items), logits(fit_with_heads, purchases_only[0])["purchase"])
+        assert torch.equal(fit_with_heads.model(features, items), fit_without_heads.model(features, items))
 
 
 @pytest.mark.slow
-def test_returns_that_follow_nothing_make_no_head() -> None:
-    lists = visits(tells=False)
+def test_random_returns_give_no_head() -> None:
+    lists = visits(predictable=False)
     assert "return" in supported_heads(lists, ALL)
     assert list(fitted(lists, ALL).heads) == ["purchase", "cart", "view"]
 
 
-def test_a_head_needs_enough_to_learn_from_and_a_weight() -> None:
+def test_a_head_needs_enough_examples_and_a_weight() -> None:
     lists = visits()
     few = [
-        RankingExample(one.candidates, one.bought, {"view": one.auxiliary_labels["view"]})
-        for one in lists[: MIN_EXAMPLES - 1]
+        RankingExample(example.candidates, example.bought, {"view": example.auxiliary_labels["view"]})
+        for example in lists[: MIN_EXAMPLES - 1]
     ]
     assert supported_heads(few, ALL) == {"purchase": 1.0}
     assert list(supported_heads(lists[:MIN_EXAMPLES], ALL)) == ["purchase", "cart", "view", "return"]
     assert list(supported_heads(lists, replace(ALL, view_loss=0.0))) == ["purchase", "cart", "return"]
-    assert list(supported_heads(drawn(queries()), ALL)) == ["purchase"]
+    assert list(supported_heads(with_candidates(queries()), ALL)) == ["purchase"]

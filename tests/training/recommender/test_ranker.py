@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.recommender.candidates import padded_histories
-from tests.training.shop_worker import CPU, ITEMS, RANKER, RETRIEVAL, catalogue, drawn, queries
+from tests.training.shop_worker import CPU, ITEMS, RANKER, RETRIEVAL, catalogue, queries, with_candidates
 from training.core.export import export, open_onnx
 from training.core.ranking_metrics import ndcg
 from training.core.sharding import process_group
@@ -45,7 +45,7 @@ def test_the_listwise_loss_is_least_when_bought_candidates_share_the_mass() -> N
 
 @pytest.mark.slow
 def test_the_ranker_starts_as_the_linear_model_and_keeps_it_where_crosses_add_nothing() -> None:
-    lists = drawn(queries())
+    lists = with_candidates(queries())
     with process_group(CPU):
         # A rate this high only makes it worse: the start has to come back.
         config = replace(RANKER, learning_rate=3.0, epochs=2, dropout=0.0)

@@ -1,4 +1,4 @@
-"""Visits: gaps of half an hour end them, an order alone is one, and what comes back is told with what bought it."""
+"""Tests visits: gaps of half an hour end them, an order alone is a visit, and returns count with their purchase."""
 
 from typing import Any
 
@@ -16,15 +16,19 @@ MINUTE = 60_000
 
 
 def events(*rows: tuple[str, str | None, str, int]) -> pd.DataFrame:
-    """(kind, user, item, moment) in order of time, as the feature store keeps them."""
-    made = pd.DataFrame(rows, columns=["type", "user_id", "item_id", "event_time"]).astype({"event_time": "int64"})
-    return made.sort_values("event_time", kind="stable").reset_index(drop=True)
+    """Returns events (type, user, item, time) in order of time, as the feature store keeps them."""
+    table = pd.DataFrame(rows, columns=["type", "user_id", "item_id", "event_time"]).astype({"event_time": "int64"})
+    return table.sort_values("event_time", kind="stable").reset_index(drop=True)
 
 
-def as_lists(found: Any) -> list[tuple[str, int, dict[str, list[str]]]]:
+def as_lists(visits: Any) -> list[tuple[str, int, dict[str, list[str]]]]:
     return [
-        (found.users[row], int(found.times[row]), {kind: found.items[kind][row].tolist() for kind in EVENT_TYPES})
-        for row in range(len(found))
+        (
+            visits.users[row],
+            int(visits.times[row]),
+            {event_type: visits.items[event_type][row].tolist() for event_type in EVENT_TYPES},
+        )
+        for row in range(len(visits))
     ]
 
 
@@ -41,26 +45,29 @@ ROWS = st.lists(
 @given(ROWS)
 def test_a_visit_is_what_one_user_did_without_a_longer_gap(rows: list[tuple[str, str | None, str, int]]) -> None:
     log = events(*rows)
-    found = visits_from_events(log)
-    assert [tuple(pair) for pair in zip(found.times, found.users, strict=True)] == sorted(
-        zip(found.times, found.users, strict=True)
+    visits = visits_from_events(log)
+    assert [tuple(pair) for pair in zip(visits.times, visits.users, strict=True)] == sorted(
+        zip(visits.times, visits.users, strict=True)
     )
     expected = []
     for user in ("ann", "bob"):
-        mine = log[(log["user_id"] == user) & log["type"].isin(VISIT_EVENT_TYPES)]
+        user_events = log[(log["user_id"] == user) & log["type"].isin(VISIT_EVENT_TYPES)]
         visit: dict[str, list[str]] = {}
         last = None
-        for row in mine.itertuples():
+        for row in user_events.itertuples():
             if last is None or row.event_time - last > VISIT_GAP_MS:
-                visit = {kind: [] for kind in VISIT_EVENT_TYPES}
+                visit = {event_type: [] for event_type in VISIT_EVENT_TYPES}
                 expected.append((row.event_time, user, visit))
             last = row.event_time
             if row.item_id not in visit[row.type]:
                 visit[row.type].append(row.item_id)
-    expected.sort(key=lambda one: one[:2])
-    told = [(at, user, {kind: did[kind] for kind in VISIT_EVENT_TYPES}) for user, at, did in as_lists(found)]
-    assert told == expected
-    assert found.buying.tolist() == [bool(did["purchase"]) for _, _, did in expected]
+    expected.sort(key=lambda visit: visit[:2])
+    grouped = [
+        (at, user, {event_type: did[event_type] for event_type in VISIT_EVENT_TYPES})
+        for user, at, did in as_lists(visits)
+    ]
+    assert grouped == expected
+    assert visits.buying.tolist() == [bool(did["purchase"]) for _, _, did in expected]
 
 
 @given(
@@ -68,13 +75,13 @@ def test_a_visit_is_what_one_user_did_without_a_longer_gap(rows: list[tuple[str,
         st.tuples(st.sampled_from(["ann", "bob"]), st.integers(0, 9), st.sampled_from("wxyz")), max_size=30, unique=True
     )
 )
-def test_in_a_log_of_orders_a_visit_is_an_order(lines: list[tuple[str, int, str]]) -> None:
+def test_in_a_log_of_purchases_a_visit_is_an_order(lines: list[tuple[str, int, str]]) -> None:
     log = events(*(("purchase", user, item, day * DAY) for user, day, item in lines))
     orders: dict[tuple[int, str], set[str]] = {}
     for user, day, item in lines:
         orders.setdefault((day * DAY, user), set()).add(item)
-    found = as_lists(visits_from_events(log))
-    assert [((at, user), set(did["purchase"])) for user, at, did in found] == sorted(orders.items())
+    visits = as_lists(visits_from_events(log))
+    assert [((at, user), set(did["purchase"])) for user, at, did in visits] == sorted(orders.items())
 
 
 def returned(*rows: tuple[str, str | None, str, int]) -> list[list[str]]:
@@ -93,24 +100,24 @@ def returned(*rows: tuple[str, str | None, str, int]) -> list[list[str]]:
         ((None, "x"), DAY, []),
     ],
 )
-def test_what_comes_back_within_thirty_days_is_told(back: tuple[Any, str], at: int, expected: list[str]) -> None:
+def test_a_return_counts_within_thirty_days(back: tuple[Any, str], at: int, expected: list[str]) -> None:
     assert returned(("purchase", "ann", "x", 0), ("return", *back, at)) == [expected]
 
 
-def test_a_return_is_of_the_last_purchase_before_it() -> None:
+def test_a_return_belongs_to_the_last_purchase_before_it() -> None:
     bought = [("purchase", "ann", "x", day * DAY) for day in (1, 5, 12)]
     assert returned(*bought, ("return", "ann", "x", 9 * DAY)) == [[], ["x"], []]
 
 
-def test_the_latest_are_orders_and_as_many_visits_without_one_since() -> None:
+def test_the_latest_are_visits_that_bought_and_as_many_others_since() -> None:
     views = [("view", "ann", "x", day * DAY) for day in range(40)]
     log = events(*views, *(("purchase", "bob", "y", day * DAY) for day in (5, 20, 30)))
-    found = visits_from_events(log).latest(2)
-    assert found.times[found.buying].tolist() == [20 * DAY, 30 * DAY]
-    others = found.times[~found.buying]
+    visits = visits_from_events(log).latest(2)
+    assert visits.times[visits.buying].tolist() == [20 * DAY, 30 * DAY]
+    others = visits.times[~visits.buying]
     assert len(others) == 2
     assert others.min() >= 20 * DAY - 1
-    assert (np.diff(found.times) >= 0).all()
+    assert (np.diff(visits.times) >= 0).all()
     assert len(visits_from_events(log).latest(0)) == 0
     assert visits_from_events(log).latest(10**6).buying.sum() == 3
     assert len(visits_from_events(log).spread_evenly(4)) == 4
@@ -118,11 +125,11 @@ def test_the_latest_are_orders_and_as_many_visits_without_one_since() -> None:
 
 
 @given(ROWS, st.integers(0, 20))
-def test_thinned_keeps_every_purchase_and_at_most_so_many_of_the_others(
+def test_thinned_keeps_every_purchase_and_at_most_so_many_other_visits(
     rows: list[tuple[str, str | None, str, int]], others: int
 ) -> None:
     whole = visits_from_events(events(*rows))
-    found = whole.thinned(others)
-    assert found.buying.sum() == whole.buying.sum()
-    assert (~found.buying).sum() == min(others, (~whole.buying).sum())
-    assert [one for one in as_lists(whole) if one in as_lists(found)] == as_lists(found), "in the order they were"
+    visits = whole.thinned(others)
+    assert visits.buying.sum() == whole.buying.sum()
+    assert (~visits.buying).sum() == min(others, (~whole.buying).sum())
+    assert [visit for visit in as_lists(whole) if visit in as_lists(visits)] == as_lists(visits), "in the same order"

@@ -1,4 +1,4 @@
-"""The vector index: which kind for which size, and that its recall is what exact search says."""
+"""Tests the vector index: its kind by size, and its recall against exact search."""
 
 from typing import Any
 
@@ -21,41 +21,41 @@ def test_the_kind_follows_the_size_and_recall_is_measured(
     monkeypatch: pytest.MonkeyPatch, kind: str, least: float
 ) -> None:
     monkeypatch.setattr(training_index, "EXACT_ITEMS", 10_000 if kind == "Flat" else 1_000)
-    monkeypatch.setattr(training_index, "SEARCHED_CELLS", 1.26)  # random vectors lie in no cells worth the name
+    monkeypatch.setattr(training_index, "SEARCHED_CELLS", 1.26)  # random vectors form no clusters
     vectors, queries = unit(2_000), unit(50, seed=1)
     index, name = build_index(vectors)
     recall = measure_recall(index, vectors, queries)
     assert name == kind
     assert index.ntotal == 2_000
     assert least <= recall <= 1
-    _, found = index.search(vectors[:100], 1)
-    assert (found[:, 0] == np.arange(100)).mean() > 0.95
+    _, nearest = index.search(vectors[:100], 1)
+    assert (nearest[:, 0] == np.arange(100)).mean() > 0.95
 
 
 class Half:
-    """Finds every second of the exact neighbours."""
+    """An index that finds every second of the exact neighbours."""
 
     def __init__(self, exact: Any) -> None:
         self._exact = exact
 
     def search(self, queries: NDArray[np.float32], top: int) -> tuple[Any, NDArray[np.int64]]:
-        scores, found = self._exact.search(queries, top)
-        return scores, np.where(np.arange(top) % 2 == 0, found, -1)
+        scores, nearest = self._exact.search(queries, top)
+        return scores, np.where(np.arange(top) % 2 == 0, nearest, -1)
 
 
-def test_what_is_not_found_is_missing_from_the_recall() -> None:
+def test_missed_neighbours_lower_the_recall() -> None:
     vectors = unit(500)
     exact, _ = build_index(vectors)
     assert measure_recall(Half(exact), vectors, unit(20, seed=2)) == pytest.approx(0.5)
     assert measure_recall(exact, vectors, vectors[:0]) == 1.0
 
 
-def test_a_catalogue_smaller_than_the_list_is_found_whole() -> None:
+def test_a_catalogue_smaller_than_the_list_has_full_recall() -> None:
     vectors = unit(RECALL_AT // 4)
     index, _ = build_index(vectors)
     assert measure_recall(index, vectors, unit(5, seed=3)) == 1.0
-    one, _ = build_index(vectors[:1])
-    assert measure_recall(one, vectors[:1], vectors[:1]) == 1.0
+    single, _ = build_index(vectors[:1])
+    assert measure_recall(single, vectors[:1], vectors[:1]) == 1.0
 
 
 def test_an_index_read_from_its_bytes_answers_the_same() -> None:

@@ -1,4 +1,4 @@
-"""Publishing: what is pointed to is whole at every moment, and going back is moving the pointer."""
+"""Tests publishing: the current release is whole at every moment, and a rollback moves the link."""
 
 import threading
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ def test_a_release_is_complete_and_pointed_to(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_folder_half_written_is_never_pointed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_folder_never_becomes_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release(tmp_path, "v1")
     half = begin(tmp_path, "v2")
     (half / "ranker.onnx").write_bytes(b"half")
