@@ -50,8 +50,8 @@ ONLINE_PATIENCE_SECONDS = 300.0
 """How long a micro-batch waits for an online store that does not answer before the job gives up."""
 ONLINE_RETRY_SECONDS = 0.5
 LOST = (
-    "\nKafka dropped records before the job had read them, or the topics were made anew. Keep them longer "
-    "(HEADRACE_KAFKA_RETENTION_DAYS); to build the features anew from what is there, remove the folders checkpoints, "
+    "\nKafka dropped records before the job had read them, or the topics were created again. Keep them longer "
+    "(HEADRACE_KAFKA_RETENTION_DAYS); to rebuild the features from what is there, remove the folders checkpoints, "
     "offline and feast of HEADRACE_DATA_DIR and run `headrace features`"
 )
 

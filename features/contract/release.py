@@ -51,6 +51,8 @@ class GateResult(_ManifestPart):
 
 
 class RecommendModelCard(_ManifestPart):
+    """Describes the recommendation models of a release."""
+
     feature_service: str
     gate: GateResult
     index_kind: str
@@ -67,6 +69,8 @@ class RecommendModelCard(_ManifestPart):
 
 
 class FraudModelCard(_ManifestPart):
+    """Describes the fraud detector of a release."""
+
     feature_service: str
     gate: GateResult
     features: tuple[str, ...]
@@ -83,6 +87,8 @@ class FraudModelCard(_ManifestPart):
 
 
 class Manifest(_ManifestPart):
+    """Describes a release: its data range, models and files."""
+
     format: Literal[1] = 1
     version: str
     created_time: datetime

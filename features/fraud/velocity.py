@@ -76,6 +76,8 @@ _AMOUNT, _TERMINAL, _HOUR = (FEATURES.index(name) for name in ("amount", "termin
 
 
 class ReasonText(NamedTuple):
+    """How a feature is named to people."""
+
     code: str
     """Stable, so that rules and reports may rely on it. Several features may share a code."""
     text: str
@@ -157,9 +159,11 @@ class Payments:
         return len(self.times)
 
     def rows(self, start: int, end: int) -> "Payments":
+        """Returns the payments in [start, end), as views."""
         return Payments(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
     def take(self, rows: NDArray[np.int64]) -> "Payments":
+        """Returns the payments at `rows`."""
         return Payments(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 

@@ -20,7 +20,7 @@ from features.store.feast_import import Int64List, StringList, Value, WireType
 
 Bytes = NDArray[np.uint8]
 
-OTHER_TYPE = "a stored value has another type than its feature; fill the online store anew"
+OTHER_TYPE = "a stored value has another type than its feature; empty the online store and fill it again"
 FEW = 4
 """At most so many rows are decoded one by one."""
 

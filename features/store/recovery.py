@@ -47,7 +47,7 @@ def refill(store: Store, *, say: Callable[[str], None] = logger.warning) -> int:
         for rows in newest_rows(store.get_feature_view(view)):
             write_online(store, view, rows)
             count += rows.num_rows
-        say(f"online store: {count:,} rows of {view} written anew")
+        say(f"online store: {count:,} rows of {view} written again")
         total += count
     return total
 
@@ -82,7 +82,7 @@ class OnlineStoreGuard:
                 "HEADRACE_REDIS_URL (redis://host:port/1), or empty this one with `redis-cli FLUSHDB`"
             )
         if marks != {self._saved["mark"]}:
-            logger.warning("the online store lacks rows that were written; writing them anew from the offline tables")
+            logger.warning("the online store lacks rows that were written; writing them again from the offline tables")
             refill(self._store)
             self._leave("refill", after=None)
             return True
@@ -93,7 +93,7 @@ class OnlineStoreGuard:
         follows from them, so that what a server lost does not get into the offline tables. Raises RowsLostError,
         OnlineStoreError."""
         if self._store.online.rows.epoch() != self._epoch:
-            raise RowsLostError("the online store started anew while rows were read; doing it again")
+            raise RowsLostError("the online store restarted while rows were read; the micro-batch is repeated")
 
     def confirm(self, batch: str) -> None:
         """Leaves the mark after a micro-batch whose rows are written. Raises RowsLostError when the micro-batch has to
@@ -104,7 +104,7 @@ class OnlineStoreGuard:
         rows = self._store.online.rows
         mark = f"{self._saved['directory']}:{name}:{uuid.uuid4().hex}"
         if not rows.mark(mark, after=after) or rows.epoch() != self._epoch:
-            raise RowsLostError("the online store started anew while rows were written; doing it again")
+            raise RowsLostError("the online store restarted while rows were written; the micro-batch is repeated")
         self._saved = {**self._saved, "mark": mark, "epoch": self._epoch}
         with replacing(self._path) as hidden:
             hidden.write_text(json.dumps(self._saved))
