@@ -1,4 +1,4 @@
-"""Which items are bought in the same order: counted by Spark, kept as each item's nearest neighbours.
+"""Counts with Spark which items are bought in the same order, and keeps each item's nearest neighbours.
 
 Similarity is the cosine of the two items' order vectors, orders(a, b) / sqrt(orders(a) * orders(b)) (Linden, Smith
 and York, Amazon.com Recommendations: Item-to-Item Collaborative Filtering, 2003). Of an order with very many lines
@@ -23,25 +23,25 @@ from streaming.tables import write_table
 NEIGHBOURS_KEPT = 60
 LINES_PER_ORDER = 60
 MIN_ORDERS = 2
-"""Pairs that met in fewer orders are chance."""
+"""Pairs in fewer orders are taken for chance."""
 
 
 def neighbours(events: DataFrame, *, moments: Sequence[int]) -> DataFrame:
-    """Shop events to (moment, item, neighbour, similarity, rank): the NEIGHBOURS_KEPT best of each item as of each
-    moment (ms), counting only orders whose last line came before it."""
+    """Turns shop events into (moment, item, neighbour, similarity, rank): the NEIGHBOURS_KEPT best of each item as of
+    each moment (ms), counting only orders whose last line came before it."""
     lines = (
         events.where((F.col("type") == "purchase") & (F.col("event_time") < max(moments)))
         .groupBy(F.coalesce("order_id", "event_id").alias("order"), F.col(columns.ITEM).alias("name"))
         .agg(F.min("event_time").alias("time"))
     )
-    # Items as numbers: millions of pairs are counted, and text would be hashed and compared for each.
+    # Items become numbers: millions of pairs are counted, and text would be hashed and compared for each.
     codes = lines.select("name").distinct().coalesce(1).sortWithinPartitions("name")
     codes = codes.select("name", F.monotonically_increasing_id().alias("item")).cache()
-    drawn = F.array_sort(F.collect_list(F.struct(F.xxhash64("name", "order").alias("draw"), "item")))
+    sampled = F.array_sort(F.collect_list(F.struct(F.xxhash64("name", "order").alias("random"), "item")))
     baskets = (
         lines.join(F.broadcast(codes), "name")
         .groupBy("order")
-        .agg(F.slice(drawn, 1, LINES_PER_ORDER).getField("item").alias("items"), F.max("time").alias("time"))
+        .agg(F.slice(sampled, 1, LINES_PER_ORDER).getField("item").alias("items"), F.max("time").alias("time"))
         .cache()
     )
     counts = _count(baskets.select("time", F.explode("items").alias("item")), ["item"], moments, "orders")
@@ -75,11 +75,14 @@ def neighbours(events: DataFrame, *, moments: Sequence[int]) -> DataFrame:
 
 
 def _count(rows: DataFrame, keys: list[str], moments: Sequence[int], name: str) -> DataFrame:
-    """How many rows each key has before each moment: (moment, keys..., name), in one pass over the rows."""
-    before = [F.count_if(F.col("time") < moment).alias(f"m{place}") for place, moment in enumerate(moments)]
+    """Counts the rows of each key before each moment, as (moment, keys..., name), in one pass over the rows."""
+    before = [F.count_if(F.col("time") < moment).alias(f"m{index}") for index, moment in enumerate(moments)]
     unpivoted = F.explode(
         F.array(
-            *(F.struct(F.lit(moment).alias("moment"), F.col(f"m{p}").alias(name)) for p, moment in enumerate(moments))
+            *(
+                F.struct(F.lit(moment).alias("moment"), F.col(f"m{index}").alias(name))
+                for index, moment in enumerate(moments)
+            )
         )
     )
     return (
@@ -88,10 +91,10 @@ def _count(rows: DataFrame, keys: list[str], moments: Sequence[int], name: str) 
 
 
 def run(spark: SparkSession, settings: Settings, *, moments: Sequence[int]) -> int:
-    """Write the neighbours as of each moment (ms); returns how many items have any at the last one."""
-    wanted = ["event_id", "type", "event_time", columns.ITEM, "order_id"]
+    """Writes the neighbours as of each moment (ms); returns how many items have any as of the last one."""
+    fields = ["event_id", "type", "event_time", columns.ITEM, "order_id"]
     table = (
-        neighbours(read_shop_events(spark, settings, wanted), moments=moments)
+        neighbours(read_shop_events(spark, settings, fields), moments=moments)
         .groupBy("moment", columns.ITEM)
         .agg(F.array_sort(F.collect_list(F.struct("rank", "neighbour", "similarity"))).alias("best"))
         .select(

@@ -1,9 +1,9 @@
-"""Many small files of a table into few large ones, beside the stream: a reader opens thousands where hundreds would do.
+"""Joins many small files of a table into few large ones, beside the stream, so that readers open fewer files.
 
-Every micro-batch adds a file to each table that it touches. FILES of one level become one of the next, which is named
-after the last of them, so that the order of the names stays the order of arrival. The small ones stay for a while, for
-somebody may be reading them; meanwhile events stand in the table twice, which readers allow for: a micro-batch that
-is done again does the same. Knows nothing of what is in the tables.
+Every micro-batch adds a file to each table that it touches. FILES files of a level become a file of the next level. It
+is named after the last of them, so that the order of the names stays the order of arrival. The small files stay for a
+while, because somebody may be reading them. Meanwhile the table holds their events twice, which readers allow for: a
+repeated micro-batch has the same effect. Does not know what the tables hold.
 """
 
 import bisect
@@ -21,57 +21,54 @@ from infra.atomic_files import replacing
 from streaming.tables import ROW_GROUP
 
 FILES = 64
-"""So many files of one level are made one."""
+"""So many files of a level are joined."""
 GRACE_SECONDS = 900.0
-"""How long files stay whose rows stand in another: longer than anybody reads a table for."""
+"""How long joined files stay: longer than anybody reads a table."""
 
 _NAME = re.compile(r"(batch-(\d+))(?:-joined-(\d+)|-again-\d+)?\.parquet")
 
 
 class _File(NamedTuple):
     number: int
-    """Of the last micro-batch whose rows are in it."""
+    """The number of the last micro-batch with rows in the file."""
     level: int
     path: Path
 
 
 def compact(folder: Path, *, clock: Callable[[], float] = time.time) -> int:
-    """Join the oldest files of one level where there are enough, and remove those that were joined long ago. Returns
-    how many files were joined or removed. clock: seconds since the epoch."""
+    """Joins the oldest files of a level if there are enough, and removes those that were joined long ago. Returns how
+    many files were joined or removed. clock: seconds since the epoch."""
     files = _files(folder)
     changed = 0
-    for level in sorted({one.level for one in files}):
-        joined = [one for one in files if one.level > level]
-        numbers = [one.number for one in joined]
-        own = [one for one in files if one.level == level]
-        places = [bisect.bisect_left(numbers, one.number) for one in own]
-        alone = [one for one, place in zip(own, places, strict=True) if place == len(joined)]
-        for one, place in zip(own, places, strict=True):
-            if place < len(joined) and clock() - joined[place].path.stat().st_mtime > GRACE_SECONDS:
-                one.path.unlink(missing_ok=True)
+    for level in sorted({file.level for file in files}):
+        joined = [file for file in files if file.level > level]
+        numbers = [file.number for file in joined]
+        waiting = []
+        for file in [file for file in files if file.level == level]:
+            index = bisect.bisect_left(numbers, file.number)  # of the joined file that holds its rows
+            if index == len(joined):
+                waiting.append(file)
+            elif clock() - joined[index].path.stat().st_mtime > GRACE_SECONDS:
+                file.path.unlink(missing_ok=True)
                 changed += 1
-        # The micro-batch that came last may be done again, and then adds a file of its number.
-        ready = [one for one in alone if one.number < files[-1].number]
+        # The last micro-batch may be repeated, and then adds a file of its number.
+        ready = [file for file in waiting if file.number < files[-1].number]
         if len(ready) >= FILES:
             last = ready[FILES - 1].number
-            together = [one for one in ready if one.number <= last]
+            together = [file for file in ready if file.number <= last]
             _join(folder, together, level=level + 1)
             changed += len(together)
     return changed
 
 
 def _files(folder: Path) -> list[_File]:
-    found = []
-    for path in folder.glob("batch-*.parquet"):
-        told = _NAME.fullmatch(path.name)
-        if told:
-            found.append(_File(int(told[2]), int(told[3] or 0), path))
-    return sorted(found)
+    matches = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("batch-*.parquet")]
+    return sorted(_File(int(match[2]), int(match[3] or 0), path) for path, match in matches if match)
 
 
 def _join(folder: Path, files: list[_File], *, level: int) -> None:
-    """One file of all rows, in their order, a row group at a time."""
-    table = ds.dataset([str(one.path) for one in files], format="parquet")
+    """Writes all rows into a file, in their order, a row group at a time."""
+    table = ds.dataset([str(file.path) for file in files], format="parquet")
     name = f"batch-{files[-1].number:012d}-joined-{level}.parquet"
     with (
         replacing(folder / name) as hidden,
@@ -85,7 +82,7 @@ def _groups(table: ds.Dataset) -> Iterator[pa.Table]:
     waiting: list[pa.RecordBatch] = []
     for batch in table.to_batches():
         waiting.append(batch)
-        if sum(one.num_rows for one in waiting) >= ROW_GROUP:
+        if sum(part.num_rows for part in waiting) >= ROW_GROUP:
             yield pa.Table.from_batches(waiting)
             waiting = []
     if waiting:

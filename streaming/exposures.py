@@ -1,7 +1,7 @@
-"""Exposures joined to outcomes: the table of units that an experiment's report reads.
+"""Joins exposures to outcomes: the table of units that an experiment's report reads.
 
-One row per experiment, variation, unit and UTC day, whole history each time, so that late and repeated events end
-up where they belong however they arrived. Knows nothing of statistics, nor which variation is the control.
+It has a row per experiment, variation, unit and UTC day. Each run reads the whole history, so that late and repeated
+events count correctly in any order of arrival. Knows neither statistics nor which variation is the control.
 """
 
 from collections.abc import Collection
@@ -22,7 +22,7 @@ from streaming.tables import write_table
 
 UNITS_TABLE = "experiment_units"
 HORIZON_DAYS = 30
-"""An outcome later than this after its impression is not the impression's merit."""
+"""A later outcome is not attributed to the impression."""
 
 ROW = ("experiment", "variation", "unit", "day")
 COUNTED = {
@@ -46,7 +46,7 @@ SHOP_SCHEMA = """
 
 
 def experiment_units(impressions: DataFrame, shop_events: DataFrame, *, by_session: Collection[str] = ()) -> DataFrame:
-    """Impressions and outcomes by unit and day.
+    """Joins impressions and outcomes by unit and day.
 
     Takes frames with (at least) the columns of IMPRESSION_SCHEMA and SHOP_SCHEMA; the experiments in `by_session`
     count sessions, the others users, and the other id stands in where that one is missing. Returns
@@ -58,13 +58,13 @@ def experiment_units(impressions: DataFrame, shop_events: DataFrame, *, by_sessi
         purchases_after, spend_after  bigint, double  all purchases since the unit was first exposed to the variation
 
     A repeated event_id counts once. An outcome belongs to the day it happened, at most HORIZON_DAYS after its
-    impression; there is no lower limit, for what names a request came after it whatever its own clock says. A
+    impression. There is no lower limit: an outcome that names a request came after it, whatever its clock says. A
     purchase without a price counts with value 0.
     """
     session_counts = F.col("experiment").isin(*by_session) if by_session else F.lit(False)
     exposures = (
         impressions.where("experiment is not null and variation is not null")
-        # Here, so that only the join to outcomes carries the items through a shuffle.
+        # Counted here, so that only the join to outcomes carries the items through a shuffle.
         .withColumn("shown", F.when(F.col("items").isNotNull(), F.size("items")).otherwise(0))
         .withColumn("seen_items", F.col("items.item_id"))
         .dropDuplicates(["event_id"])
@@ -80,7 +80,7 @@ def experiment_units(impressions: DataFrame, shop_events: DataFrame, *, by_sessi
     facts = parts[0]
     for part in parts[1:]:
         facts = facts.unionByName(part, allowMissingColumns=True)
-    sums = [F.coalesce(F.sum(name), F.lit(0)).cast(kind).alias(name) for name, kind in COUNTED.items()]
+    sums = [F.coalesce(F.sum(name), F.lit(0)).cast(sql_type).alias(name) for name, sql_type in COUNTED.items()]
     return facts.groupBy(*ROW).agg(*sums)
 
 
@@ -89,7 +89,7 @@ def _shown(exposures: DataFrame) -> DataFrame:
 
 
 def _attributed(exposures: DataFrame, outcomes: DataFrame) -> DataFrame:
-    """Purchases and returns that name an impression and one of its items, credited to the unit that saw it."""
+    """Attributes purchases and returns that name an impression and one of its items to the unit that saw it."""
     seen = exposures.select(
         "experiment",
         "variation",
@@ -117,16 +117,16 @@ def _attributed(exposures: DataFrame, outcomes: DataFrame) -> DataFrame:
 
 
 def _after(exposures: DataFrame, outcomes: DataFrame) -> DataFrame:
-    """Every purchase of a unit from its first exposure on, shown or not."""
+    """Selects every purchase of a unit from its first exposure on, of shown items or not."""
     first = exposures.groupBy("experiment", "variation", "unit", "by_session").agg(
         F.min("event_time").alias("first_time")
     )
-    # Once under each kind of unit, so that the join stays an equality and Spark can hash it.
-    kinds = F.array(
+    # Each purchase under both kinds of unit, so that the join stays an equality and Spark can hash it.
+    units = F.array(
         F.struct(F.lit(False).alias("by_session"), _user_unit().alias("unit")),
         F.struct(F.lit(True).alias("by_session"), _session_unit().alias("unit")),
     )
-    bought = outcomes.where("type = 'purchase'").select("event_time", "amount", F.inline(kinds))
+    bought = outcomes.where("type = 'purchase'").select("event_time", "amount", F.inline(units))
     return (
         bought.join(first, ["by_session", "unit"])
         .where("event_time >= first_time")
@@ -150,18 +150,18 @@ def _session_unit() -> Column:
 
 
 def _day(milliseconds: str) -> Column:
-    """UTC date, whatever the session's time zone."""
+    """Returns the UTC date, whatever the session's time zone."""
     return F.date_from_unix_date(F.floor(F.col(milliseconds) / DAY).cast("int")).alias("day")
 
 
 def run(spark: SparkSession, settings: Settings) -> int:
-    """Write the table anew as offline_dir/experiment_units.parquet and return its rows.
+    """Replaces offline_dir/experiment_units.parquet and returns its number of rows.
 
-    The file is replaced in one step: a reader sees the old table or the new one. Units fit in one file, and in
+    The file is replaced in one step: a reader sees the old table or the new one. The units fit into a file and into
     this process's memory.
     """
     impressions = _read(spark, settings.offline_dir / IMPRESSIONS, IMPRESSION_SCHEMA)
-    # Most of the history lies before the first impression: only what names a request can matter there.
+    # Most of the history lies before the first impression, where only events that name a request matter.
     first = impressions.agg(F.min("event_time")).first()
     since = first[0] if first is not None and first[0] is not None else 0
     units = experiment_units(
@@ -178,14 +178,14 @@ def run(spark: SparkSession, settings: Settings) -> int:
 
 
 def _read(spark: SparkSession, folder: Path, schema: str) -> DataFrame:
-    """The Parquet files of a folder that others add to; no rows when there is none yet."""
+    """Reads the Parquet files of a folder; no rows if there are none yet."""
     if not any(folder.glob("*.parquet")):
         return spark.createDataFrame([], schema)
     return spark.read.schema(schema).parquet(str(folder))
 
 
 def _counted_by_session(settings: Settings) -> set[str]:
-    """Keys of the experiments whose unit is the session, by the last definition of each."""
+    """Returns the keys of the experiments whose unit is the session, by the last definition of each."""
     keys = set[str]()
     for record in read_all(open_log(settings), topics.EXPERIMENTS):
         try:

@@ -163,7 +163,8 @@ _IDENTITY = {columns.TIMES: np.int64, columns.EVENT_HASHES: np.int64}
 def _has_past(
     times: NDArray[np.int64], hashes: NDArray[np.int64], key: NDArray[np.int64], stored: History
 ) -> NDArray[np.bool_]:
-    """Which payments lie later, by time and then hash, than all that their cards have forgotten. Shape [payments]."""
+    """Returns which payments come later, by time and then hash, than all that their cards have forgotten; shape
+    [payments]."""
     filled = np.flatnonzero(stored.lengths)
     reach = np.full(len(stored), np.iinfo(np.int64).min)
     reach[filled] = stored.last_times[filled] - arrays.CARD_HORIZON
@@ -229,7 +230,7 @@ def _channel_codes(channels: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _transaction_rows(new: _NewPayments, features: NDArray[np.float32], *, created: datetime) -> pa.Table:
-    """Rows of the transaction features: the payments that have a past, with `features` in the same order."""
+    """Returns rows of the transaction features: the payments that have a past, with `features` in the same order."""
     payments, times = new.rows.filter(pa.array(new.has_past)), new.numeric[columns.TIMES][new.has_past]
     values = {
         **{name: payments[name] for name in (columns.CARD, columns.TERMINAL, "amount", "channel")},
@@ -239,7 +240,7 @@ def _transaction_rows(new: _NewPayments, features: NDArray[np.float32], *, creat
 
 
 def _terminal_rows(terminals: pa.Array, folded: _Folded, frauds: FoldResult, *, created: datetime) -> pa.Table:
-    """The newest row of each changed terminal: its payments and its known frauds, side by side."""
+    """Returns the newest row of each changed terminal: its payments and its known frauds, side by side."""
     changed = np.union1d(folded.result.changed_rows, frauds.changed_rows)
     latest = folded.result.merged.latest(changed, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON)
     known = frauds.merged.latest(changed, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON)
@@ -252,7 +253,7 @@ def _terminal_rows(terminals: pa.Array, folded: _Folded, frauds: FoldResult, *, 
 
 
 def _card_rows(cards: pa.Array, folded: _Folded, *, created: datetime) -> pa.Table:
-    """The newest row of each changed card."""
+    """Returns the newest row of each changed card."""
     changed = folded.result.changed_rows
     latest = folded.result.merged.latest(changed, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
     vocabularies = {columns.COUNTERPARTIES: folded.vocabulary}

@@ -1,6 +1,6 @@
-"""Daily totals of every item, counted by Spark from the table of shop events: what item windows are made of.
+"""Counts daily totals of every item with Spark from the table of shop events: the source of item windows.
 
-The full run writes the row of every day, for training; the refresh writes today's row of the items that sold.
+The full run writes the row of every day, for training; the refresh writes the newest row of the items that sold.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,13 +24,13 @@ from infra.settings import Settings
 from streaming.tables import write_table
 
 
-def read_shop_events(spark: SparkSession, settings: Settings, wanted: Sequence[str]) -> DataFrame:
-    """The wanted columns of the table of shop events, event_id among them, each event once."""
-    return spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*wanted).dropDuplicates(["event_id"])
+def read_shop_events(spark: SparkSession, settings: Settings, fields: Sequence[str]) -> DataFrame:
+    """Reads columns of the table of shop events, event_id among them, each event once."""
+    return spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*fields).dropDuplicates(["event_id"])
 
 
 def daily_totals(events: DataFrame) -> DataFrame:
-    """Shop events to one row per item and UTC day: ORDERS, UNITS, REVENUE, RETURNS (double)."""
+    """Turns shop events into a row per item and UTC day: ORDERS, UNITS, REVENUE, RETURNS (double)."""
     return (
         events.where(item_totals.COUNTED)
         .groupBy(columns.ITEM, F.expr(item_totals.START_OF_DAY).alias("day"))
@@ -39,9 +39,9 @@ def daily_totals(events: DataFrame) -> DataFrame:
 
 
 def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Table:
-    """Rows of the item history: one per item and day, or only each item's newest.
+    """Returns rows of the item history: a row per item and day, or only each item's newest.
 
-    A row holds from the end of its day on, so that nobody learns from a day that is not over.
+    A row holds from the end of its day on, so that training never sees an unfinished day.
     """
     totals = totals.sort_by([(columns.ITEM, "ascending"), ("day", "ascending")])
     items, key = np.unique(np.asarray(totals[columns.ITEM].to_numpy(), dtype=object), return_inverse=True)
@@ -53,14 +53,14 @@ def item_rows(totals: pa.Table, *, every_day: bool, created: datetime) -> pa.Tab
     ends = np.arange(1, len(days) + 1)
     if not every_day:
         ends = ends[np.diff(key, append=-1) != 0]
-    of_items = History(np.searchsorted(key, np.arange(len(items) + 1)), entries)
-    rows = of_items.at(key[ends - 1], days[ends - 1], cap=arrays.ITEM_CAP, horizon=arrays.ITEM_HORIZON)
+    histories = History(np.searchsorted(key, np.arange(len(items) + 1)), entries)
+    rows = histories.at(key[ends - 1], days[ends - 1], cap=arrays.ITEM_CAP, horizon=arrays.ITEM_HORIZON)
     names = pa.array(items[key[ends - 1]], pa.string())
     return history_rows(columns.ITEM, names, days[ends - 1] + DAY, rows, created=created)
 
 
 def rebuild(spark: SparkSession, store: FeatureStore, settings: Settings) -> int:
-    """Write every day's row of every item; returns the number of rows."""
+    """Writes every day's row of every item; returns the number of rows."""
     totals = daily_totals(read_shop_events(spark, settings, item_totals.FIELDS)).toArrow()
     created = datetime.now(UTC)
     write_table(settings.offline_dir / views.ITEM_HISTORY, "all", item_rows(totals, every_day=True, created=created))
@@ -71,7 +71,7 @@ def rebuild(spark: SparkSession, store: FeatureStore, settings: Settings) -> int
 def refresh(
     spark: SparkSession, store: FeatureStore, settings: Settings, touched: Collection[str], *, latest: int
 ) -> None:
-    """Renew the online row of the `touched` items from the events of the days before `latest` (ms)."""
+    """Refreshes the online row of the `touched` items from the events of the days before `latest` (ms)."""
     # The time is filtered first, so that old row groups are never read.
     recent = spark.read.parquet(str(settings.offline_dir / SHOP_EVENTS)).select(*item_totals.FIELDS)
     recent = recent.where(F.col("event_time") > latest - arrays.ITEM_HORIZON).dropDuplicates(["event_id"])

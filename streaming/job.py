@@ -1,10 +1,10 @@
-"""The Spark job that turns the event log into features: `headrace features` (catch up, then stop) and
-`headrace stream` (go on for ever).
+"""Runs the Spark job that turns the event log into features: `headrace features` (catch up, then stop) and
+`headrace stream` (run until stopped).
 
-One micro-batch: Spark reads the new records; they are parsed and checked; what is of no use is dead-lettered; the rest
-goes to the tables and is folded into the histories. Everything a micro-batch does may be done again after a crash
-without counting twice. Beside it, item windows and experiment outcomes are renewed every few seconds, and the tables
-over all items are made where they are missing; `headrace features`, once a day, makes them anew.
+In a micro-batch Spark reads the new records; they are parsed and checked; unusable ones become dead letters; the rest
+is written to the tables and folded into the histories. A micro-batch may be repeated after a crash without counting
+twice. Beside it, item windows and experiment outcomes are refreshed every few seconds, and the tables over all items
+are built if they are missing; `headrace features`, once a day, rebuilds them.
 """
 
 import contextlib
@@ -43,21 +43,21 @@ from streaming.tables import as_schema, dead_letter, write_status, write_table
 
 logger = logging.getLogger(__name__)
 
-WANTED = ("topic", "partition", "offset", "value", "timestamp")
-"""What of a record is handed over by Spark."""
+RECORD_FIELDS = ("topic", "partition", "offset", "value", "timestamp")
+"""The fields of a record that Spark hands over."""
 QUERY = "features"
 ONLINE_PATIENCE_SECONDS = 300.0
 """How long a micro-batch waits for an online store that does not answer before the job gives up."""
 ONLINE_RETRY_SECONDS = 0.5
 LOST = (
-    "\nKafka dropped records before the job had read them, or the topics were made anew. Keep them longer "
-    "(HEADRACE_KAFKA_RETENTION_DAYS); to build the features anew from what is there, remove the folders checkpoints, "
+    "\nKafka dropped records before the job had read them, or the topics were created again. Keep them longer "
+    "(HEADRACE_KAFKA_RETENTION_DAYS); to rebuild the features from what is there, remove the folders checkpoints, "
     "offline and feast of HEADRACE_DATA_DIR and run `headrace features`"
 )
 
 
 class FeatureJob:
-    """Handles micro-batches. `items_touched` and `impressions_seen` tell the renewals what there is to do."""
+    """Processes micro-batches. `items_touched` and `impressions_seen` say what the maintenance has to refresh."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -74,18 +74,19 @@ class FeatureJob:
         self.batch_seconds = 0.0
 
     def process_records(self, records: DataFrame, batch_id: int) -> None:
+        """Parses a micro-batch of records, writes dead letters, processes the events and counts both."""
         started = time.monotonic()
-        events = parse(records.select(*WANTED).toArrow())
+        events = parse(records.select(*RECORD_FIELDS).toArrow())
         name = f"batch-{batch_id:012d}"
         valid = events.filter(pc.is_null(events["reason"]))
         if valid.num_rows < events.num_rows:
             dead_letter(self._log, events.filter(pc.is_valid(events["reason"])))
             self.rejected += events.num_rows - valid.num_rows
-        kind = valid["type"]
-        payments = valid.filter(pc.equal(kind, "transaction"))
-        labels = valid.filter(pc.equal(kind, "label"))
-        impressions = valid.filter(pc.equal(kind, "impression"))
-        shop = valid.filter(pc.is_in(kind, pa.array(["item", "view", "cart", "purchase", "return"])))
+        event_type = valid["type"]
+        payments = valid.filter(pc.equal(event_type, "transaction"))
+        labels = valid.filter(pc.equal(event_type, "label"))
+        impressions = valid.filter(pc.equal(event_type, "impression"))
+        shop = valid.filter(pc.is_in(event_type, pa.array(["item", "view", "cart", "purchase", "return"])))
         self.process(shop, in_order_of_arrival(payments), labels, impressions, batch=name)
 
         self.items_touched.update(pc.unique(shop["item_id"]).to_pylist())
@@ -98,8 +99,8 @@ class FeatureJob:
     def process(
         self, shop: pa.Table, payments: pa.Table, labels: pa.Table, impressions: pa.Table, *, batch: str
     ) -> None:
-        """Keep the events of a micro-batch in the tables, then fold them, until the online store has it all: an outage
-        of the store makes the job late, and nothing worse. payments: in the order in which they arrived."""
+        """Writes the events of a micro-batch to the tables, then folds them, and retries until the online store has
+        them: an outage of the store only delays the job. payments: in the order of their arrival."""
         for table, rows in ((SHOP_EVENTS, shop), (IMPRESSIONS, impressions), (LABELS, labels)):
             if rows.num_rows:
                 write_table(self._settings.offline_dir / table, batch, as_schema(rows, table))
@@ -109,7 +110,7 @@ class FeatureJob:
                 if self._guard.check():
                     self._touch_all_items()
                 created = datetime.now(UTC)
-                # They share nothing, and most of either is spent outside Python's lock.
+                # They share nothing, and most of their time is spent outside Python's lock.
                 with ThreadPoolExecutor(2) as pool:
                     users = pool.submit(self._histories.fold_users, shop, created=created)
                     cards = pool.submit(self._histories.fold_payments, payments, labels, batch=batch, created=created)
@@ -124,14 +125,14 @@ class FeatureJob:
                 time.sleep(ONLINE_RETRY_SECONDS)
 
     def _touch_all_items(self) -> None:
-        """Have the row of every item renewed."""
+        """Marks every item for a refresh."""
         for path in (self._settings.offline_dir / SHOP_EVENTS).glob("*.parquet"):
             events = pq.read_table(path, columns=["item_id", "event_time"])
             self.items_touched.update(pc.unique(events["item_id"]).to_pylist())
             self.latest = max(self.latest, pc.max(events["event_time"]).as_py() or 0)
 
     def report_progress(self, reached: Mapping[str, Position]) -> None:
-        """Keep what was done so far, and how far that is in the log, where `headrace` and its pages see it."""
+        """Writes the counts so far and the positions in the log to a file that `headrace` and its pages read."""
         status = {
             "records": self.records,
             "rejected": self.rejected,
@@ -142,7 +143,7 @@ class FeatureJob:
 
 
 def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
-    """Turn the log into features until `stop` is set; started again, it goes on where it was.
+    """Turns the log into features until `stop` is set; a restarted job resumes where it was.
 
     Raises JobError when Spark does not start, another job has this data directory, or a micro-batch fails for good.
     """
@@ -154,14 +155,14 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
     ):
         job = FeatureJob(settings)
         query = _start(spark, settings, job)
-        told = _reached(query, settings)
-        job.report_progress(told)  # it is up, also where there is nothing to read yet
+        reported = _reached(query, settings)
+        job.report_progress(reported)  # says that the job is up, even if there is nothing to read yet
         log = open_log(settings)
         renewal = Maintenance(spark, settings, job, caught_up=lambda: _caught_up(query, log, settings), stop=stop)
         renewal.start()
         while query.isActive and not stop.wait(0.2):
-            if (now := _reached(query, settings)) != told:
-                job.report_progress(told := now)
+            if (now := _reached(query, settings)) != reported:
+                job.report_progress(reported := now)
         _finish(query)
         stop.set()
         renewal.join(timeout=10)
@@ -169,9 +170,9 @@ def run(settings: Settings, *, stop: threading.Event) -> FeatureJob:
 
 
 def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Turn everything that is in the log now into features, then renew the tables over all items.
+    """Turns everything that is in the log now into features, then rebuilds the tables over all items.
 
-    Where `headrace stream` is running, it makes the histories, and this waits until it has.
+    If `headrace stream` is running, it folds the histories, and this waits until it has.
     """
     log = open_log(settings)
     with _session(settings, "headrace-features") as spark:
@@ -185,7 +186,7 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
                         bar.n = min(total, sum(position.total for position in _reached(query, settings).values()))
                         bar.refresh()
                         time.sleep(0.2)
-                    with contextlib.suppress(StreamingQueryException):  # told by _finish
+                    with contextlib.suppress(StreamingQueryException):  # _finish reports it
                         query.processAllAvailable()
                     _finish(query)
                 say(f"features: {job.records:,} records folded into histories, {job.rejected:,} dead-lettered")
@@ -196,13 +197,13 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
 
 
 def _wait_for_running_job(settings: Settings, log: EventLog) -> None:
-    """Until another process's job has read what is in the log now. Raises JobError when it ends before."""
+    """Waits until another process's job has read what is in the log now. Raises JobError when that job ends earlier."""
     ends = {topic: log.end(topic) for topic in READ_TOPICS}
     total = sum(end.total for end in ends.values())
     with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
         while True:
-            told = json.loads(settings.stream_status.read_text()) if settings.stream_status.exists() else {}
-            reached = {topic: Position.parse(text) for topic, text in told.get("reached", {}).items()}
+            status = json.loads(settings.stream_status.read_text()) if settings.stream_status.exists() else {}
+            reached = {topic: Position.parse(text) for topic, text in status.get("reached", {}).items()}
             if all(reached.get(topic, START).covers(end) for topic, end in ends.items()):
                 return
             bar.n = min(total, sum(position.total for position in reached.values()))
@@ -213,27 +214,27 @@ def _wait_for_running_job(settings: Settings, log: EventLog) -> None:
 
 
 def refill_online(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Write the newest row of every user, card, terminal and item from the offline tables into the online store.
+    """Writes the newest row of every user, card, terminal and item from the offline tables into the online store.
 
-    Raises JobRunningError where a feature job runs, which does this by itself when it is needed.
+    Raises JobRunningError if a feature job is running, which does this itself when necessary.
     """
     with _sole_job(settings):
         refill(open_store(settings), say=say)
 
 
 def join_exposures(settings: Settings) -> int:
-    """Join impressions to outcomes once; returns the number of rows written."""
+    """Joins impressions to outcomes once; returns the number of rows written."""
     with _session(settings, "headrace-exposures") as spark:
         return exposures.run(spark, settings)
 
 
 class JobRunningError(JobError):
-    """Another feature job is working on this data directory."""
+    """Raised when another feature job is working on this data directory."""
 
 
 @contextlib.contextmanager
 def _sole_job(settings: Settings) -> Iterator[None]:
-    """Hold the data directory's checkpoint: two jobs on it would write the same histories."""
+    """Locks the data directory's checkpoint: two jobs on it would write the same histories."""
     settings.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     with (settings.checkpoints_dir / "lock").open("w") as lock:
         try:
@@ -264,7 +265,7 @@ def _start(spark: SparkSession, settings: Settings, job: FeatureJob) -> Streamin
 
 
 def _reached(query: StreamingQuery, settings: Settings) -> dict[str, Position]:
-    """How far the query has read each topic."""
+    """Returns how far the query has read each topic."""
     progress = query.lastProgress
     ends = [source["endOffset"] for source in progress["sources"] if source["endOffset"]] if progress else []
     return {

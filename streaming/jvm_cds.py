@@ -1,7 +1,7 @@
-"""The archive of the Java classes that the jobs load: `make setup` writes it, every session starts from it.
+"""Writes the archive of the Java classes that the jobs load: `make setup` runs this, every session starts from it.
 
-It is made by doing once, on a handful of events, all that the jobs do, and letting Java keep what it loaded (a dynamic
-archive of JEP 350). It belongs to one Java and one Spark; without it, or with another Java, the jobs only start slower.
+All jobs run once on a handful of events, and Java archives the classes that it loaded (a dynamic archive of JEP 350).
+The archive fits only one version of Java and Spark; without it, or with another Java, the jobs only start slower.
 """
 
 import json
@@ -22,7 +22,7 @@ USERS = 3
 
 
 def _write_events(settings: Settings, *, now: datetime) -> None:
-    """A few of each kind, so that every job has something to do."""
+    """Writes a few events of each type, so that every job has something to do."""
     log = open_log(settings)
 
     def stamp(days: float) -> str:
@@ -36,9 +36,9 @@ def _write_events(settings: Settings, *, now: datetime) -> None:
             "model": "popularity", "experiment": "e", "variation": "v", "bucket": 1, "degraded": False, "items": shown,
         }  # fmt: skip
         log.append(topics.IMPRESSIONS, [(f"u{user}", json.dumps(impression).encode())])
-        for place, (item, days) in enumerate((("a", 100), ("b", 100), ("a", 50), ("b", 50), ("a", 2), ("c", 1))):
+        for number, (item, days) in enumerate((("a", 100), ("b", 100), ("a", 50), ("b", 50), ("a", 2), ("c", 1))):
             bought = {
-                "type": "purchase", "event_id": f"{user}-{place}", "event_time": stamp(days), "user_id": f"u{user}",
+                "type": "purchase", "event_id": f"{user}-{number}", "event_time": stamp(days), "user_id": f"u{user}",
                 "item_id": item, "quantity": 1, "price": 2.5, "order_id": f"{user}-{days}", "request_id": request,
             }  # fmt: skip
             log.append(topics.SHOP, [(f"u{user}", json.dumps(bought).encode())])
@@ -51,7 +51,7 @@ def _write_events(settings: Settings, *, now: datetime) -> None:
 
 
 def write(target: Path = CLASS_ARCHIVE) -> None:
-    """Write the archive. Raises JobError when Spark does not start."""
+    """Writes the archive. Raises JobError when Spark does not start."""
     unfinished = target.with_suffix(".new")
     unfinished.unlink(missing_ok=True)
     target.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def write(target: Path = CLASS_ARCHIVE) -> None:
         job.join_exposures(settings)
         java = SparkContext._gateway.proc
         SparkContext._gateway.shutdown()
-        java.stdin.close()  # the sign at which Spark's Java ends, and writes the archive
+        java.stdin.close()  # has Spark's Java end and write the archive
         java.wait()
     os.replace(unfinished, target)
 

@@ -1,7 +1,6 @@
-"""What is renewed beside the stream: the tables over all items, item windows, experiment outcomes, and fewer files.
+"""Refreshes tables beside the stream: those over all items, item windows and experiment outcomes; and compacts files.
 
-A thread of the driver, whose Spark jobs run in a pool of their own. Knows nothing of micro-batches but what they
-touched.
+Runs as a thread of the driver, with a Spark scheduler pool of its own. Knows of micro-batches only what they touched.
 """
 
 import logging
@@ -30,7 +29,7 @@ GROWING = (SHOP_EVENTS, IMPRESSIONS, LABELS, views.TRANSACTION_FEATURES)
 
 
 class PendingChanges(Protocol):
-    """What the micro-batches leave to be done."""
+    """What the micro-batches leave to the maintenance."""
 
     items_touched: set[str]
     impressions_seen: bool
@@ -39,7 +38,7 @@ class PendingChanges(Protocol):
 
 
 class Maintenance(threading.Thread):
-    """Renews the tables, item windows and experiment outcomes while the stream goes on."""
+    """Refreshes the tables, item windows and experiment outcomes while the stream runs."""
 
     def __init__(
         self,
@@ -57,36 +56,36 @@ class Maintenance(threading.Thread):
         self._caught_up = caught_up
         self._halt = stop
         self._store = open_store(settings)
-        self._tables_stand = False
+        self._tables_exist = False
         self._outcomes_joined = False
         self._next_items = self._next_exposures = self._next_compaction = 0.0
 
     def run(self) -> None:
-        # A pool of their own, so that the tasks of a micro-batch do not queue behind theirs.
+        # A pool of its own, so that the tasks of a micro-batch do not queue behind those of a refresh.
         self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "renewal")
         while not self._halt.wait(LOOK_SECONDS):
             try:
                 if self._job.items_touched and time.monotonic() >= self._next_items:
-                    self._renew_items()
+                    self._refresh_items()
                 if self._job.impressions_seen and time.monotonic() >= self._next_exposures:
-                    self._renew_exposures()
+                    self._refresh_exposures()
                 if time.monotonic() >= self._next_compaction:
                     self._compact()
             except Exception:
                 if not self._halt.is_set():
                     metrics.RENEWALS_FAILED.inc()
-                    logger.exception("a renewal beside the stream failed; trying again")
+                    logger.exception("a refresh beside the stream failed; trying again")
 
-    def _renew_items(self) -> None:
-        self._tables_stand = self._tables_stand or _tables_stand(self._settings)
-        if not self._tables_stand and not self._caught_up():
+    def _refresh_items(self) -> None:
+        self._tables_exist = self._tables_exist or _tables_exist(self._settings)
+        if not self._tables_exist and not self._caught_up():
             return
         touched, self._job.items_touched = self._job.items_touched, set()
 
         def put_back() -> None:
             self._job.items_touched |= touched
 
-        if not self._tables_stand:
+        if not self._tables_exist:
             _timed("tables", lambda: rebuild_tables(self._spark, self._settings), or_else=put_back)
             return
         took = _timed(
@@ -96,16 +95,16 @@ class Maintenance(threading.Thread):
         )
         self._next_items = _next(self._settings.population_refresh_seconds, took=took)
 
-    def _renew_exposures(self) -> None:
+    def _refresh_exposures(self) -> None:
         self._job.impressions_seen = False
         if not any((self._settings.offline_dir / IMPRESSIONS).glob("*.parquet")):
-            return  # nobody was shown anything yet: there is nothing to join a purchase to
+            return  # nothing was shown yet: there is nothing to join a purchase to
 
         def put_back() -> None:
             self._job.impressions_seen = True
 
         took = _timed("experiment outcomes", lambda: exposures.run(self._spark, self._settings), or_else=put_back)
-        # The first time is mostly Spark's making of code, which comes once: it tells nothing of the next.
+        # The first run is mostly Spark's code generation, which happens once, so its time does not count.
         first, self._outcomes_joined = not self._outcomes_joined, True
         self._next_exposures = _next(self._settings.exposures_refresh_seconds, took=0 if first else took)
 
@@ -116,9 +115,9 @@ class Maintenance(threading.Thread):
 
 
 def rebuild_tables(spark: SparkSession, settings: Settings) -> str:
-    """Make the tables over all items anew: item days, and neighbours as of the moments that training looks from.
+    """Rebuilds the tables over all items: item days, and neighbours as of the moments that training needs.
 
-    Returns one line that says what was made, or what is missing for it.
+    Returns a line that says what was written, or what is missing.
     """
     try:
         timeline = read_timeline(settings)
@@ -127,29 +126,29 @@ def rebuild_tables(spark: SparkSession, settings: Settings) -> str:
     with ThreadPoolExecutor(max_workers=2) as pool:  # Spark plans a job in one thread: two jobs fill two cores
         days = pool.submit(items.rebuild, spark, open_store(settings), settings)
         related = pool.submit(co_purchase.run, spark, settings, moments=[timeline.ranker_start, timeline.split])
-    made = f"{days.result():,} item days, {related.result():,} items with others bought beside them"
-    write_status(settings.tables_status, {"made": made})
-    return made
+    summary = f"{days.result():,} item days, {related.result():,} items with others bought beside them"
+    write_status(settings.tables_status, {"made": summary})
+    return summary
 
 
-def _tables_stand(settings: Settings) -> bool:
+def _tables_exist(settings: Settings) -> bool:
     tables = (settings.offline_dir / name for name in (views.ITEM_HISTORY, views.ITEM_NEIGHBOURS))
     return all(any(folder.glob("*.parquet")) for folder in tables)
 
 
-def _timed(what: str, work: Callable[[], object], *, or_else: Callable[[], None]) -> float:
-    """Do it; returns the seconds it took. Where it fails, `or_else` is called before the error is passed on."""
+def _timed(table: str, work: Callable[[], object], *, or_else: Callable[[], None]) -> float:
+    """Runs `work` and returns the seconds it took. If it fails, calls `or_else` before raising the error."""
     started = time.monotonic()
     try:
-        with metrics.RENEWAL_SECONDS.labels(what).time():
+        with metrics.RENEWAL_SECONDS.labels(table).time():
             work()
     except Exception:
         or_else()
         raise
-    logger.info("renewed %s in %.1f s", what, time.monotonic() - started)
+    logger.info("refreshed %s in %.1f s", table, time.monotonic() - started)
     return time.monotonic() - started
 
 
 def _next(seconds: float, *, took: float) -> float:
-    """When to renew again: renewing never takes more than half of the time."""
+    """Returns when to refresh next: refreshing never takes more than half of the time."""
     return time.monotonic() + max(seconds, took)

@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the feature job, named once, and the port where its driver shows them."""
+"""Defines every Prometheus metric of the feature job, and serves them from its driver."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ RENEWALS_FAILED = Counter("headrace_stream_renewals_failed_total", "Renewals tha
 
 
 def record_batch(events: pa.Table, *, seconds: float, now: float) -> None:
-    """Count a micro-batch as streaming.parsing.parse gave it. now: seconds since the epoch."""
+    """Counts a micro-batch as streaming.parsing.parse returns it. now: seconds since the epoch."""
     BATCH_SECONDS.observe(seconds)
     for topic, count in _counts(events["topic"]):
         RECORDS.labels(topic).inc(count)
@@ -40,7 +40,7 @@ def _counts(values: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def served(port: int, *, host: str) -> Iterator[None]:
-    """Show the metrics at /metrics of `host` and `port`, as long as this lasts; not at all for port 0."""
+    """Serves the metrics at /metrics of `host` and `port` within the context; not at all for port 0."""
     if not port:
         yield
         return

@@ -1,8 +1,9 @@
-"""Records of the log into columns of events, and why a record cannot be one. Arrow alone: knows nothing of Spark.
+"""Parses records of the log into columns of events, with the reason where a record is not an event. Does not know
+Spark.
 
-A block of records is one JSON text of a line each, which Arrow reads at a few microseconds an event. Where it finds a
-line that it cannot read, the lines around it are mended one by one: a field of another type counts as missing, what is
-no object at all has no fields, and both are then told by the same rules as an event that lacks them.
+A block of records forms a JSON text with a line each, which Arrow reads at a few microseconds an event. If Arrow cannot
+read a line, the lines around it are repaired one by one: a field of another type counts as missing, and what is no
+object has no fields. Both are then rejected by the same rules as an event that lacks these fields.
 """
 
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import pyarrow.json as pj
 from features.history.point_in_time import arrival_order
 
 LINES_AT_ONCE = 1_000
-"""So many lines are mended for one that needs it."""
+"""So many lines are repaired if one of them needs it."""
 BLOCK_LINES = 65_536
 BLOCK_BYTES = 4 << 20
 
@@ -51,12 +52,12 @@ NEEDED = (
     (("impression",), ("surface", "items")),
 )
 """Event types that the jobs read, and the fields without which they cannot be used."""
-KNOWN = pa.array([kind for kinds, _ in NEEDED for kind in kinds])
+KNOWN = pa.array([name for event_types, _ in NEEDED for name in event_types])
 
 
 def parse(records: pa.Table) -> pa.Table:
-    """Records (topic, partition, offset, value, timestamp; more is passed over) to those columns, the fields of
-    EVENT_SCHEMA with times in int64 ms, and `reason`: why a record cannot be an event of its topic, or null.
+    """Parses records (topic, partition, offset, value, timestamp; other columns are ignored) into these columns, the
+    fields of EVENT_SCHEMA with times in int64 ms, and `reason`: why a record is not an event of its topic, or null.
 
     `value` is kept only where there is a reason.
     """
@@ -67,39 +68,39 @@ def parse(records: pa.Table) -> pa.Table:
         milliseconds = pc.divide(events[name].cast(pa.int64()), 1_000)
         events = events.set_column(events.column_names.index(name), name, milliseconds)
     kept = pc.if_else(pc.is_valid(reason), values, pa.scalar(None, values.type))
-    places = {name: records[name] for name in ("topic", "partition", "offset", "timestamp")}
-    return pa.table({**places, "value": kept, **{name: events[name] for name in events.column_names}, "reason": reason})
+    origin = {name: records[name] for name in ("topic", "partition", "offset", "timestamp")}
+    return pa.table({**origin, "value": kept, **{name: events[name] for name in events.column_names}, "reason": reason})
 
 
 def in_order_of_arrival(records: pa.Table) -> pa.Table:
-    """Records of one topic (partition, offset, timestamp...) as they came."""
-    places = (records[name].to_numpy() for name in ("partition", "offset", "timestamp"))
-    return records.take(pa.array(arrival_order(*places)))
+    """Sorts records of one topic (partition, offset, timestamp...) by their arrival."""
+    keys = (records[name].to_numpy() for name in ("partition", "offset", "timestamp"))
+    return records.take(pa.array(arrival_order(*keys)))
 
 
 def _reasons(events: pa.Table) -> pa.Array:
-    """Why each event cannot be used, null where it can; the first reason that applies."""
-    kind = events["type"]
+    """Returns the first reason why each event cannot be used, null where it can."""
+    event_type = events["type"]
     reasons = np.full(events.num_rows, None, dtype=object)
 
     def refuse(mask: pa.ChunkedArray, reason: str) -> None:
         reasons[pc.fill_null(mask, False).to_numpy().astype(bool) & (reasons == None)] = reason  # noqa: E711 - an array
 
-    refuse(pc.invert(pc.is_in(kind, KNOWN)), "unknown type")
+    refuse(pc.invert(pc.is_in(event_type, KNOWN)), "unknown type")
     refuse(pc.or_(pc.is_null(events["event_id"]), pc.is_null(events["event_time"])), "no event_id or event_time")
-    for kinds, fields in NEEDED:
-        these = pc.is_in(kind, pa.array(kinds))
+    for event_types, fields in NEEDED:
+        concerned = pc.is_in(event_type, pa.array(event_types))
         for field in fields:
-            refuse(pc.and_(these, pc.is_null(events[field])), f"no {field}")
+            refuse(pc.and_(concerned, pc.is_null(events[field])), f"no {field}")
     return pa.array(reasons, pa.string())
 
 
 def _read(values: pa.Array) -> pa.Table:
-    """One row of EVENT_SCHEMA a value."""
+    """Parses each value into a row of EVENT_SCHEMA."""
     parts = [EVENT_SCHEMA.empty_table()]
     for block in _parts(values, BLOCK_LINES):
         whole = _lines(block)
-        parts += [whole] if whole is not None else [_read_or_mend(part) for part in _parts(block, LINES_AT_ONCE)]
+        parts += [whole] if whole is not None else [_read_or_repair(part) for part in _parts(block, LINES_AT_ONCE)]
     return pa.concat_tables(parts)
 
 
@@ -107,20 +108,20 @@ def _parts(values: pa.Array, size: int) -> list[pa.Array]:
     return [values.slice(start, size) for start in range(0, len(values), size)]
 
 
-def _read_or_mend(values: pa.Array) -> pa.Table:
-    found = _lines(values)
-    if found is not None:
-        return found
+def _read_or_repair(values: pa.Array) -> pa.Table:
+    table = _lines(values)
+    if table is not None:
+        return table
     texts = values.cast(pa.binary()).to_pylist()
-    mended = _lines(pa.array([_mended(text) for text in texts], pa.string()))
-    assert mended is not None
-    return mended
+    repaired = _lines(pa.array([_repaired(text) for text in texts], pa.string()))
+    assert repaired is not None
+    return repaired
 
 
 def _lines(values: pa.Array) -> pa.Table | None:
-    """The values as lines of one text; None where one of them is not the text of exactly one object.
+    """Parses the values as lines of a text; None if one of them is not the text of exactly one object.
 
-    Objects that begin with { and end with } in their own line cannot run into one another: their number tells.
+    Lines that begin with { and end with } cannot merge unnoticed: the number of objects would differ.
     """
     alone = pc.and_(pc.starts_with(values, "{"), pc.ends_with(values, "}"))
     if values.null_count or not pc.all(alone).as_py() or pc.any(pc.match_substring(values, "\n")).as_py():
@@ -138,37 +139,37 @@ def _lines(values: pa.Array) -> pa.Table | None:
     return table if finite and table.num_rows == len(values) else None
 
 
-def _mended(value: bytes | None) -> str:
-    """A JSON object of what can be used of a value."""
+def _repaired(value: bytes | None) -> str:
+    """Returns a JSON object of the usable fields of a value."""
     try:
-        told = orjson.loads((value or b"").decode("utf-8", "replace"))
+        payload = orjson.loads((value or b"").decode("utf-8", "replace"))
     except orjson.JSONDecodeError:
         return "{}"
-    return orjson.dumps(_fields(told, EVENT_SCHEMA)).decode()
+    return orjson.dumps(_fields(payload, EVENT_SCHEMA)).decode()
 
 
-def _fields(told: Any, fields: Any) -> dict[str, Any]:
-    if not isinstance(told, dict):
+def _fields(payload: Any, fields: Any) -> dict[str, Any]:
+    if not isinstance(payload, dict):
         return {}
-    return {field.name: _fitting(told.get(field.name), field.type) for field in fields}
+    return {field.name: _fitting(payload.get(field.name), field.type) for field in fields}
 
 
-def _fitting(value: Any, kind: pa.DataType) -> Any:
-    """The value, if it is one of its field; else None."""
+def _fitting(value: Any, dtype: pa.DataType) -> Any:
+    """Returns the value if it has the type of its field, else None."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if pa.types.is_string(kind):
+    if pa.types.is_string(dtype):
         return orjson.dumps(value).decode() if number else value if isinstance(value, str) else None
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(dtype):
         return value if number else None
-    if pa.types.is_integer(kind):
+    if pa.types.is_integer(dtype):
         return value if number and isinstance(value, int) and -(2**31) <= value < 2**31 else None
-    if pa.types.is_boolean(kind):
+    if pa.types.is_boolean(dtype):
         return value if isinstance(value, bool) else None
-    if pa.types.is_timestamp(kind):
+    if pa.types.is_timestamp(dtype):
         return _moment(value)
     if not isinstance(value, list):
         return None
-    return [_fields(one, kind.value_type) for one in value]
+    return [_fields(element, dtype.value_type) for element in value]
 
 
 def _moment(value: Any) -> str | None:

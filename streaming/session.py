@@ -1,6 +1,6 @@
-"""The Spark session of every job: where it runs, in UTC, quiet, with this interpreter for its Python workers.
+"""Opens the Spark session of every job: in UTC, quiet, with this interpreter for its Python workers.
 
-A young JVM spends most of its first half minute on reading and compiling classes. Two things shorten that: the options
+A new JVM spends most of its first half minute on reading and compiling classes. Two things shorten that: the options
 of settings.spark_java_options, and the archive of classes that `make setup` writes (streaming/jvm_cds.py).
 """
 
@@ -17,38 +17,37 @@ from infra.settings import Settings
 
 CLASS_ARCHIVE = Path(sys.prefix) / "spark-classes.jsa"
 HOME = Path(sys.prefix) / "spark"
-"""Spark as the session starts it: pyspark's programs and jars, and nothing else.
+"""SPARK_HOME of the session: only pyspark's programs and jars.
 
-pyspark's own folder also holds its Python code as an archive without byte code, from which every Python worker would
-compile it anew (2 s each), and a folder of configuration, which on the class path keeps Java from its archive of
-classes.
+pyspark's own folder also holds its Python code as an archive without byte code, which every Python worker would compile
+again (2 s each), and a folder of configuration, which on the class path keeps Java from using its archive of classes.
 """
 
 
 class JobError(Exception):
-    """A Spark job cannot start or go on; says why and what to do."""
+    """Raised when a Spark job cannot start or continue; says why and what to do."""
 
 
 def open_session(settings: Settings, *, app: str) -> SparkSession:
-    """A session named `app` on settings.spark_master. Raises JobError when Java is missing or too old."""
+    """Opens a session named `app` on settings.spark_master. Raises JobError when Java is missing or too old."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("SPARK_HOME", str(_home()))
-    # Its source for Kafka is no part of pyspark.
-    more = ",".join(str(path) for path in jars(settings, SPARK)) if settings.kafka_bootstrap is not None else ""
+    # The Kafka source is not part of pyspark.
+    kafka_jars = ",".join(str(path) for path in jars(settings, SPARK)) if settings.kafka_bootstrap is not None else ""
     try:
         builder = (
             SparkSession.builder.appName(app)
             .master(settings.spark_master)
             .config("spark.driver.memory", settings.spark_driver_memory)
             .config("spark.driver.extraJavaOptions", _java_options(settings))
-            .config("spark.jars", more)
+            .config("spark.jars", kafka_jars)
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.ui.enabled", "false")
             .config("spark.ui.showConsoleProgress", "false")
             .config("spark.log.level", "ERROR")
-            # Renewing tables must not hold up the micro-batches.
+            # Refreshing tables must not delay the micro-batches.
             .config("spark.scheduler.mode", "FAIR")
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.sql.shuffle.partitions", "2")
@@ -66,7 +65,7 @@ def open_session(settings: Settings, *, app: str) -> SparkSession:
 
 
 def _home() -> Path:
-    """HOME, made if it is not there."""
+    """Returns HOME, created if necessary."""
     HOME.mkdir(exist_ok=True)
     for part in ("bin", "jars"):
         with contextlib.suppress(FileExistsError):
@@ -76,6 +75,6 @@ def _home() -> Path:
 
 def _java_options(settings: Settings) -> str:
     options = [settings.spark_java_options, f"-Dlog4j2.configurationFile={Path(__file__).parent / 'log4j2.properties'}"]
-    if CLASS_ARCHIVE.exists():  # one of another Java is passed over, silently
+    if CLASS_ARCHIVE.exists():  # Java ignores the archive of another version
         options += [f"-XX:SharedArchiveFile={CLASS_ARCHIVE}", "-Xlog:cds=off"]
     return " ".join(options)

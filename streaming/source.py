@@ -1,7 +1,7 @@
-"""The event log as a Spark streaming source.
+"""Reads the event log as a Spark streaming source.
 
-The columns are those of Spark's Kafka source (topic, partition, offset, key, value, timestamp), so that the jobs do
-not know which log they read. Offsets are kept by Spark's checkpoint.
+The columns are those of Spark's Kafka source (topic, partition, offset, key, value, timestamp), so that the jobs do not
+know which log they read. Spark's checkpoint keeps the offsets.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from infra.log.client import Position
 from infra.log.files import PARTITION, FileLog
 from infra.log.open import make_topic
 
-if TYPE_CHECKING:  # Spark starts several Python workers that import this module, and need no settings
+if TYPE_CHECKING:  # Spark's Python workers import this module and need no settings
     from infra.settings import Settings
 
 FORMAT = "headrace_log"
 READ_TOPICS = (topics.LABELS, topics.TRANSACTIONS, topics.SHOP, topics.IMPRESSIONS)
-"""Labels first: a payment is scored with the frauds that were known by then, and catching up must not change that."""
+"""Labels first: a payment is scored with the frauds that were known by then, also when the job catches up."""
 RECORD_SCHEMA = "topic string, partition int, offset bigint, key string, value string, timestamp bigint"
 BATCH_ROWS = 20_000
 PARTITION_BYTES = 8 * 2**20
 POLL_RECORDS = 20_000
 BYTES_PER_RECORD = 300
-"""What one record is taken to need when a micro-batch is limited: offsets of the file log are bytes."""
+"""Assumed size of a record for the limit of a micro-batch: offsets of the file log are bytes."""
 
 
 class LogRange(InputPartition):
-    """Part of a topic: whole lines that start in [start, end)."""
+    """A part of a topic: the lines that start in [start, end)."""
 
     def __init__(self, topic: str, start: int, end: int) -> None:
         self.topic = topic
@@ -45,6 +45,8 @@ class LogRange(InputPartition):
 
 
 class LogReader(DataSourceStreamReader):
+    """Plans and reads micro-batches of at most `max_bytes` from the file log."""
+
     def __init__(self, folder: str, topic_names: list[str], max_bytes: int) -> None:
         self._folder = folder
         self._topics = topic_names
@@ -95,6 +97,8 @@ class LogReader(DataSourceStreamReader):
 
 
 class LogSource(DataSource):
+    """Registers the file log with Spark under FORMAT."""
+
     @classmethod
     def name(cls) -> str:
         return FORMAT
@@ -119,7 +123,7 @@ def _to_batch(rows: list[tuple[str, int, str, str, int]]) -> pa.RecordBatch:
 
 
 def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
-    """The records of READ_TOPICS as an endless DataFrame of RECORD_SCHEMA, from whichever log the settings name."""
+    """Returns the records of READ_TOPICS as a streaming DataFrame of RECORD_SCHEMA, from the log of the settings."""
     if settings.kafka_bootstrap is not None:
         return _read_kafka(spark, settings)
     spark.dataSource.register(LogSource)
@@ -133,12 +137,13 @@ def read_stream(spark: SparkSession, settings: Settings) -> DataFrame:
 
 
 def _read_kafka(spark: SparkSession, settings: Settings) -> DataFrame:
-    """Spark's own Kafka source, twice: its limit takes from all topics in proportion to what waits in them.
+    """Reads with two of Spark's Kafka sources: the limit of a source applies to its topics in proportion to their
+    backlog.
 
-    So labels come without a limit: each micro-batch holds every label that was there when it was planned, and no
-    payment of it or of a later one is scored without a fraud that was known by then. Labels are few.
+    Labels are few and have no limit. So each micro-batch holds every label that was there when it was planned, and no
+    payment of it or of a later one gets features without a fraud that was known by then.
     """
-    for topic in READ_TOPICS:  # the source does not wait for a topic that nobody has written to
+    for topic in READ_TOPICS:  # the source fails on a topic that does not exist yet
         make_topic(settings, topic)
     labels = _kafka_records(spark, settings, [topics.LABELS], limit=None)
     others = [topic for topic in READ_TOPICS if topic != topics.LABELS]
@@ -151,9 +156,9 @@ def _kafka_records(spark: SparkSession, settings: Settings, names: list[str], *,
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
         .option("subscribe", ",".join(settings.kafka_topic_prefix + name for name in names))
         .option("startingOffsets", "earliest")
-        # Records that were dropped before the job read them are a hole in the features: stop and say so.
+        # Records that were dropped before the job read them leave a gap in the features: stop and say so.
         .option("failOnDataLoss", "true")
-        # Its consumers are made for many small polls; ours read a backlog.
+        # The defaults suit many small polls; these consumers read a backlog.
         .option("kafka.max.poll.records", POLL_RECORDS)
         .option("kafka.max.partition.fetch.bytes", PARTITION_BYTES)
     )
@@ -170,14 +175,14 @@ def _kafka_records(spark: SparkSession, settings: Settings, names: list[str], *,
 
 
 def reached(end_offset: str, *, prefix: str = "") -> dict[str, Position]:
-    """How far a query has read each topic, from the end offset in its progress.
+    """Returns how far a query has read each topic, from the end offset in its progress.
 
     >>> reached('{"labels": 40}'), reached('{"a-labels": {"0": 3, "1": 5}}', prefix="a-")
     ({'labels': Position(offsets={0: 40})}, {'labels': Position(offsets={0: 3, 1: 5})})
     """
     positions = {}
-    for topic, found in json.loads(end_offset).items():
+    for topic, end in json.loads(end_offset).items():
         # The files have one partition; Spark's Kafka source names each.
-        offsets = {int(one): offset for one, offset in found.items()} if isinstance(found, dict) else {PARTITION: found}
+        offsets = {int(key): offset for key, offset in end.items()} if isinstance(end, dict) else {PARTITION: end}
         positions[topic.removeprefix(prefix)] = Position(offsets)
     return positions

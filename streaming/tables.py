@@ -1,4 +1,4 @@
-"""Where the jobs write: Parquet tables of the offline store, each file whole or absent, dead letters, and how they do.
+"""Writes what the jobs produce: Parquet tables of the offline store, dead letters and status files.
 
 A file is named after the micro-batch that wrote it, so that a micro-batch that runs twice writes it once.
 """
@@ -19,7 +19,7 @@ from infra.log.client import EventLog
 from streaming.parsing import SHOWN_ITEM
 
 ROW_GROUP = 50_000
-"""Rows that a reader can skip together: histories are written in order of time, and most readers want the end."""
+"""Rows that a reader can skip together: tables are written in order of time, and most readers need only the end."""
 
 ORIGIN = ("topic", "partition", "offset")
 
@@ -43,25 +43,26 @@ SCHEMAS = {
 
 
 def write_table(folder: Path, name: str, table: pa.Table) -> None:
-    """Write `folder`/`name`.parquet durably, replacing it; a reader sees the old file or the new one."""
+    """Writes `folder`/`name`.parquet durably, replacing it; a reader sees the old file or the new one."""
     with replacing(folder / f"{name}.parquet") as hidden:
         pq.write_table(table, hidden, compression="zstd", compression_level=1, row_group_size=ROW_GROUP)
 
 
 def write_status(path: Path, status: Mapping[str, object]) -> None:
-    """Say in a file how things stand, and when that was."""
+    """Writes a status and its time to a JSON file."""
     with replacing(path) as hidden:
         hidden.write_text(json.dumps({"updated": datetime.now(UTC).isoformat(), **status}))
 
 
 def as_schema(table: pa.Table, name: str) -> pa.Table:
-    """The columns of a known table, in its types."""
+    """Returns the columns of a table of SCHEMAS, in its types."""
     schema = SCHEMAS[name]
     return table.select(schema.names).cast(schema)
 
 
 def dead_letter(log: EventLog, rejected: pa.Table) -> None:
-    """Keep records that cannot be used (topic, partition, offset, value, reason), each under its origin."""
+    """Appends records that cannot be used (topic, partition, offset, value, reason) to the dead letters, each named
+    after its origin."""
     rows = rejected.select([*ORIGIN, "value", "reason"]).to_pylist()
     letters = [
         events.dead_letter(*(row[name] for name in ORIGIN), value=row["value"], reason=row["reason"]) for row in rows

@@ -1,4 +1,4 @@
-"""Every name of the stored tables of events and of columns, spelled once. Times are int64 ms since the epoch."""
+"""Names every table of events and every column of the offline and online store. Times are int64 ms since the epoch."""
 
 import pyarrow as pa
 
@@ -14,9 +14,9 @@ TERMINAL = "terminal_id"
 TRANSACTION = "transaction_id"
 
 EVENT_TIMESTAMP = "event_timestamp"
-"""From when on a feature row holds."""
+"""The moment from which a feature row holds."""
 CREATED_TIMESTAMP = "created_timestamp"
-"""When the row was written; of rows with one event_timestamp the newest holds."""
+"""When the row was written; of several rows with the same event_timestamp the newest holds."""
 
 # A history: the latest events of one user, card or terminal, oldest first, as parallel arrays.
 TIMES = "times"
@@ -29,7 +29,7 @@ AMOUNTS = "amounts"
 COUNTERPARTIES = "partners"
 """The other side of a payment: terminals of a card, cards of a terminal."""
 FRAUD_TIMES = "fraud_times"
-"""When the transactions now known as fraud took place."""
+"""When the transactions that are known to be fraud took place."""
 FRAUD_KNOWN_TIMES = "fraud_known_times"
 """When each of them became known."""
 FRAUD_HASHES = "fraud_hashes"

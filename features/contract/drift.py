@@ -1,9 +1,9 @@
-"""How far what a model is given has moved from what it learned: bins of training, and the population stability index.
+"""Measures how far model inputs have moved since training, by the population stability index over bins of training.
 
-    PSI = Σ over bins of (now - then) · ln(now / then), with now and then the shares of the bin
+    PSI = Σ over bins of (actual - expected) · ln(actual / expected), of the shares of each bin now and in training
 
-(N. Siddiqi: Credit Risk Scorecards, Wiley 2006, chapter 8: below 0.1 no change worth a look, above 0.25 another
-population). Bins are the deciles of training. Knows nothing of models.
+(N. Siddiqi: Credit Risk Scorecards, Wiley 2006, chapter 8: below 0.1 the change is negligible, above 0.25 it is
+another population). Bins are the deciles of training. Knows nothing of models.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from features.contract.release import ReferenceDistribution
 
 BINS = 10
 ROWS = 100_000
-"""Training rows that are looked at, at most: evenly spread ones."""
+"""Most training rows that are read; they are evenly spread."""
 SMALLEST_SHARE = 1e-4
-"""An empty bin is taken to hold this share: its logarithm has to be finite."""
+"""Share that an empty bin is assumed to hold, so that its logarithm is finite."""
 
 
 def reference_distributions(features: NDArray[np.float32], names: Sequence[str]) -> dict[str, ReferenceDistribution]:
-    """The spread of each column of training inputs, shape [N, len(names)]; nothing where there are no rows."""
+    """Returns the distribution of each column of training inputs, shape [N, len(names)]; none if there are no rows."""
     if not len(features):
         return {}
     rows = features[:: -(-len(features) // ROWS)]
@@ -29,7 +29,7 @@ def reference_distributions(features: NDArray[np.float32], names: Sequence[str])
 
 
 def reference_distribution(values: NDArray[np.float32]) -> ReferenceDistribution:
-    """Bins between the deciles of `values`, shape [N > 0]; fewer where deciles coincide.
+    """Returns bins between the deciles of `values`, shape [N > 0]; fewer where deciles coincide.
 
     >>> reference_distribution(np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 2], dtype=np.float32)).edges
     (0.0, 1.0)
@@ -41,13 +41,13 @@ def reference_distribution(values: NDArray[np.float32]) -> ReferenceDistribution
 
 
 def population_stability_index(expected: Sequence[float], counts: NDArray[np.int64]) -> float:
-    """PSI of the counts of each bin now against the shares of then. The counts' sum must be above 0.
+    """Returns the PSI of the counts of each bin against the expected shares. The counts must sum to more than 0.
 
     >>> population_stability_index([0.5, 0.5], np.array([10, 10]))
     0.0
     >>> round(population_stability_index([0.5, 0.5], np.array([90, 10])), 3)
     0.879
     """
-    before = np.maximum(np.asarray(expected, dtype=np.float64), SMALLEST_SHARE)
-    now = np.maximum(counts / counts.sum(), SMALLEST_SHARE)
-    return float(np.sum((now - before) * np.log(now / before)))
+    smoothed = np.maximum(np.asarray(expected, dtype=np.float64), SMALLEST_SHARE)
+    actual = np.maximum(counts / counts.sum(), SMALLEST_SHARE)
+    return float(np.sum((actual - smoothed) * np.log(actual / smoothed)))

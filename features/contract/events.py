@@ -1,6 +1,6 @@
-"""Every event of the stream, as it stands in the log: frozen, past tense, one JSON object each.
+"""Defines every event of the stream as it is stored in the log: one JSON object, frozen, named in the past tense.
 
-`ITEM_EVENTS` and `Transaction` come in through the API, files and Kafka; the rest Headrace writes itself.
+ItemEvent and Transaction come in through the API, files and Kafka; Headrace writes the rest itself.
 The Spark jobs read the same JSON with the schema that streaming/source.py derives from these classes.
 Knows nothing of transport, storage or features.
 """
@@ -49,7 +49,7 @@ class _ItemInteraction(_VisitorEvent):
 
 
 class ItemListed(Event):
-    """The catalogue's newest word on an item."""
+    """An item was added to the catalogue or changed; the last event of an item holds."""
 
     type: Literal["item"]
     item_id: Id
@@ -87,7 +87,7 @@ class Transaction(Event):
 
 
 class Label(Event):
-    """What a transaction turned out to be. event_time is when that became known."""
+    """A transaction turned out to be fraud or not. event_time is when that became known."""
 
     type: Literal["label"]
     transaction_id: Id
@@ -148,7 +148,7 @@ class Decision(Event):
 
 
 class ExperimentDefined(Event):
-    """An experiment's definition; the last one of a key holds."""
+    """An experiment was defined; the last definition of a key holds."""
 
     type: Literal["experiment"]
     experiment: Code
@@ -156,7 +156,7 @@ class ExperimentDefined(Event):
 
 
 class RulesDefined(Event):
-    """What a surface does after ranking; the last one of a surface holds."""
+    """The rules of a surface were set; the last ones of a surface hold."""
 
     type: Literal["rules"]
     surface: Code
@@ -165,7 +165,7 @@ class RulesDefined(Event):
 
 ItemEvent = ItemListed | ItemViewed | ItemAddedToCart | ItemPurchased | ItemReturned
 AcceptedEvent = Annotated[ItemEvent | Transaction, Field(discriminator="type")]
-"""What POST /v1/events and `headrace import` take."""
+"""The events that POST /v1/events and `headrace import` accept."""
 Logged = ItemEvent | Transaction | Label | Impression | Decision | ExperimentDefined | RulesDefined
 LoggedEvent = Annotated[Logged, Field(discriminator="type")]
 
@@ -188,7 +188,7 @@ TOPIC_OF = {
 
 
 def key_of(event: Event) -> str:
-    """The log key: everything of one user, card or item stays in order under it."""
+    """Returns the log key of an event: all events of one user, card or item stay in order under it."""
     for name in ("card_id", "user_id", "session_id", "transaction_id", "experiment", "item_id", "surface"):
         if value := getattr(event, name, None):
             return str(value)
@@ -196,14 +196,16 @@ def key_of(event: Event) -> str:
 
 
 def to_json(event: Event) -> bytes:
-    """The event as it goes to the log: compact JSON, times with the offset they came with, unset fields left out."""
+    """Returns the event as compact JSON for the log: times keep the offset they came with, unset fields are left
+    out."""
     return event.model_dump_json(exclude_none=True).encode()
 
 
 def dead_letter(
     topic: str, partition: int, offset: int, *, value: str, reason: str, detail: str | None = None
 ) -> tuple[str, bytes]:
-    """(key, JSON) of a record of the log that cannot be used: named after where it lies, and kept as it came."""
+    """Returns (key, JSON) of a record that cannot be used: its id is its position in the log, its value is kept as it
+    came."""
     letter = {
         "event_id": origin(topic, partition, offset),
         "reason": reason,

@@ -1,7 +1,7 @@
-"""The release manifest: what a published directory says of itself, and the check that it is whole.
+"""Defines the manifest of a release, and checks that a published release is complete.
 
-A release is written whole under a hidden name, renamed, and only then pointed to by `current`; every file in it is
-named here with its SHA-256. Training writes it, serving reads it. Knows nothing of what is inside the files.
+A release is written under a hidden name, renamed, and only then pointed to by `current`. The manifest names every file
+with its SHA-256. Training writes it, serving reads it. Does not know what is inside the files.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ INDEX, CATALOGUE, ARRAYS = "items.faiss", "catalogue.parquet", "catalogue.safete
 
 
 class ReleaseError(Exception):
-    """The release cannot be served: a file is missing or differs from its checksum, or the format is unknown."""
+    """Raised when a release cannot be served: a file is missing, differs from its checksum or has an unknown format."""
 
 
 class _ManifestPart(BaseModel):
@@ -27,7 +27,7 @@ class _ManifestPart(BaseModel):
 
 
 class ReferenceDistribution(_ManifestPart):
-    """The spread of one model input in training: the bins that features/contract/drift.py measures with."""
+    """The distribution of a model input in training: the bins that features/contract/drift.py measures with."""
 
     edges: tuple[float, ...]
     """Upper ends of all bins but the last, ascending; a value equal to an edge belongs below it."""
@@ -36,21 +36,23 @@ class ReferenceDistribution(_ManifestPart):
 
 
 class GateResult(_ManifestPart):
-    """One model beside its floors on the held-out time, by one metric."""
+    """A model compared with its baselines on the held-out time, by one metric."""
 
     metric: str
     scores: dict[str, float]
-    """Metric of the model and of every floor, by name."""
+    """The metric of the model and of every baseline, by name."""
     model: str
     best_baseline: str = Field(validation_alias=AliasChoices("best_baseline", "best_floor"))
-    """Releases made before 0.2 say `best_floor`."""
+    """Releases from before 0.2 call it `best_floor`."""
     served: str
-    """Name of what is served: the model, or the best floor where the model does not beat it."""
+    """Name of what is served: the model, or the best baseline if the model does not beat it."""
     metrics: dict[str, dict[str, float]]
-    """Everything measured, by name and then metric."""
+    """All measured metrics, by name and then by metric."""
 
 
 class RecommendModelCard(_ManifestPart):
+    """Describes the recommendation models of a release."""
+
     feature_service: str
     gate: GateResult
     index_kind: str
@@ -58,31 +60,35 @@ class RecommendModelCard(_ManifestPart):
     """Share of the exact top 100 that the index returns."""
     candidate_features: tuple[str, ...]
     heads: dict[str, float] = {"purchase": 1.0}
-    """What each head of the ranker weighs in its score."""
+    """The weight of each head of the ranker in its score."""
     catalogue_items: int
     content_buckets: int = 0
-    """Above 0 only in older releases, which hold an item tower that nothing reads."""
+    """Above 0 only in older releases, which hold an item tower that is not read any more."""
     references: dict[str, ReferenceDistribution] = {}
-    """By candidate feature; empty in releases from before drift was watched."""
+    """By candidate feature; empty in releases from before drift was measured."""
 
 
 class FraudModelCard(_ManifestPart):
+    """Describes the fraud detector of a release."""
+
     feature_service: str
     gate: GateResult
     features: tuple[str, ...]
     reference_values: tuple[float, ...] = Field(validation_alias=AliasChoices("reference_values", "baseline"))
-    """Typical (median, legitimate) value of each feature: what a reason compares with.
+    """Typical value of each feature (the median of legitimate payments), with which a reason compares.
 
-    Releases made before 0.2 say `baseline`."""
+    Releases from before 0.2 call it `baseline`."""
     review_threshold: float
-    """Scores from here on are reviewed; chosen from the alert budget."""
+    """Payments with this score or a higher one are reviewed; chosen from the alert budget."""
     decline_threshold: float
     alert_budget_per_day: float
     references: dict[str, ReferenceDistribution] = {}
-    """By feature; empty in releases from before drift was watched."""
+    """By feature; empty in releases from before drift was measured."""
 
 
 class Manifest(_ManifestPart):
+    """Describes a release: its data range, models and files."""
+
     format: Literal[1] = 1
     version: str
     created_time: datetime
@@ -98,19 +104,19 @@ class Manifest(_ManifestPart):
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def current_version(releases: Path) -> str | None:
-    """The version that `current` points to; None before the first release."""
+    """Returns the version that `current` points to; None before the first release."""
     pointer = releases / CURRENT
     return os.readlink(pointer) if pointer.is_symlink() else None
 
 
 def read_release(releases: Path, version: str) -> tuple[Path, Manifest]:
-    """The folder and manifest of a release whose every file was checked.
+    """Checks every file of a release and returns its folder and manifest.
 
     Raises ReleaseError when something is missing, damaged or of an unknown format.
     """

@@ -1,4 +1,4 @@
-"""Moments and spans as numbers: int64 milliseconds since the epoch, as all tables and histories keep them."""
+"""Converts moments to and from milliseconds since the epoch, which all tables and histories keep."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,17 +9,17 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def milliseconds(moment: datetime) -> int:
-    """Whole milliseconds since the epoch of an aware datetime; a part of one is cut off, as Spark does."""
+    """Returns the whole milliseconds since the epoch of an aware datetime, rounded down as Spark does."""
     return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
 def from_milliseconds(moment: int) -> datetime:
-    """The aware datetime, in UTC, of milliseconds since the epoch."""
+    """Returns the datetime, in UTC, of milliseconds since the epoch."""
     return EPOCH + timedelta(milliseconds=moment)
 
 
 def rfc3339(moment: int) -> str:
-    """Milliseconds since the epoch as RFC 3339 in UTC.
+    """Formats milliseconds since the epoch as RFC 3339 in UTC.
 
     >>> rfc3339(1_795_348_800_000)
     '2026-11-22T12:00:00.000Z'

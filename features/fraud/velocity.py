@@ -1,8 +1,8 @@
-"""Features of a card payment: how it compares with what its card and its terminal did before.
+"""Computes the features of a card payment: how it compares with what its card and its terminal did before.
 
-One `encode` serves the stream job, training and the live scorer. It never looks past the payment: whatever a
-history holds of later moments, or of the payment itself, is dropped before anything is counted, and a fraud counts
-from the moment it became known. Knows nothing of where histories are stored, nor of any model.
+One `encode` serves the stream job, training and the live scorer. It never looks past the payment: entries of later
+moments and the payment itself are dropped before anything is counted, and a fraud counts from the moment it became
+known. Does not know where histories are stored, nor any model.
 """
 
 from dataclasses import dataclass, fields
@@ -21,17 +21,17 @@ CHANNEL_CODES = {name: code for code, name in enumerate(CHANNELS)}
 
 CARD_WINDOWS = {"1h": HOUR, "24h": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
 LABEL_DELAY = 7 * DAY
-"""Risk is measured over a window that ended this long ago, since younger frauds are mostly not known yet."""
+"""Risk is measured over a window that ended this long ago, because most younger frauds are not known yet."""
 MAX_IDLE = 30 * DAY
 LAST_NIGHT_HOUR = 5
 USUAL_SPREAD = 0.5
-"""Spread of log amounts assumed of a card before its own payments say better."""
+"""Prior of the standard deviation of a card's log amounts."""
 SPREAD_WEIGHT = 3.0
-"""How many payments that assumption weighs."""
+"""Weight of that prior, in payments."""
 HORIZON = arrays.CARD_HORIZON
-"""Nothing that is older counts: stored histories, of cards and terminals alike, do not reach back further."""
+"""Older entries do not count: stored histories, of cards and terminals alike, do not reach back further."""
 ROWS_AT_ONCE = 1_024
-"""Keeps the intermediate arrays of large batches in cache and small in memory."""
+"""Bounds the intermediate arrays of large batches, so that they fit into the cache."""
 
 _FAR = np.int64(2**62)
 _WIDTHS = np.array([HOUR, DAY, 7 * DAY, DAY + LABEL_DELAY, 7 * DAY + LABEL_DELAY, 30 * DAY, 30 * DAY + LABEL_DELAY])
@@ -69,15 +69,17 @@ SKEWED = frozenset(
     if name.startswith(("card_", "terminal_count", "terminal_frauds"))
     or name in {"amount", "amount_ratio", "amount_terminal_ratio"}
 )
-"""Features of many magnitudes, never negative: models take their log1p."""
+"""Features that span many magnitudes and are never negative; models take their log1p."""
 
 
 _AMOUNT, _TERMINAL, _HOUR = (FEATURES.index(name) for name in ("amount", "terminal_count_24h", "hour"))
 
 
 class ReasonText(NamedTuple):
+    """How a feature is named to people."""
+
     code: str
-    """Stable: what a rule or a report may rely on. Several features may share one."""
+    """Stable, so that rules and reports may rely on it. Several features may share a code."""
     text: str
     """Template of `value` (of this payment) and `usual` (typical value)."""
 
@@ -157,16 +159,18 @@ class Payments:
         return len(self.times)
 
     def rows(self, start: int, end: int) -> "Payments":
+        """Returns the payments in [start, end), as views."""
         return Payments(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
-    def take(self, places: NDArray[np.int64]) -> "Payments":
-        return Payments(*(getattr(self, field.name)[places] for field in fields(self)))
+    def take(self, rows: NDArray[np.int64]) -> "Payments":
+        """Returns the payments at `rows`."""
+        return Payments(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class _Past:
-    """The entries of a history that their row's payment may look at; all others are moved out of every window.
+    """The entries of histories that came before each row's payment; all other entries are moved out of every window.
 
-    That is the same whatever more the history holds, as that of a live payment does beside that of a stored one.
+    They do not depend on what else a history holds: that of a live payment holds more than that of a stored one.
     """
 
     def __init__(
@@ -177,8 +181,8 @@ class _Past:
         own_hashes: NDArray[np.int64],
         caps: NDArray[np.int64] | None = None,
     ) -> None:
-        """times, own_hashes: the payments', shape [rows]; hashes: the entries', shape [entries]; caps: how many of the
-        latest entries count, shape [rows], of those within HORIZON; without it all do."""
+        """times, own_hashes: of the payments, shape [rows]; hashes: of the entries, shape [entries]; caps: how many of
+        the latest entries within HORIZON count, shape [rows]; without it all entries count."""
         self.rows = len(times)
         self.row = np.repeat(np.arange(self.rows), past.lengths)
         self.at = times[self.row]
@@ -197,30 +201,31 @@ class _Past:
         self.age[~self.usable] = _FAR
 
     def _count(self) -> NDArray[np.int64]:
-        """Shape [rows]: how many entries are usable."""
+        """Counts the usable entries, shape [rows]."""
         counts = np.zeros(self.rows, dtype=np.int64)
         if len(self.row):
             counts[self._filled] = np.add.reduceat(self.usable, self._starts[self._filled], dtype=np.int64)
         return counts
 
     def cells(self, age: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Shape [entries]: row and narrowest window of each entry, as one number."""
+        """Returns the row and narrowest window of each entry as one number, shape [entries]."""
         cells: NDArray[np.int64] = np.searchsorted(_WIDTHS, age, side="right") + self.row * (len(_WIDTHS) + 1)
         return cells
 
     def totals(self, cells: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Shape [rows, windows]: entries, or their weights, in each window. A window holds the narrower ones."""
+        """Sums entries, or their weights, in each window, shape [rows, windows]. A window includes the narrower
+        ones."""
         size = len(_WIDTHS) + 1
         sums = np.bincount(cells, weights, minlength=self.rows * size).reshape(self.rows, size)
         return np.cumsum(sums[:, :-1], axis=1, dtype=np.float64)
 
     def sums(self, weights: NDArray[Any]) -> NDArray[np.float64]:
-        """Shape [rows]: sum of the weights of all usable entries."""
+        """Sums the weights of all usable entries, shape [rows]."""
         total = np.bincount(self.row, weights * self.usable, minlength=self.rows)
         return total.astype(np.float64, copy=False)
 
     def youngest(self) -> NDArray[np.int64]:
-        """Shape [rows]: age of the latest usable entry, at most MAX_IDLE."""
+        """Returns the age of the latest usable entry, at most MAX_IDLE, shape [rows]."""
         ages = np.full(self.rows, MAX_IDLE, dtype=np.int64)
         if len(self.row):
             ages[self._filled] = np.minimum.reduceat(self.age, self._starts[self._filled])
@@ -229,7 +234,7 @@ class _Past:
 
 
 def encode(card: History, terminal: History, frauds: History, payments: Payments) -> NDArray[np.float32]:
-    """The features of N payments, shape [N, len(FEATURES)], float32, all finite.
+    """Computes the features of N payments, shape [N, len(FEATURES)], float32, all finite.
 
     card, terminal: N rows of arrays.CARD_COLUMNS; frauds: N rows of arrays.FRAUD_COLUMNS, the known frauds of the
     payment's terminal. Card and terminal windows include the payment itself, once, whether or not it is stored yet.
@@ -260,7 +265,8 @@ def _rows(whole: History, start: int, end: int) -> History:
 
 
 def _stacked(card: History, terminal: History) -> History:
-    """Card rows, then terminal rows: one pass over both takes half as many calls, and one payment pays by the call."""
+    """Stacks terminal rows under card rows: one pass over both halves the numpy calls, which dominate for one
+    payment."""
     names = (columns.TIMES, columns.AMOUNTS, columns.EVENT_HASHES)
     return History(
         np.concatenate((card.offsets, terminal.offsets[1:] + card.offsets[-1])),
@@ -279,20 +285,20 @@ def _encode_rows(
     cells = past.cells(past.age)
     counts = past.totals(cells)
     earlier = past.count
-    known = np.maximum(earlier, 1)
+    earlier_or_one = np.maximum(earlier, 1)
     logs = np.log1p(both.entries[columns.AMOUNTS])
-    usual = past.sums(logs) / known
+    usual = past.sums(logs) / earlier_or_one
 
-    of_card = slice(0, card.offsets[-1])
-    sums = past.totals(cells[of_card], card.entries[columns.AMOUNTS])[:n, _CARD] + payments.amounts[:, None]
+    card_entries = slice(0, card.offsets[-1])
+    sums = past.totals(cells[card_entries], card.entries[columns.AMOUNTS])[:n, _CARD] + payments.amounts[:, None]
     card_counts = counts[:n, _CARD] + 1
     result[:, 0:4] = card_counts
     result[:, 4:8] = sums
     result[:, 8:12] = sums / card_counts
 
     log_amount = np.log1p(payments.amounts)
-    squares = np.bincount(past.row[of_card], (logs[of_card] ** 2) * past.usable[of_card], minlength=n)
-    variance = np.maximum(squares / known[:n] - usual[:n] ** 2, 0)
+    squares = np.bincount(past.row[card_entries], (logs[card_entries] ** 2) * past.usable[card_entries], minlength=n)
+    variance = np.maximum(squares / earlier_or_one[:n] - usual[:n] ** 2, 0)
     spread = np.sqrt((earlier[:n] * variance + SPREAD_WEIGHT * USUAL_SPREAD**2) / (earlier[:n] + SPREAD_WEIGHT))
     above = (log_amount - usual[:n]) * (earlier[:n] > 0)
     result[:, _AMOUNT] = payments.amounts
@@ -300,8 +306,8 @@ def _encode_rows(
     result[:, _AMOUNT + 2] = above / spread
     result[:, _AMOUNT + 3] = np.exp((log_amount - usual[n:]) * (earlier[n:] > 0))
     result[:, _AMOUNT + 4] = past.youngest()[:n] / 1000
-    row = past.row[of_card]
-    visits = past.usable[of_card] & (card.entries[columns.COUNTERPARTIES] == payments.terminals[row])
+    row = past.row[card_entries]
+    visits = past.usable[card_entries] & (card.entries[columns.COUNTERPARTIES] == payments.terminals[row])
     result[:, _AMOUNT + 5] = np.bincount(row, visits, minlength=n) == 0
 
     result[:, _TERMINAL : _TERMINAL + 3] = counts[n:, _OF_TERMINAL] + 1
@@ -317,7 +323,8 @@ def _encode_rows(
 def _fraud_features(
     frauds: History, payments: Payments, terminal_counts: NDArray[np.float64]
 ) -> NDArray[np.float64] | float:
-    """Shape [rows, 5]: frauds reported in 7 and 30 days, and the share of fraud in the three delayed windows."""
+    """Computes frauds reported in 7 and 30 days, and the share of fraud in the three delayed windows, shape [rows,
+    5]."""
     if not len(frauds.times):
         return 0.0
     past = _Past(frauds, payments.times, frauds.entries[columns.FRAUD_HASHES], payments.event_hashes)
@@ -328,7 +335,7 @@ def _fraud_features(
     reported = past.totals(past.cells(known_age))[:, [_7D, _30D]]
     happened = past.totals(past.cells(past.age))
     delayed = happened[:, _DELAYED] - happened[:, [_7D]]
-    payments_then = terminal_counts[:, _DELAYED] - terminal_counts[:, [_7D]]
+    payment_counts = terminal_counts[:, _DELAYED] - terminal_counts[:, [_7D]]
     # A stored history is cut to its latest payments, its frauds are not: no share above 1.
-    shares = delayed / np.maximum(np.maximum(payments_then, delayed), 1)
+    shares = delayed / np.maximum(np.maximum(payment_counts, delayed), 1)
     return np.concatenate((reported, shares), axis=1)

@@ -1,8 +1,8 @@
-"""Histories: the latest events of many users, cards or terminals at once, as ragged arrays.
+"""Holds the latest events of many users, cards or terminals at once, as ragged arrays.
 
-Row i of a history owns the entries `offsets[i]:offsets[i + 1]` of every column, oldest first. One shape serves
-the online store (one row, now), the Spark job (every row of a micro-batch) and training (every example), so that
-all three compute features with the same code. Knows nothing of where the rows are stored.
+Row i of a history owns the entries `offsets[i]:offsets[i + 1]` of every column, oldest first. Serving (one row, now),
+the Spark job (every row of a micro-batch) and training (every example) all use it, so that they compute features with
+the same code. Does not know where the rows are stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,14 +54,16 @@ USER_CAP, USER_HORIZON = 512, 400 * DAY
 CARD_CAP, CARD_HORIZON = 256, 37 * DAY
 TERMINAL_CAP, TERMINAL_HORIZON = 512, 37 * DAY
 ITEM_CAP, ITEM_HORIZON = 37, 37 * DAY
-"""Most entries a stored history keeps, and milliseconds it reaches back: no window may be longer."""
+"""Most entries that a stored history keeps, and the milliseconds it reaches back; no window may be longer."""
 
 FRAUD_NAMES = {columns.TIMES: columns.FRAUD_TIMES}
-"""Where the columns of FRAUD_COLUMNS are stored under another name."""
+"""The columns of FRAUD_COLUMNS that are stored under another name."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
+    """The histories of several keys, a row each."""
+
     offsets: NDArray[np.int64]
     """Shape [rows + 1], from 0 to the number of entries."""
     entries: dict[str, Array]
@@ -80,55 +82,55 @@ class History:
 
     @property
     def row_of_entry(self) -> NDArray[np.int64]:
-        """Shape [entries]: the row that each entry belongs to."""
+        """The row that each entry belongs to, shape [entries]."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     @property
     def last_times(self) -> NDArray[np.int64]:
-        """Shape [rows]: time of each row's last entry; 0 for an empty row."""
+        """The time of each row's last entry, shape [rows]; 0 for an empty row."""
         if not len(self.times):
             return np.zeros(len(self), dtype=np.int64)
         return np.where(self.lengths > 0, self.times[self.offsets[1:] - 1], 0)
 
     def row(self, index: int) -> "History":
-        """The history of one row alone."""
+        """Returns the history of one row."""
         return self.slices(self.offsets[index : index + 1], self.offsets[index + 1 : index + 2])
 
     def filter(self, mask: NDArray[np.bool_]) -> "History":
-        """The same rows with only the entries where `mask` (shape [entries]) holds."""
+        """Returns the same rows with only the entries where `mask` (shape [entries]) holds."""
         kept = np.concatenate(([0], np.cumsum(mask)))
         return History(
             kept[self.offsets].astype(np.int64), {name: column[mask] for name, column in self.entries.items()}
         )
 
     def slices(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> "History":
-        """New rows, row i of which owns the entries starts[i]:ends[i] of this history."""
+        """Returns new rows: row i owns the entries starts[i]:ends[i] of this history."""
         lengths = ends - starts
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
         picked = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return History(offsets, {name: column[picked] for name, column in self.entries.items()})
 
     def take(self, rows: NDArray[np.int64]) -> "History":
-        """The histories of `rows`, in that order; a row may be asked for more than once."""
+        """Returns the histories of `rows`, in that order; a row may be repeated."""
         return self.slices(self.offsets[rows], self.offsets[rows + 1])
 
     def positions(self, rows: NDArray[np.int64], moments: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each row and moment (ms), the index of the row's first entry that is later."""
+        """Finds the index of the first entry of each row that is later than its moment (ms)."""
         if not len(self.times):
             return self.offsets[rows]
-        # Rows and times as one ascending number, of which 2^63 milliseconds of all rows together are enough.
+        # Row and time form one ascending number: rows x span of times must stay below 2^63 ms.
         first = self.times.min() - 1
         span = self.times.max() - first + 1
         flat = self.row_of_entry * span + (self.times - first)
-        found: NDArray[np.int64] = np.searchsorted(flat, rows * span + np.clip(moments - first, 0, span - 1), "right")
-        return found
+        ends: NDArray[np.int64] = np.searchsorted(flat, rows * span + np.clip(moments - first, 0, span - 1), "right")
+        return ends
 
     def latest(self, rows: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
-        """What is stored of each of `rows`: its latest `cap` entries within `horizon` ms before the last."""
+        """Returns what is stored of each of `rows`: its latest `cap` entries within `horizon` ms before the last."""
         return self._cut(rows, self.offsets[rows + 1], cap=cap, horizon=horizon)
 
     def at(self, rows: NDArray[np.int64], moments: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
-        """What was stored of each of `rows` at its moment (ms), of a history that holds all entries."""
+        """Returns what was stored of each of `rows` at its moment (ms), for a history that holds all entries."""
         return self._cut(rows, self.positions(rows, moments), cap=cap, horizon=horizon)
 
     def _cut(self, rows: NDArray[np.int64], ends: NDArray[np.int64], *, cap: int, horizon: int) -> "History":
@@ -140,7 +142,7 @@ class History:
 
 
 def hash_ids(ids: Sequence[str]) -> NDArray[np.int64]:
-    """A 64-bit hash of each id (SipHash of pandas.util.hash_array), the same in every process and version.
+    """Returns a 64-bit hash of each id (SipHash of pandas.util.hash_array), the same in every process and version.
 
     >>> bool(hash_ids(["a", "b", "a"])[0] == hash_ids(["a"])[0])
     True
@@ -154,9 +156,9 @@ def from_lists(
     *,
     names: Mapping[str, str] | None = None,
 ) -> History:
-    """A history of rows that hold one list a column, as Feast's online store answers; None is an empty list.
+    """Builds a history from rows that hold one list a column, as Feast's online store answers; None is an empty list.
 
-    `dtypes` names the columns wanted; `names` maps a wanted column to the name it has in the rows.
+    `dtypes` names the columns to read; `names` maps a column to the name that it has in the rows.
     """
     stored = {name: (names or {}).get(name, name) for name in dtypes}
     lengths = [len(row.get(stored[columns.TIMES]) or ()) for row in rows]
@@ -169,7 +171,7 @@ def from_lists(
 
 
 def from_arrow(table: pa.Table, dtypes: Mapping[str, Any], *, names: Mapping[str, str] | None = None) -> History:
-    """A history of the list columns of an Arrow table; a null list is an empty one."""
+    """Builds a history from the list columns of an Arrow table; a null list is an empty one."""
     stored = {name: (names or {}).get(name, name) for name in dtypes}
     entries: dict[str, Array] = {}
     offsets = np.zeros(table.num_rows + 1, dtype=np.int64)
@@ -190,8 +192,8 @@ def to_arrow(
     vocabularies: Mapping[str, pa.Array] | None = None,
     null_if_empty: bool = False,
 ) -> dict[str, pa.Array]:
-    """The history's columns as Arrow list arrays, by stored name. A column that has a vocabulary holds places in it,
-    and becomes strings (as an Arrow dictionary)."""
+    """Returns the history's columns as Arrow list arrays, by stored name. A column that has a vocabulary holds
+    positions in it and becomes strings (an Arrow dictionary)."""
     types = {np.dtype(np.int64): pa.int64(), np.dtype(np.float64): pa.float64(), np.dtype(object): pa.string()}
     mask = pa.array(history.lengths == 0) if null_if_empty else None
     offsets = pa.array(history.offsets, type=pa.int32())
@@ -209,7 +211,8 @@ def to_arrow(
 def feature_rows(
     key: str, ids: pa.Array, times: NDArray[np.int64], lists: dict[str, pa.Array], *, created: datetime
 ) -> pa.Table:
-    """Rows of a history view: `ids` (strings) and `times` (ms) of shape [rows], `lists` by stored column name."""
+    """Returns rows of a feature view: `ids` (strings) and `times` (ms) of shape [rows], `lists` by stored column
+    name."""
     stamp = pa.timestamp("us", tz="UTC")
     return pa.table(
         {
@@ -230,5 +233,5 @@ def history_rows(
     created: datetime,
     vocabularies: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
-    """Rows of a history view; `vocabularies` as in to_arrow."""
+    """Returns rows of a history view; `vocabularies` as in to_arrow."""
     return feature_rows(key, ids, times, to_arrow(rows, vocabularies=vocabularies), created=created)

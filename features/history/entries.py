@@ -1,6 +1,6 @@
-"""What a history keeps of an event, and whose history it is: one definition for the stream and for what reads the past.
+"""Defines what a history keeps of an event, and whose history that is, for the stream and for reading the past.
 
-Knows nothing of where events are stored.
+Does not know where events are stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,8 +39,9 @@ class Entries:
 
 
 def user_entries(events: pa.Table) -> Entries:
-    """Shop events (type, event_id, event_time, user_id, session_id, item_id, quantity, price) of users and of anonymous
-    sessions, as columns of arrays.USER_COLUMNS; what is nobody's, or of the catalogue, is left out."""
+    """Reads shop events (type, event_id, event_time, user_id, session_id, item_id, quantity, price) of users and of
+    anonymous sessions, as columns of arrays.USER_COLUMNS; events of the catalogue and those without a visitor are left
+    out."""
     session = events["session_id"].cast(pa.string())  # a table without any has them as nulls of no type
     visitor = pc.coalesce(events["user_id"], pc.binary_join_element_wise("session", session, ":"))
     counts = pc.and_(pc.is_in(events["type"], _EVENT_TYPES), pc.is_valid(visitor))
@@ -56,26 +57,26 @@ def user_entries(events: pa.Table) -> Entries:
 
 
 def card_entries(payments: pa.Table) -> Entries:
-    """Payments (event_id, event_time, card_id, terminal_id, amount) as columns of arrays.CARD_COLUMNS."""
-    return _payment_entries(payments, key=columns.CARD, partner=columns.TERMINAL)
+    """Reads payments (event_id, event_time, card_id, terminal_id, amount) as columns of arrays.CARD_COLUMNS."""
+    return _payment_entries(payments, key=columns.CARD, counterparty=columns.TERMINAL)
 
 
 def terminal_entries(payments: pa.Table) -> Entries:
-    """The same for their terminals: columns of arrays.TERMINAL_COLUMNS."""
-    return _payment_entries(payments, key=columns.TERMINAL, partner=columns.CARD)
+    """Reads the same payments for their terminals: columns of arrays.TERMINAL_COLUMNS."""
+    return _payment_entries(payments, key=columns.TERMINAL, counterparty=columns.CARD)
 
 
-def _payment_entries(payments: pa.Table, *, key: str, partner: str) -> Entries:
+def _payment_entries(payments: pa.Table, *, key: str, counterparty: str) -> Entries:
     numbers = {
         columns.TIMES: payments["event_time"].to_numpy(),
         columns.AMOUNTS: fill_nulls(payments["amount"], default=0.0),
         columns.EVENT_HASHES: hash_column(payments["event_id"]),
     }
-    return Entries(payments[key], numbers, {columns.COUNTERPARTIES: payments[partner]})
+    return Entries(payments[key], numbers, {columns.COUNTERPARTIES: payments[counterparty]})
 
 
 def from_transaction_features(read: Callable[[pa.Table], Entries]) -> Callable[[pa.Table], Entries]:
-    """Has card_entries or terminal_entries read rows of the view of transaction features."""
+    """Adapts card_entries or terminal_entries to rows of the view of transaction features."""
 
     def entries(rows: pa.Table) -> Entries:
         milliseconds = rows[columns.EVENT_TIMESTAMP].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64())
@@ -86,8 +87,8 @@ def from_transaction_features(read: Callable[[pa.Table], Entries]) -> Callable[[
 
 
 def fraud_entries(labels: pa.Table) -> Entries:
-    """Labels (transaction_id, event_time, terminal_id, fraud, transaction_time) that tell a fraud and its terminal, as
-    columns of arrays.FRAUD_COLUMNS. Without a transaction time the label's own stands in."""
+    """Reads labels (transaction_id, event_time, terminal_id, fraud, transaction_time) of frauds whose terminal is
+    known, as columns of arrays.FRAUD_COLUMNS. The label's own time replaces a missing transaction time."""
     labels = labels.filter(pc.and_kleene(labels["fraud"], pc.is_valid(labels[columns.TERMINAL])))
     numbers = {
         columns.TIMES: pc.coalesce(labels["transaction_time"], labels["event_time"]).to_numpy(),
@@ -98,23 +99,23 @@ def fraud_entries(labels: pa.Table) -> Entries:
 
 
 def fill_nulls(column: pa.ChunkedArray, *, default: float) -> NDArray[np.float64]:
-    """Numbers without nulls."""
+    """Returns a column of numbers with nulls replaced by `default`."""
     return np.asarray(pc.fill_null(column, default).to_numpy(), dtype=np.float64)
 
 
 def hash_column(ids: pa.ChunkedArray) -> NDArray[np.int64]:
-    """hash_ids of a column."""
+    """Returns hash_ids of a column."""
     return hash_ids(ids.to_numpy())
 
 
 def encode_strings(*parts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, list[NDArray[np.int64]]]:
-    """One vocabulary of several columns of strings, and each column as places in it."""
+    """Returns one vocabulary of several columns of strings, and each column as positions in it."""
     words = concat_strings(parts).combine_chunks().dictionary_encode()
     codes = words.indices.to_numpy().astype(np.int64)
     return words.dictionary, np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def concat_strings(parts: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
-    """Columns of strings, one after the other."""
+    """Concatenates columns of strings."""
     chunks = [chunk for part in parts for chunk in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])]
     return pa.chunked_array(chunks, pa.string())

@@ -1,7 +1,7 @@
 """Defines what counts as an order, a unit, revenue and a return of an item, as SQL that both Spark and DuckDB run.
 
-Spark counts the whole table of shop events; training counts the held-back events in memory. The rows that they make
-are histories of arrays.ITEM_COLUMNS, an entry a day.
+Spark counts the whole table of shop events; training counts the held-out events in memory. Each row becomes an entry of
+an item's history (arrays.ITEM_COLUMNS).
 """
 
 import duckdb
@@ -28,7 +28,7 @@ TOTALS = {
 
 
 def daily_totals(events: pa.Table) -> pa.Table:
-    """Sums shop events (FIELDS, each event once) up: a row per item and day with ITEM, `day` (ms) and TOTALS."""
+    """Adds up shop events (FIELDS, each event once): a row per item and day with ITEM, `day` (ms) and TOTALS."""
     totals = ", ".join(f"CAST({sql} AS DOUBLE) AS {name}" for name, sql in TOTALS.items())
     with duckdb.connect(config={"threads": 1}) as connection:  # so that sums are always taken in the same order
         counted = connection.from_arrow(events).filter(COUNTED).project(f"*, {START_OF_DAY} AS day")

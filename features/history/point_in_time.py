@@ -1,8 +1,8 @@
-"""What was known of each payment's card or terminal when it arrived: all that came before it, however late in time.
+"""Reconstructs the history of each payment's card or terminal as of the payment's arrival.
 
-The scorer and the stream job cut the past here and nowhere else, so that both see the same. What counts is the latest
-`cap` entries within the horizon, by time and then by hash, of all that had arrived: that cut gives the same whether it
-is taken at once, or again and again of what was kept of the last. Knows nothing of stores.
+The scorer and the stream job both cut the past here, so that they see the same. The order of arrival decides, whatever
+the event times. What counts is the latest `cap` entries within the horizon, by time and then by hash, of all that had
+arrived. This cut is the same whether it is taken once or repeatedly from what the last cut kept. Does not know stores.
 """
 
 import itertools
@@ -19,9 +19,9 @@ _ARRIVAL = "arrival"
 
 
 class PointInTimeHistory:
-    """The payments that a fold added, each with what was known of its key (card or terminal) just before.
+    """The payments of a fold, each with the history of its key (card or terminal) just before it arrived.
 
-    key, times: shape [payments], as they were folded, in the order in which they arrived.
+    key, times: shape [payments], as they were folded, in the order of arrival.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class PointInTimeHistory:
             entries.pop(columns.COUNTERPARTIES)
         self._merged = History(merged.offsets, {**entries, _ARRIVAL: folded.arrival_index} if self._late else entries)
         self._ends = merged.positions(key, latest)
-        # What came after a payment and yet lies before the latest so far is one of the late.
+        # An entry that arrived later than a payment but lies before the latest time so far is one of the late ones.
         spare = 1 + late[key]
         self._starts = np.maximum(merged.positions(key, latest - horizon), self._ends - cap - spare)
 
     def rows(self, payments: NDArray[np.int64]) -> History:
-        """The state that each of `payments` (places in the fold) met: what arrived before it, and perhaps itself."""
+        """Returns the history before each of `payments` (positions in the fold); it may hold the payment itself."""
         states = self._merged.slices(self._starts[payments], self._ends[payments])
         if not self._late:
             return states
@@ -61,12 +61,12 @@ class PointInTimeHistory:
 def _latest_so_far(
     folded: FoldResult, key: NDArray[np.int64], times: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each payment the latest time that its key had met with it, shape [payments]; and how many of each key's
-    payments were no later than one that was there before them, shape [keys]."""
+    """Returns the latest time of each payment's key up to its arrival, shape [payments], and how many payments of each
+    key were no later than an earlier arrival, shape [keys]."""
     keys = len(folded.merged)
-    known = History(folded.merged.offsets, {columns.TIMES: folded.merged.times}).filter(folded.arrival_index < 0)
-    last = np.where(known.lengths > 0, known.last_times, times.min() - 1)
-    # Keys and times as one number: the latest of a key then is the highest so far.
+    stored = History(folded.merged.offsets, {columns.TIMES: folded.merged.times}).filter(folded.arrival_index < 0)
+    last = np.where(stored.lengths > 0, stored.last_times, times.min() - 1)
+    # Key and time form one number, so that the latest time of a key is the running maximum.
     low = min(last.min(), times.min() - 1)
     span = max(last.max(), times.max()) - low + 1
     order = np.argsort(np.concatenate((np.arange(keys), key)), kind="stable")
@@ -81,12 +81,12 @@ def _latest_so_far(
 
 
 def arrival_order(partition: NDArray[Any], offset: NDArray[Any], stamp: NDArray[Any]) -> NDArray[np.int64]:
-    """The order in which records of one topic came, shape [records]: by offset within a partition, and between
-    partitions by the time of their append (`stamp`), as far as that agrees with the offsets."""
+    """Returns the order in which records of one topic arrived, shape [records]: by offset within a partition, and
+    between partitions by the time of their append (`stamp`), made non-decreasing within each partition."""
     order = np.lexsort((offset, partition))
     partition, stamp = partition[order], stamp[order].copy()
     starts = np.flatnonzero(np.diff(partition, prepend=-1))
     for start, end in itertools.pairwise([*starts, len(stamp)]):
         np.maximum.accumulate(stamp[start:end], out=stamp[start:end])
-    found: NDArray[np.int64] = order[np.argsort(stamp, kind="stable")]
-    return found
+    arrival: NDArray[np.int64] = order[np.argsort(stamp, kind="stable")]
+    return arrival

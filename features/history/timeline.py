@@ -1,10 +1,10 @@
-"""How time is divided for learning: history, the ranker's part of it, and the held-out days that judge.
+"""Divides time for training: the history, the ranker's part of it, and the held-out days of the gate.
 
     start ───────── ranker_start ───────── split ───────── end
-    retrieval learns          the ranker learns      the gate judges
+    retrieval learns          the ranker learns      the gate evaluates
 
-The ranker learns on visits that the retrieval model and the co-purchase counts have not seen: what they say of a
-candidate is then as uncertain in training as it will be in service.
+The ranker learns on visits that the retrieval model and the co-purchase counts have not seen, so that their scores are
+as uncertain in training as in serving.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ RANKER_DAYS = 60
 
 
 class NoDataError(Exception):
-    """There is nothing to learn from yet; says what to run."""
+    """Raised when there is no data to learn from yet; says what to run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Moments in ms since the epoch."""
+    """The moments that divide the data, ms since the epoch."""
 
     start: int
     ranker_start: int
@@ -37,12 +37,12 @@ class Timeline:
 
 
 def holdout_file(settings: Settings) -> Path:
-    """Shop events that the importer kept out of the log, to be replayed later."""
+    """Returns the file of shop events that the importer kept out of the log, to be replayed later."""
     return settings.data_dir / "holdout" / "shop_events.parquet"
 
 
 def read_timeline(settings: Settings, *, holdout_days: int = HOLDOUT_DAYS, ranker_days: int = RANKER_DAYS) -> Timeline:
-    """The division of the data at hand. Held out is what the importer kept aside, else the last `holdout_days`.
+    """Reads the division of the stored data. What the importer held out is held out, else the last `holdout_days`.
 
     Raises NoDataError before `headrace features` has run on any shop events.
     """
@@ -56,7 +56,7 @@ def read_timeline(settings: Settings, *, holdout_days: int = HOLDOUT_DAYS, ranke
     limits = pc.min_max(moments["event_time"]).as_py()
     start, end, split = limits["min"], limits["max"], limits["max"] - holdout_days * DAY
     if holdout_file(settings).exists():
-        aside = pc.min_max(ds.dataset(holdout_file(settings)).to_table(["event_time"])["event_time"]).as_py()
-        if aside["min"] is not None:
-            split, end = aside["min"], aside["max"]
+        held_out = pc.min_max(ds.dataset(holdout_file(settings)).to_table(["event_time"])["event_time"]).as_py()
+        if held_out["min"] is not None:
+            split, end = held_out["min"], held_out["max"]
     return Timeline(start, max(start, split - ranker_days * DAY), split, end)

@@ -1,7 +1,7 @@
-"""Sliding-window arithmetic over histories: the one definition of every windowed feature.
+"""Counts over sliding windows of histories.
 
-A window of width w at the moment t holds the entries with t - w < time <= t. Pure numpy: the Spark job, training
-and serving all call it, which is what makes their values equal.
+A window of width w at the moment t holds the entries with t - w < time <= t. The Spark job, training and serving all
+call these functions, so that their values are equal.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from features.history.arrays import Array, History
 
 
 def in_window(history: History, at: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
-    """Which entries lie in the window that ends at their row's moment.
+    """Returns which entries lie in the window that ends at their row's moment.
 
     at: int64 milliseconds, shape [rows]; width: milliseconds, above 0. Returns shape [entries].
 
@@ -25,7 +25,7 @@ def in_window(history: History, at: NDArray[np.int64], width: int) -> NDArray[np
 
 
 def row_sums(history: History, values: Array) -> NDArray[np.float64]:
-    """Sum of `values` (shape [entries]) over each row, shape [rows]; 0 for a row without entries.
+    """Sums `values` (shape [entries]) over each row, shape [rows]; 0 for a row without entries.
 
     >>> import numpy as np
     >>> row_sums(History(np.array([0, 2, 2, 3]), {"times": np.arange(3)}), np.array([1.0, 2.0, 5.0]))
@@ -35,7 +35,8 @@ def row_sums(history: History, values: Array) -> NDArray[np.float64]:
 
 
 def row_maxima(history: History, values: NDArray[np.float64], *, empty: float) -> NDArray[np.float64]:
-    """Largest of `values` (shape [entries]) in each row, shape [rows]; `empty` for a row without entries."""
+    """Returns the largest of `values` (shape [entries]) in each row, shape [rows]; `empty` for a row without
+    entries."""
     result = np.full(len(history), empty, dtype=np.float64)
     np.maximum.at(result, history.row_of_entry, values)
     return result

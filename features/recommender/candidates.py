@@ -1,7 +1,7 @@
-"""Candidates for one request: drawn from several sources, and described by the features that the ranker reads.
+"""Generates the candidates of a request from several sources and computes the features that the ranker reads.
 
-Serving, ranker training and the gate all call `draw`, so that the ranker meets in service what it was trained on.
-Knows nothing of models or stores: vector search hits come in as an argument.
+Serving, ranker training and the gate all call `generate_candidates`, so that the ranker reads in serving what it was
+trained on. Knows neither models nor stores: the hits of the vector search are an argument.
 """
 
 from dataclasses import dataclass
@@ -21,26 +21,26 @@ from features.recommender.candidate_kernels import USER_FEATURES as USER_FEATURE
 from features.recommender.catalogue import Catalogue, ItemSet, PopularItems, popular_items
 
 RECENT_ITEMS = 50
-"""Items that the user tower and co-purchase read."""
+"""Number of items that the user tower and co-purchase read."""
 
 BASELINES = {"popularity": "item_orders_30d", "co_purchase": "co_score", "repurchase": "own_score"}
-"""Rankings without a model: each orders the candidates by one feature."""
+"""Rankings without a model: each orders the candidates by a feature."""
 
-FEATURE_INDEX = {name: place for place, name in enumerate(CANDIDATE_FEATURES)}
-"""Place of each among the columns of Candidates.features."""
+FEATURE_INDEX = {name: column for column, name in enumerate(CANDIDATE_FEATURES)}
+"""The column of each among Candidates.features."""
 _ALL_ALLOWED = np.empty(0, dtype=np.uint8)
 """No bits: every item is allowed."""
-_PURCHASE, _RETURN, _CART = (columns.EVENT_TYPE_CODES[kind] for kind in ("purchase", "return", "cart"))
+_PURCHASE, _RETURN, _CART = (columns.EVENT_TYPE_CODES[name] for name in ("purchase", "return", "cart"))
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """What is known of one user or session at one moment; arrays over entries, oldest first."""
+    """The history of a user or session at a moment, as arrays over entries, oldest first."""
 
     at: int
     """The moment of the request, ms."""
     items: NDArray[np.int64]
-    """Catalogue index, -1 unknown."""
+    """Catalogue indices, -1 for unknown items."""
     times: NDArray[np.int64]
     event_types: NDArray[np.int64]
     prices: NDArray[np.float64]
@@ -52,48 +52,51 @@ class Visitor:
 
     @property
     def recent_items(self) -> NDArray[np.int64]:
-        """The latest RECENT_ITEMS items, oldest first; returned ones and unknown ones left out."""
+        """The latest RECENT_ITEMS items, oldest first, without returned and unknown ones."""
         return self._latest[0]
 
     @property
     def recency_weights(self) -> NDArray[np.float32]:
-        """Weight of each of `recent`: 1 for the last visit, halved for each visit before it."""
+        """Weight of each of `recent_items`: 1 in the last visit, halved for each visit before it."""
         return self._latest[1]
 
 
 def padded_histories(visitors: list[Visitor]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What the user tower reads: items int64 [B, RECENT_ITEMS] and weights float32, each row summing to 1 or 0."""
+    """Returns the inputs of the user tower: items int64 [B, RECENT_ITEMS] and weights float32, each row summing to 1 or
+    0."""
     items = np.empty((len(visitors), RECENT_ITEMS), dtype=np.int64)
     weights = np.empty((len(visitors), RECENT_ITEMS), dtype=np.float32)
-    for row, who in enumerate(visitors):
-        items[row], weights[row] = recency.pad_row(who.recent_items, who.recency_weights, RECENT_ITEMS)
+    for row, visitor in enumerate(visitors):
+        items[row], weights[row] = recency.pad_row(visitor.recent_items, visitor.recency_weights, RECENT_ITEMS)
     return items, weights
 
 
 def build_visitor(
     history: History, catalogue: Catalogue, *, at: int, session_items: list[str] | None = None
 ) -> Visitor:
-    """The visitor of a one-row history of arrays.USER_COLUMNS; later entries are ignored.
+    """Builds the visitor of a one-row history of arrays.USER_COLUMNS; entries after `at` (ms) are ignored.
 
-    session_items: items looked at in this session, oldest first, which the history may not hold yet.
+    session_items: items viewed in this session, oldest first, which the history may not hold yet.
     """
-    known = catalogue.indices(history.entries[columns.ITEMS])
-    who = visitor_from_indices(History(history.offsets, history.entries | {columns.ITEMS: known}), at=at)
-    if session_items:
-        items, times, kinds, prices, quantities = who.items, who.times, who.event_types, who.prices, who.quantities
-        seen = catalogue.indices(session_items)
-        items = np.concatenate((items, seen))
-        times = np.concatenate((times, np.full(len(seen), at, dtype=np.int64)))
-        kinds = np.concatenate((kinds, np.full(len(seen), columns.EVENT_TYPE_CODES["view"], dtype=np.int64)))
-        known_price = np.where(seen >= 0, catalogue.prices[seen], 0.0) if len(catalogue.ids) else np.zeros(len(seen))
-        prices = np.concatenate((prices, known_price))
-        quantities = np.concatenate((quantities, np.ones(len(seen))))
-        return Visitor(at, items, times, kinds, prices, quantities)
-    return who
+    indices = catalogue.indices(history.entries[columns.ITEMS])
+    visitor = visitor_from_indices(History(history.offsets, history.entries | {columns.ITEMS: indices}), at=at)
+    if not session_items:
+        return visitor
+    viewed = catalogue.indices(session_items)
+    count = len(viewed)
+    prices = np.where(viewed >= 0, catalogue.prices[viewed], 0.0) if len(catalogue.ids) else np.zeros(count)
+    return Visitor(
+        at,
+        np.concatenate((visitor.items, viewed)),
+        np.concatenate((visitor.times, np.full(count, at, dtype=np.int64))),
+        np.concatenate((visitor.event_types, np.full(count, columns.EVENT_TYPE_CODES["view"], dtype=np.int64))),
+        np.concatenate((visitor.prices, prices)),
+        np.concatenate((visitor.quantities, np.ones(count))),
+    )
 
 
 def visitor_from_indices(history: History, *, at: int) -> Visitor:
-    """The same of a history whose items are catalogue indices already."""
+    """Builds the visitor of a history whose items are catalogue indices already."""
     entries = history.entries
     if len(history.times) and history.times[-1] > at:
         past = history.times <= at
@@ -106,21 +109,24 @@ def visitor_from_indices(history: History, *, at: int) -> Visitor:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
+    """The C candidates of a request."""
+
     items: NDArray[np.int64]
     """Shape [C], catalogue indices, each once."""
     ranks: NDArray[np.int64]
-    """Shape [C, len(SOURCES)]: place in each source from 0 on, ABSENT where it did not draw the item."""
+    """Shape [C, len(SOURCES)]: rank in each source from 0 on, UNRANKED where it lacks the item."""
     features: NDArray[np.float32]
     """Shape [C, len(CANDIDATE_FEATURES)]."""
     seed_items: NDArray[np.int64]
     """Shape [C]: the recent item that speaks most for this one by co-purchase, -1 for none."""
 
     def column(self, name: str) -> NDArray[np.float32]:
+        """Returns a feature of all candidates, shape [C]."""
         return self.features[:, FEATURE_INDEX[name]]
 
-    def filter(self, wanted: NDArray[np.bool_]) -> "Candidates":
-        """Those where `wanted` (shape [C]) holds."""
-        return Candidates(self.items[wanted], self.ranks[wanted], self.features[wanted], self.seed_items[wanted])
+    def filter(self, mask: NDArray[np.bool_]) -> "Candidates":
+        """Returns the candidates where `mask` (shape [C]) holds."""
+        return Candidates(self.items[mask], self.ranks[mask], self.features[mask], self.seed_items[mask])
 
 
 def generate_candidates(
@@ -135,12 +141,11 @@ def generate_candidates(
     allowed: ItemSet | None = None,
     popular: PopularItems | None = None,
 ) -> Candidates:
-    """Draw at most `per_source` candidates from each source, or as `quotas` says in the order of SOURCES, and describe
-    them.
+    """Generates at most `per_source` candidates from each source, or `quotas` in the order of SOURCES, with features.
 
     windows: item_windows of the catalogue at visitor.at; tower_hits: catalogue indices, nearest first; user_vector:
     shape [D], zeros when there is none; allowed: which items may be shown (None: all); popular:
-    popular_items(windows), where that is worked out already.
+    popular_items(windows), where that is computed already.
     """
     best_sellers = popular or popular_items(windows)
     return Candidates(
@@ -155,7 +160,7 @@ def generate_candidates(
 
 
 def user_features(visitor: Visitor) -> NDArray[np.float32]:
-    """USER_FEATURES, shape [len(USER_FEATURES)]."""
+    """Computes USER_FEATURES, shape [len(USER_FEATURES)]."""
     return candidate_kernels.user_features(
         visitor.at, visitor.items, visitor.times, visitor.event_types, visitor.prices, visitor.quantities, _PURCHASE
     )

@@ -1,6 +1,6 @@
-"""What an item is before anyone has bought it: title, price and category as the tokens that both towers read.
+"""Turns title, price and category into the tokens that both towers read of an item without purchases.
 
-Knows nothing of models.
+Does not know the models.
 """
 
 import re
@@ -11,9 +11,9 @@ WORD = re.compile(r"[a-z0-9]+")
 
 
 def content_tokens(title: str, price: float, category: str, *, buckets: int) -> list[int]:
-    """Words of the title, the price to half an octave and the category, hashed into 0 ... buckets - 1.
+    """Hashes the words of the title, the price to half an octave and the category into 0 ... buckets - 1.
 
-    The hashing trick; CRC-32 is the same everywhere. A price of 0 and an empty category are not known.
+    The hashing trick; CRC-32 is the same everywhere. A price of 0 and an empty category are unknown.
 
     >>> known = content_tokens("Red retrospot mug", 2.5, "", buckets=4096)
     >>> known == content_tokens("RED RETROSPOT MUG", 2.6, "", buckets=4096), len(known)

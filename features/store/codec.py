@@ -1,8 +1,8 @@
-"""The bytes in which Feast's online stores keep rows, written and read a whole column at a time.
+"""Encodes and decodes the bytes in which Feast's online stores keep rows, a whole column at a time.
 
 A key is Feast's entity key, version 3; a value is the wire format of its protobuf message `Value` holding an
-Int64List, a DoubleList or a StringList. The messages are never built: a list column of an Arrow table becomes bytes,
-and bytes become arrays, by numpy. tests/contracts/test_online_store.py holds both ways against Feast itself.
+Int64List, a DoubleList or a StringList. The messages are not built: numpy turns a list column of an Arrow table into
+bytes, and bytes into arrays. tests/contracts/test_online_store.py holds both ways against Feast itself.
 """
 
 import itertools
@@ -20,9 +20,9 @@ from features.store.feast_import import Int64List, StringList, Value, WireType
 
 Bytes = NDArray[np.uint8]
 
-OTHER_TYPE = "a stored value has another type than its feature; fill the online store anew"
+OTHER_TYPE = "a stored value has another type than its feature; empty the online store and fill it again"
 FEW = 4
-"""Up to so many rows are decoded one by one."""
+"""At most so many rows are decoded one by one."""
 
 _LENGTH_DELIMITED = 2
 _ITEM = bytes([1 << 3 | _LENGTH_DELIMITED])
@@ -46,15 +46,15 @@ class Lists:
     values: Any
     """int64 or float64 array, or an Arrow array of strings; shape [entries]."""
     known: NDArray[np.bool_]
-    """Shape [R]; False where nothing is stored, which is not the same as an empty list."""
+    """Shape [R]; False where nothing is stored, which differs from an empty list."""
 
 
 def entity_keys(join_key: str, ids: Sequence[str], *, project: str = "") -> list[bytes]:
-    """Feast's serialised entity keys of rows that have one string key; Redis keys end in the project's name."""
-    name, end = join_key.encode(), project.encode()
-    head = struct.pack("<3I", 1, WireType.STRING, len(name)) + name + struct.pack("<I", WireType.STRING)
-    encoded = [one.encode() for one in ids]
-    return [head + len(one).to_bytes(4, "little") + one + end for one in encoded]
+    """Returns Feast's serialised entity keys of rows with one string key; Redis keys end in the project's name."""
+    key, end = join_key.encode(), project.encode()
+    head = struct.pack("<3I", 1, WireType.STRING, len(key)) + key + struct.pack("<I", WireType.STRING)
+    encoded = [name.encode() for name in ids]
+    return [head + len(name).to_bytes(4, "little") + name + end for name in encoded]
 
 
 # Varints: seven bits a byte, the lowest first; the high bit says that more follow.
@@ -62,7 +62,7 @@ def entity_keys(join_key: str, ids: Sequence[str], *, project: str = "") -> list
 _SIZES = np.array([1 << 7 * count for count in range(1, 10)], dtype=np.uint64)
 _MORE = np.array([int.from_bytes(b"\x80" * min(8, size - 1), "little") for size in range(1, 11)], dtype=np.uint64)
 _WHOLE = np.array([int.from_bytes(b"\x7f" * size, "little") for size in range(1, 9)], dtype=np.uint64)
-_PLACES = np.arange(10) < np.arange(1, 11)[:, None]
+_USED_BYTES = np.arange(10) < np.arange(1, 11)[:, None]
 
 
 def _u64(value: int) -> np.uint64:
@@ -70,7 +70,7 @@ def _u64(value: int) -> np.uint64:
 
 
 def encode_varints(values: NDArray[np.int64]) -> tuple[Bytes, NDArray[np.int64]]:
-    """The varints of `values` (two's complement, as protobuf has int64), joined; and the length of each.
+    """Encodes `values` as joined varints (two's complement, as protobuf has int64); also returns the length of each.
 
     >>> encode_varints(np.array([1, 300]))
     (array([  1, 172,   2], dtype=uint8), array([1, 2]))
@@ -85,11 +85,11 @@ def encode_varints(values: NDArray[np.int64]) -> tuple[Bytes, NDArray[np.int64]]
     table[:, :8] = (low | _MORE[size]).astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
     table[:, 8] = (left >> _u64(56)) & _u64(0x7F) | np.where(size > 8, 0x80, 0).astype(np.uint64)
     table[:, 9] = left >> _u64(63)
-    return table[_PLACES[size]], size + 1
+    return table[_USED_BYTES[size]], size + 1
 
 
 def decode_varints(data: Bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The numbers of joined varints, and where each of them ends (exclusive).
+    """Decodes joined varints; also returns where each of them ends (exclusive).
 
     >>> decode_varints(np.array([1, 172, 2], dtype=np.uint8))
     (array([  1, 300]), array([1, 3]))
@@ -123,14 +123,14 @@ def _varint(value: int) -> bytes:
 
 @lru_cache(maxsize=65_536)
 def _head(tag: bytes, size: int) -> bytes:
-    """What stands before `size` bytes of packed numbers, above 0; without a tag, what the list message begins with."""
+    """Returns the bytes before `size` > 0 bytes of packed numbers; without a tag, those of the list message alone."""
     inner = _ITEM + _varint(size)
     return tag + _varint(len(inner) + size) + inner if tag else inner
 
 
 @lru_cache(maxsize=65_536)
 def _head_size(size: int, *, packed: bool) -> int:
-    """How much of a value of `size` bytes stands before its content."""
+    """Returns how many of the `size` bytes of a value come before its content."""
     outer = next(count for count in range(1, 6) if size - 1 - count < 1 << 7 * count)
     content = size - 1 - outer
     if not packed or content == 0:
@@ -140,10 +140,10 @@ def _head_size(size: int, *, packed: bool) -> int:
 
 
 def encode_lists(lists: pa.Array) -> list[bytes]:
-    """Each row of an Arrow list array (of int64, float64, strings or dictionaries of strings) as Feast's Value; a null
-    row is the empty Value."""
+    """Encodes each row of an Arrow list array (of int64, float64, strings or dictionaries of strings) as Feast's Value;
+    a null row becomes the empty Value."""
     offsets = lists.offsets.to_numpy()
-    used = lists.values.slice(offsets[0], offsets[-1] - offsets[0])  # offsets count on in a slice of an array
+    used = lists.values.slice(offsets[0], offsets[-1] - offsets[0])  # offsets of a slice are those of the whole
     offsets = offsets - offsets[0]
     if pa.types.is_integer(used.type):
         packed, sizes = encode_varints(used.to_numpy(zero_copy_only=False))
@@ -152,35 +152,35 @@ def encode_lists(lists: pa.Array) -> list[bytes]:
         numbers = used.to_numpy(zero_copy_only=False).astype("<f8", copy=False)
         values = _packed(numbers.tobytes(), offsets * 8, tag=TAGS[np.float64])
     else:
-        values = _spelled(used, offsets)
+        values = _encode_strings(used, offsets)
     if not lists.null_count:
         return values
     return [value if known else b"" for value, known in zip(values, lists.is_valid().to_pylist(), strict=True)]
 
 
-def _packed(data: bytes, places: NDArray[np.int64], *, tag: bytes) -> list[bytes]:
-    """Values of packed numbers: row i has the bytes from places[i] to places[i + 1]."""
+def _packed(data: bytes, offsets: NDArray[np.int64], *, tag: bytes) -> list[bytes]:
+    """Builds Values of packed numbers: row i has the bytes from offsets[i] to offsets[i + 1]."""
     empty = tag + b"\0"
     return [
         _head(tag, end - start) + data[start:end] if end > start else empty
-        for start, end in itertools.pairwise(places.tolist())
+        for start, end in itertools.pairwise(offsets.tolist())
     ]
 
 
-def _spelled(strings: pa.Array, offsets: NDArray[np.int64]) -> list[bytes]:
-    """Values of strings: each word is spelled once, and then copied to where it occurs."""
+def _encode_strings(strings: pa.Array, offsets: NDArray[np.int64]) -> list[bytes]:
+    """Builds Values of strings: each word is encoded once and then copied to where it occurs."""
     words = strings if pa.types.is_dictionary(strings.type) else strings.dictionary_encode()
     vocabulary = [word.encode() for word in words.dictionary.to_pylist()]
-    spelled = pa.array([_ITEM + _varint(len(word)) + word for word in vocabulary], pa.binary()).take(words.indices)
-    _, ends, joined = spelled.buffers()
+    encoded = pa.array([_ITEM + _varint(len(word)) + word for word in vocabulary], pa.binary()).take(words.indices)
+    _, ends, joined = encoded.buffers()
     data = joined.to_pybytes() if joined else b""
-    places = np.frombuffer(ends, dtype=np.int32)[spelled.offset :][offsets] if len(spelled) else offsets
+    bounds = np.frombuffer(ends, dtype=np.int32)[encoded.offset :][offsets] if len(encoded) else offsets
     tag = TAGS[object]
-    return [tag + _varint(end - start) + data[start:end] for start, end in itertools.pairwise(places.tolist())]
+    return [tag + _varint(end - start) + data[start:end] for start, end in itertools.pairwise(bounds.tolist())]
 
 
 def decode_lists(values: Sequence[bytes | None], dtype: Any) -> Lists:
-    """The lists that Values hold; None and the empty Value are not known. Raises ValueError for another type."""
+    """Decodes the lists of Values; None and the empty Value are not known. Raises ValueError for another type."""
     tag = TAGS[dtype][0]
     known = np.fromiter(map(bool, values), dtype=np.bool_, count=len(values))
     if any(value[0] != tag for value in values if value):
@@ -201,9 +201,9 @@ def decode_lists(values: Sequence[bytes | None], dtype: Any) -> Lists:
 
 
 def decode_row(values: Sequence[bytes | None], dtypes: Sequence[Any]) -> list[NDArray[Any]]:
-    """The lists of one row, strings as objects; what is not known is empty. Raises ValueError for another type.
+    """Decodes the lists of one row, strings as objects; what is not known is empty. Raises ValueError for another type.
 
-    As decode_lists for each, in a third of the time: one request waits for one row.
+    Does what decode_lists does for each, in a third of the time: a request waits for its one row.
     """
     lists: list[NDArray[Any]] = []
     for value, dtype in zip(values, dtypes, strict=True):
@@ -225,20 +225,20 @@ def decode_row(values: Sequence[bytes | None], dtypes: Sequence[Any]) -> list[ND
 
 
 def _decode_few(bodies: Sequence[bytes], dtype: Any, known: NDArray[np.bool_]) -> Lists:
-    """Row by row through protobuf: a request's one row has too few numbers for arrays to pay."""
+    """Decodes row by row with protobuf: for few numbers this is faster than with arrays."""
     if dtype is object:
         lists: list[Sequence[Any]] = [StringList.FromString(body).val for body in bodies]
     else:
         lists = [Int64List.FromString(_head(b"", len(body)) + body).val if body else () for body in bodies]
-    offsets = np.concatenate(([0], np.cumsum([len(one) for one in lists]))).astype(np.int64)
-    flat = [value for one in lists for value in one]
+    offsets = np.concatenate(([0], np.cumsum([len(values) for values in lists]))).astype(np.int64)
+    flat = [value for values in lists for value in values]
     return Lists(offsets, pa.array(flat, pa.string()) if dtype is object else np.array(flat, dtype=np.int64), known)
 
 
 def _decode_strings(data: Bytes, ends: NDArray[np.int64], known: NDArray[np.bool_]) -> Lists | None:
-    """Strings without control characters, as ids are, are found by the byte before each; None when there are others."""
+    """Decodes strings without control characters, such as ids, by the tag before each; None if there are others."""
     tags = data == _ITEM[0]
-    tags[1:] &= data[:-1] != _ITEM[0]  # a string of ten bytes has its length spelled like the tag
+    tags[1:] &= data[:-1] != _ITEM[0]  # the length of a string of ten bytes equals the tag
     starts = np.flatnonzero(tags)
     padded = np.concatenate((data, np.zeros(3, dtype=np.uint8)))
     wide = padded[starts + 1] >= 0x80

@@ -1,7 +1,7 @@
-"""The feature store as the rest of Headrace sees it: open it, write rows, read them now or as of a moment.
+"""Opens the feature store, writes rows, and reads them now or as of a moment: what the rest of Headrace uses.
 
 Wraps Feast: offline in Parquet (features/store/offline.py), online in SQLite or, where settings.redis_url names one, in
-Redis (features/store/online.py). Knows nothing of how features are computed.
+Redis (features/store/online.py). Does not know how features are computed.
 """
 
 import contextlib
@@ -37,17 +37,17 @@ from features.store.sqlite_rows import SqliteRows
 from infra.settings import Settings
 
 REGISTRY_SECONDS = 3600
-"""The registry changes only with a new version of Headrace: no request should pay for reading it."""
+"""The registry changes only with a new version of Headrace, so no request should have to read it."""
 
 
 class Store(FeatureStore):  # type: ignore[misc]
-    """Feast's store, and the quick way to the same rows."""
+    """Feast's store, with a fast path to the same online rows."""
 
     online: OnlineStore
 
 
 def open_store(settings: Settings) -> Store:
-    """The feature store of settings.feast_dir, created and registered on first use; needs no Redis to be opened.
+    """Opens the feature store of settings.feast_dir, creating it on first use. Opening it needs no Redis.
 
     Raises OnlineStoreError when settings.redis_url cannot be understood.
     """
@@ -55,10 +55,10 @@ def open_store(settings: Settings) -> Store:
     folder.mkdir(parents=True, exist_ok=True)
     objects = views.feast_objects(settings.offline_dir)
     online, rows = _online(settings)
-    # Named after what it holds, so that a changed definition is registered anew by whoever opens the store first.
-    # Feast stamps its objects with the moment they were made: that is no change.
-    told = re.sub(r'"\w+Timestamp": "[^"]*"', "", "".join(str(one) for one in objects))
-    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+    # The name contains a hash of the definitions, so that the first process to open the store registers changed ones.
+    # Feast puts timestamps into its objects: they are no change.
+    definitions = re.sub(r'"\w+Timestamp": "[^"]*"', "", "".join(map(str, objects)))
+    digest = hashlib.sha256(definitions.encode()).hexdigest()[:16]
     registry = folder / f"registry-{digest}.db"
     config = RepoConfig(
         project=views.PROJECT,
@@ -68,20 +68,20 @@ def open_store(settings: Settings) -> Store:
         online_store=online,
         entity_key_serialization_version=3,
     )
-    # SQLite has tables to be made, so it counts by itself whether the views were registered with it.
+    # SQLite needs tables, so it has a marker of its own for whether the views were registered with it.
     applied = registry.with_suffix(f".{online.type}.applied")
     with (folder / "lock").open("w") as lock:
-        # The API and the Spark job may start at once: the second waits until the first has registered everything.
+        # The API and the Spark job may start together: the second waits until the first has registered everything.
         fcntl.flock(lock, fcntl.LOCK_EX)
         store = Store(config=config)
         if not applied.exists() or (isinstance(rows, SqliteRows) and not (folder / ONLINE_FILE).exists()):
             store.apply(objects)
             if isinstance(rows, SqliteRows):
                 with contextlib.closing(sqlite3.connect(folder / ONLINE_FILE)) as connection:
-                    # Readers go on while the Spark job writes.
+                    # Readers are not blocked while the Spark job writes.
                     connection.execute("PRAGMA journal_mode = WAL")
             applied.touch()
-    store.online = OnlineStore(rows, [_online_view(one) for one in objects if isinstance(one, FeatureView)])
+    store.online = OnlineStore(rows, [_online_view(view) for view in objects if isinstance(view, FeatureView)])
     return store
 
 
@@ -89,7 +89,7 @@ ONLINE_FILE = "online.db"
 
 
 def _online(settings: Settings) -> tuple[Any, OnlineRows]:
-    """Feast's configuration of the online store, and ours of the same."""
+    """Returns Feast's configuration of the online store, and our adapter for the same store."""
     if not settings.redis_url:
         path = settings.feast_dir.absolute() / ONLINE_FILE
         return SqliteOnlineStoreConfig(path=str(path)), SqliteRows(path, project=views.PROJECT)
@@ -114,13 +114,13 @@ def _online_view(view: FeatureView) -> OnlineView:
 
 
 def write_online(store: Store, view: str, rows: pa.Table) -> None:
-    """Make `rows` (join key, features, event and created timestamps) what online readers see, but for those that are
-    older than what they see. Raises OnlineStoreError."""
+    """Writes `rows` (join key, features, event and created timestamps) to the online store, except those that are older
+    than the stored ones. Raises OnlineStoreError."""
     store.online.write(view, rows)
 
 
 def online_rows(store: Store, view: str, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """One dict per id, feature name to list; None for what the store does not know. Raises OnlineStoreError."""
+    """Returns a dict per id, feature name to list; None where nothing is stored. Raises OnlineStoreError."""
     rows: list[dict[str, Any]] = [{} for _ in ids]
     if ids:
         for name, lists in store.online.read(view, ids).items():
@@ -132,22 +132,22 @@ def online_rows(store: Store, view: str, ids: Sequence[str]) -> list[dict[str, A
 
 
 def online_history(store: Store, view: str, ids: Sequence[str], dtypes: Mapping[str, Any]) -> History:
-    """The histories of ids, one row each, empty for an id that the store does not know. Raises OnlineStoreError.
+    """Returns the histories of ids, a row each, empty where nothing is stored. Raises OnlineStoreError.
 
     dtypes: features of the view, all of one length in a row, TIMES among them.
     """
     return as_history(store.online.read(view, ids), dtypes)
 
 
-def online_row(store: Store, view: str, one: str, dtypes: Mapping[str, Any]) -> History:
-    """online_history of one id, in a fraction of the time."""
-    lists = store.online.read_row(view, one)
+def online_row(store: Store, view: str, entity: str, dtypes: Mapping[str, Any]) -> History:
+    """Returns online_history of one id, in a fraction of the time."""
+    lists = store.online.read_row(view, entity)
     entries = {name: lists[name] for name in dtypes}
     return History(np.array([0, len(entries[columns.TIMES])]), entries)
 
 
 def online_lists(store: Store, view: str, ids: Sequence[str]) -> dict[str, Lists]:
-    """The same for jobs, which wait longer for the store than a request may, a column a feature."""
+    """Returns the lists of ids, by feature, for jobs: they wait longer for the store than a request may."""
     return store.online.read(view, ids, patient=True)
 
 
@@ -158,8 +158,8 @@ def as_history(
     names: Mapping[str, str] | None = None,
     codes: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> History:
-    """List columns of one view as a history. `names` maps a wanted column to the name it is stored under; `codes`
-    gives numbers that stand for the strings of a column."""
+    """Builds a history of list columns of a view. `names` maps a column to the name that it is stored under; `codes`
+    gives numbers that replace the strings of a column."""
     stored = {name: lists[(names or {}).get(name, name)] for name in dtypes}
     entries = {}
     for name, column in stored.items():
@@ -173,10 +173,10 @@ def as_history(
 
 
 def historical(store: Store, service: str, examples: pd.DataFrame, *, before: bool) -> pa.Table:
-    """The features of a service that held at each example's moment, columns named `<view>__<feature>`.
+    """Returns the features of a service as of each example's moment, in columns named `<view>__<feature>`.
 
     examples: the service's join keys and EVENT_TIMESTAMP (UTC). With `before`, only what happened strictly before
-    that moment counts: the state a request would have met.
+    that moment counts, as a request at that moment would have seen it.
     """
     moments = examples.copy()
     if before:

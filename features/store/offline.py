@@ -1,8 +1,8 @@
-"""Feast's offline store on DuckDB, with a true as-of join, and with histories that are cut out of the tables of events.
+"""Implements Feast's offline store on DuckDB, with an as-of join and with histories cut from the tables of events.
 
 Feast 0.67 joins every feature row of an entity to every example of it and then keeps the newest: quadratic, and
-hopeless with histories as payload. DuckDB's ASOF JOIN finds the one row that held at each example's moment; of
-histories no rows are kept at all (features/history/as_of.py). Everything else is Feast's own DuckDB store.
+hopeless with histories as payload. DuckDB's ASOF JOIN finds the row that held at each example's moment. Rows of
+histories are not stored at all (features/history/as_of.py). Everything else is Feast's own DuckDB store.
 """
 
 from collections.abc import Iterator
@@ -31,11 +31,13 @@ ROW = "__row"
 
 
 class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
+    """Has Feast use AsofOfflineStore."""
+
     type: str = "features.store.offline.AsofOfflineStore"
 
 
 class AsofRetrievalJob(RetrievalJob):
-    """The examples with their features, in the examples' order."""
+    """Retrieves the features of the examples, in their order."""
 
     def __init__(self, examples: pa.Table, views: list[tuple[FeatureView, list[str]]], *, full_names: bool) -> None:
         self._examples = examples
@@ -55,7 +57,7 @@ class AsofRetrievalJob(RetrievalJob):
         return None
 
     def persist(self, storage: Any, allow_overwrite: bool | None = False, timeout: int | None = None) -> None:
-        raise NotImplementedError("write the result of to_arrow() where it is wanted")
+        raise NotImplementedError("write the result of to_arrow() to a file of your own")
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         frame: pd.DataFrame = self._to_arrow_internal().to_pandas()
@@ -65,10 +67,10 @@ class AsofRetrievalJob(RetrievalJob):
         result = self._examples
         for view, names in self._views:
             read = _history_as_of if view.name in views.HISTORY_SOURCES else _asof_join
-            found = read(self._examples, view, names)
+            features = read(self._examples, view, names)
             for name in names:
                 column = f"{view.name}__{name}" if self._full_names else name
-                result = result.append_column(column, found[name])
+                result = result.append_column(column, features[name])
         return result
 
 
@@ -89,15 +91,15 @@ def _asof_join(examples: pa.Table, view: FeatureView, names: list[str]) -> pa.Ta
             ROW: pa.array(range(examples.num_rows), pa.int64()),
         }
     )
-    picked = ", ".join(f'f."{name}"' for name in names)
+    selected = ", ".join(f'f."{name}"' for name in names)
     stamp, created = columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP
-    # Identifiers come from features/store/views.py, the path from settings: nothing here is a caller's text.
+    # Identifiers come from features/store/views.py, the path from settings: nothing here comes from a caller.
     query = f"""
         WITH rows_of_view AS (
             SELECT * FROM read_parquet(?, union_by_name = true)
             QUALIFY row_number() OVER (PARTITION BY "{key}", {stamp} ORDER BY {created} DESC) = 1
         )
-        SELECT {picked}
+        SELECT {selected}
         FROM moments e ASOF LEFT JOIN rows_of_view f ON e."{key}" = f."{key}" AND e.{stamp} >= f.{stamp}
         ORDER BY e.{ROW}
     """  # noqa: S608
@@ -108,7 +110,7 @@ def _asof_join(examples: pa.Table, view: FeatureView, names: list[str]) -> pa.Ta
 
 
 def newest_rows(view: FeatureView, *, rows_at_once: int = 20_000) -> Iterator[pa.Table]:
-    """The row of each entity that holds last, in parts; nothing where there is no table yet."""
+    """Yields the newest row of each entity, in parts; nothing if there is no table yet."""
     (key,) = view.join_keys
     if view.name in views.HISTORY_SOURCES:
         for ids, times, lists in as_of.newest(views.HISTORY_SOURCES[view.name], Path(view.batch_source.path).parent):
@@ -118,7 +120,7 @@ def newest_rows(view: FeatureView, *, rows_at_once: int = 20_000) -> Iterator[pa
     if not any(Path(view.batch_source.path).glob("*.parquet")):
         return
     stamp, created = columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP
-    # The short columns choose, and only what they choose is read whole.
+    # Short columns select the rows, and only these are read in full.
     query = f"""
         WITH newest AS (
             SELECT "{key}" AS entity, max(row({stamp}, {created})) AS moment
@@ -134,6 +136,8 @@ def newest_rows(view: FeatureView, *, rows_at_once: int = 20_000) -> Iterator[pa
 
 
 class AsofOfflineStore(DuckDBOfflineStore):
+    """Feast's DuckDB store with another retrieval of historical features."""
+
     @staticmethod
     def get_historical_features(
         config: RepoConfig,
@@ -145,7 +149,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
     ) -> RetrievalJob:
-        """The features that held at each row's event_timestamp. `entity_df`: a frame with the join keys and it."""
+        """Returns the features as of each row's event_timestamp. `entity_df`: a frame with the join keys and it."""
         if not isinstance(entity_df, pd.DataFrame):
             raise TypeError("give the examples as a pandas DataFrame")
         views = []

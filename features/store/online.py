@@ -1,8 +1,8 @@
-"""The online store: rows of list features, written and read in Feast's own format, without Feast in between.
+"""Reads and writes rows of list features in the online store, in Feast's own format but without Feast.
 
-One view's rows go in as an Arrow table and come out as one ragged column a feature. Which database holds them is the
-adapter's business (redis_rows.py, sqlite_rows.py). An older row never replaces a newer one.
-Knows nothing of what the features mean, nor of Feast's registry.
+Rows of a view are written from an Arrow table and read as a ragged column per feature. Adapters hide the database
+(redis_rows.py, sqlite_rows.py). An older row never replaces a newer one. Knows neither what the features mean nor
+Feast's registry.
 """
 
 import threading
@@ -24,7 +24,7 @@ PAUSE_SECONDS = 0.7
 
 
 class OnlineStoreError(Exception):
-    """The online store did not answer, in time or at all; says where it should be and what to do."""
+    """Raised when the online store does not answer, or not in time; says where it should be and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class OnlineView:
     name: str
     join_key: str
     dtypes: Mapping[str, Any]
-    """Feature to np.int64, np.float64 or object (strings): every feature is a list."""
+    """Feature to the dtype of its list: np.int64, np.float64 or object (strings)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,38 +43,39 @@ class EncodedRows:
 
     ids: Sequence[str]
     values: Sequence[Sequence[bytes]]
-    """One sequence a feature, in the order of the view's dtypes."""
+    """A sequence per feature, in the order of the view's dtypes."""
     event_us: NDArray[np.int64]
     created_us: NDArray[np.int64]
 
 
 class OnlineRows(Protocol):
-    """What an adapter does. Each method raises OnlineStoreError when the database does not answer."""
+    """Stores rows in a database. Each method raises OnlineStoreError when the database does not answer."""
 
     def read(self, view: OnlineView, ids: Sequence[str], *, patient: bool) -> list[Sequence[bytes | None]]:
-        """Each feature's stored values of the ids, in the order of view.dtypes. `patient` calls may take seconds."""
+        """Returns the stored values of the ids by feature, in the order of view.dtypes. `patient` calls may take
+        seconds."""
         ...
 
     def write(self, view: OnlineView, rows: EncodedRows) -> None:
-        """Store rows, each whole or not at all, unless a newer one is there."""
+        """Stores rows, each whole or not at all, unless a newer one is stored."""
         ...
 
     def epoch(self) -> str:
-        """Changes when a server that holds rows starts anew, and may have lost the last it was given."""
+        """Returns a text that changes when a server with rows restarts and may have lost its last writes."""
         ...
 
     def marks(self) -> set[str]:
-        """What `mark` left in each part of the store that can lose rows by itself; "" where it left nothing."""
+        """Returns what `mark` left in each part of the store that can lose rows by itself; "" where it left nothing."""
         ...
 
     def mark(self, value: str, *, after: str | None) -> bool:
-        """Leave a mark behind all that was written, in every part; False where `after`, if it is given, is not the
-        mark before it."""
+        """Leaves a mark after everything that was written, in every part. Returns False, and leaves none, where the
+        previous mark is not `after`, if that is given."""
         ...
 
 
 class OnlineStore:
-    """Reads and writes the rows of views. `clock` gives seconds that only grow."""
+    """Reads and writes the rows of views. `clock`: monotonic seconds."""
 
     def __init__(
         self, rows: OnlineRows, views: Sequence[OnlineView], *, clock: Callable[[], float] = time.monotonic
@@ -87,43 +88,45 @@ class OnlineStore:
         self._lock = threading.Lock()
 
     def read(self, view: str, ids: Sequence[str], *, patient: bool = False) -> dict[str, Lists]:
-        """Each feature of `ids`, in their order. Raises OnlineStoreError: at once while the store is taken for dead,
-        unless the call is `patient`, as jobs are."""
-        wanted = self._views[view]
-        values = self._values(wanted, ids, patient=patient)
+        """Returns the lists of `ids`, in their order, by feature. Raises OnlineStoreError, without asking while the
+        store is considered down, unless the call is `patient`, as those of jobs are."""
+        online_view = self._views[view]
+        values = self._values(online_view, ids, patient=patient)
         return {
             name: decode_lists(column, dtype)
-            for (name, dtype), column in zip(wanted.dtypes.items(), values, strict=True)
+            for (name, dtype), column in zip(online_view.dtypes.items(), values, strict=True)
         }
 
-    def read_row(self, view: str, one: str) -> dict[str, NDArray[Any]]:
-        """Each feature of one id, empty where nothing is stored: the way of a request. Raises OnlineStoreError."""
-        wanted = self._views[view]
-        values = [column[0] for column in self._values(wanted, [one], patient=False)]
-        return dict(zip(wanted.dtypes, decode_row(values, list(wanted.dtypes.values())), strict=True))
+    def read_row(self, view: str, entity: str) -> dict[str, NDArray[Any]]:
+        """Returns the lists of one id by feature, empty where nothing is stored, as requests read. Raises
+        OnlineStoreError."""
+        online_view = self._views[view]
+        values = [column[0] for column in self._values(online_view, [entity], patient=False)]
+        return dict(zip(online_view.dtypes, decode_row(values, list(online_view.dtypes.values())), strict=True))
 
     def _values(self, view: OnlineView, ids: Sequence[str], *, patient: bool) -> list[Sequence[bytes | None]]:
         if patient:
             return self.rows.read(view, ids, patient=True)
-        with self._unless_dead():
+        with self._circuit_breaker():
             return self.rows.read(view, ids, patient=False)
 
     def write(self, view: str, rows: pa.Table) -> None:
-        """Write `rows`: the join key, list columns, EVENT_TIMESTAMP and CREATED_TIMESTAMP (microseconds, UTC)."""
+        """Writes `rows`: the join key, list columns, EVENT_TIMESTAMP and CREATED_TIMESTAMP (microseconds, UTC)."""
         if not rows.num_rows:
             return
-        wanted = self._views[view]
+        online_view = self._views[view]
         encoded = EncodedRows(
-            rows[wanted.join_key].to_pylist(),
-            [encode_lists(_whole(rows[name])) for name in wanted.dtypes],
+            rows[online_view.join_key].to_pylist(),
+            [encode_lists(_whole(rows[name])) for name in online_view.dtypes],
             _microseconds(rows[columns.EVENT_TIMESTAMP]),
             _microseconds(rows[columns.CREATED_TIMESTAMP]),
         )
-        self.rows.write(wanted, encoded)
+        self.rows.write(online_view, encoded)
 
     @contextmanager
-    def _unless_dead(self) -> Iterator[None]:
-        """After some failures in a row, only one caller each PAUSE_SECONDS finds out whether the store is back."""
+    def _circuit_breaker(self) -> Iterator[None]:
+        """After FAILURES_BEFORE_PAUSE failures in a row, lets one caller per PAUSE_SECONDS try whether the store is
+        back."""
         with self._lock:
             if self._failures >= FAILURES_BEFORE_PAUSE:
                 if self._clock() < self._paused_until:

@@ -1,6 +1,6 @@
-"""Rows of the online store in Redis or Redis Cluster, as Feast's Redis store keeps them: one hash an entity.
+"""Stores rows of the online store in Redis or Redis Cluster as Feast's Redis store does: a hash per entity.
 
-A row is written by a script, which compares its time with the stored one and stores it whole, in one atomic step.
+A script writes each row: it compares its time with the stored one and stores the row whole, in one atomic step.
 """
 
 import itertools
@@ -25,11 +25,11 @@ from features.store.codec import encode_varints, entity_keys
 from features.store.online import EncodedRows, OnlineStoreError, OnlineView
 
 ROWS_AT_ONCE = 32
-"""Rows that one call of a script touches: more would hold up readers, fewer cost round trips."""
+"""Rows per call of a script: more would delay readers, fewer cost round trips."""
 CALLS_AT_ONCE = 64
 KEYS_AT_ONCE = 1_024
 PATIENT_SECONDS = 10.0
-"""How long a job waits for one answer: a disk that is slow to sync holds Redis up for seconds."""
+"""How long a job waits for an answer: a disk that is slow to sync delays Redis for seconds."""
 
 WRITE = """
 local function micros(stamp)
@@ -74,7 +74,7 @@ local rows = {}
 for row = 1, #KEYS do rows[row] = redis.call('HMGET', KEYS[row], unpack(ARGV)) end
 return rows
 """
-"""The same as HMGET of every key; a client spends more on 32 commands than Redis on one script."""
+"""Does HMGET of every key: 32 commands cost a client more than a script costs Redis."""
 
 MARK = """
 if ARGV[2] and (redis.call('GET', KEYS[1]) or '') ~= ARGV[2] then return 0 end
@@ -85,7 +85,7 @@ return 1
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """Where Redis is. `redis://[user:password@]host:port[/db]`; `rediss://` encrypts; `redis+cluster://host:port,...`
+    """The address of Redis. `redis://[user:password@]host:port[/db]`; `rediss://` encrypts; `redis+cluster://host:port,...`
     and `rediss+cluster://` name nodes of a cluster. Raises ValueError."""
 
     nodes: tuple[tuple[str, int], ...]
@@ -97,22 +97,22 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str) -> "RedisAddress":
-        wrong = ValueError("HEADRACE_REDIS_URL is not redis://host:port/db or redis+cluster://host:port,host:port")
+        invalid = ValueError("HEADRACE_REDIS_URL is not redis://host:port/db or redis+cluster://host:port,host:port")
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
-            raise wrong
+            raise invalid
         account, _, hosts = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
         try:
             nodes = tuple(
-                (host, int(port or 6379)) for host, _, port in (one.rpartition(":") for one in hosts.split(","))
+                (host, int(port or 6379)) for host, _, port in (node.rpartition(":") for node in hosts.split(","))
             )
             database = int(parts.path.strip("/") or 0)
         except ValueError:
-            raise wrong from None
+            raise invalid from None
         cluster = parts.scheme.endswith("cluster")
         if not all(host for host, _ in nodes) or (len(nodes) > 1 and not cluster) or (cluster and database):
-            raise wrong
+            raise invalid
         if "," in unquote(password):
             raise ValueError("a Redis password with a comma cannot be given to Feast; choose another")
         return cls(
@@ -124,7 +124,7 @@ class RedisAddress:
         return ",".join(f"{host}:{port}" for host, port in self.nodes)
 
     def feast_string(self, *, timeout_seconds: float) -> str:
-        """As Feast's RedisOnlineStoreConfig has it."""
+        """Returns the connection string of Feast's RedisOnlineStoreConfig."""
         options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
         if self.database:
             options["db"] = self.database
@@ -134,7 +134,7 @@ class RedisAddress:
         return ",".join([str(self), *(f"{name}={value}" for name, value in options.items())])
 
     def connect(self, *, timeout_seconds: float) -> Any:
-        """A client; connects on first use. A broken connection is tried once more, a silent server is not."""
+        """Returns a client that connects on first use. It retries a broken connection once, but not a silent server."""
         options: dict[str, Any] = {
             "username": self.user, "password": self.password, "ssl": self.tls, "socket_timeout": timeout_seconds,
             "socket_connect_timeout": timeout_seconds,
@@ -148,7 +148,7 @@ class RedisAddress:
 
 
 class RedisRows:
-    """See features.store.online.OnlineRows. One object serves all threads."""
+    """Implements features.store.online.OnlineRows. An object serves all threads."""
 
     def __init__(self, address: RedisAddress, *, project: str, timeout_seconds: float) -> None:
         self._address = address
@@ -159,18 +159,18 @@ class RedisRows:
     def read(self, view: OnlineView, ids: Sequence[str], *, patient: bool) -> list[Sequence[bytes | None]]:
         fields = [_field(view, name) for name in view.dtypes]
         rows: list[list[bytes | None]] = []
-        with self._answers(patient=patient) as client:
+        with self._client(patient=patient) as client:
             for keys in _parts(entity_keys(view.join_key, ids, project=self._project), KEYS_AT_ONCE):
                 if len(keys) == 1:
                     rows.append(client.hmget(keys[0], fields))
                     continue
-                found: dict[int, list[bytes | None]] = {}
+                stored: dict[int, list[bytes | None]] = {}
                 pipe, calls = client.pipeline(transaction=False), self._calls(keys)
-                for places in calls:
-                    pipe.execute_command("EVAL", READ, len(places), *(keys[place] for place in places), *fields)
-                for places, answer in zip(calls, pipe.execute(), strict=True):
-                    found.update(zip(places, answer, strict=True))
-                rows += [found[place] for place in range(len(keys))]
+                for indices in calls:
+                    pipe.execute_command("EVAL", READ, len(indices), *(keys[index] for index in indices), *fields)
+                for indices, answer in zip(calls, pipe.execute(), strict=True):
+                    stored.update(zip(indices, answer, strict=True))
+                rows += [stored[index] for index in range(len(keys))]
         return list(zip(*rows, strict=True)) if rows else [() for _ in fields]
 
     def write(self, view: OnlineView, rows: EncodedRows) -> None:
@@ -182,17 +182,17 @@ class RedisRows:
         ]
         keys = entity_keys(view.join_key, rows.ids, project=self._project)
         columns = [rows.event_us.tolist(), rows.created_us.tolist(), _stamps(rows.event_us), *rows.values]
-        with self._answers(patient=True) as client:
+        with self._client(patient=True) as client:
             for calls in _parts(self._calls(keys), CALLS_AT_ONCE):
                 pipe = client.pipeline(transaction=False)
-                for places in calls:
-                    arguments = itertools.chain.from_iterable([column[place] for column in columns] for place in places)
-                    called = [keys[place] for place in places]
-                    pipe.execute_command("EVAL", WRITE, len(called), *called, *shared, *arguments)
+                for indices in calls:
+                    values = itertools.chain.from_iterable([column[index] for column in columns] for index in indices)
+                    call_keys = [keys[index] for index in indices]
+                    pipe.execute_command("EVAL", WRITE, len(call_keys), *call_keys, *shared, *values)
                 pipe.execute()
 
     def _calls(self, keys: list[bytes]) -> list[Sequence[int]]:
-        """Rows that one call of a script may touch: in a cluster, those of one hash slot."""
+        """Groups row indices into calls of a script: in a cluster, a call may touch only one hash slot."""
         if not self._address.cluster:
             return list(_parts(range(len(keys)), ROWS_AT_ONCE))
         slots: dict[int, list[int]] = {}
@@ -201,33 +201,33 @@ class RedisRows:
         return [part for rows in slots.values() for part in _parts(rows, ROWS_AT_ONCE)]
 
     def epoch(self) -> str:
-        with self._answers(patient=True) as client:
+        with self._client(patient=True) as client:
             if not self._address.cluster:
                 return str(client.info("server")["run_id"])
             nodes = client.info("server", target_nodes=client.PRIMARIES)
             return " ".join(sorted(str(node["run_id"]) for node in nodes.values()))
 
     def marks(self) -> set[str]:
-        with self._answers(patient=True) as client:
+        with self._client(patient=True) as client:
             return {(client.get(key) or b"").decode() for key in self._mark_keys(client)}
 
     def mark(self, value: str, *, after: str | None) -> bool:
         arguments = [value] if after is None else [value, after]
-        with self._answers(patient=True) as client:
+        with self._client(patient=True) as client:
             return all([client.eval(MARK, 1, key, *arguments) for key in self._mark_keys(client)])
 
     def _mark_keys(self, client: Any) -> list[str]:
-        """One key on every primary: each loses its own last writes."""
+        """Returns a key on every primary, because each may lose its own last writes."""
         if not self._address.cluster:
             return [f"{self._project}:mark"]
-        firsts: dict[str, int] = {}
+        first_slots: dict[str, int] = {}
         for (start, _), owner in _slot_ranges(client):
-            firsts[owner] = min(start, firsts.get(owner, start))
-        return [f"{self._project}:mark:{{{_tag_of(slot)}}}" for slot in firsts.values()]
+            first_slots[owner] = min(start, first_slots.get(owner, start))
+        return [f"{self._project}:mark:{{{_tag(slot)}}}" for slot in first_slots.values()]
 
     @contextmanager
-    def _answers(self, *, patient: bool) -> Iterator[Any]:
-        """A client, whose failures are told in words."""
+    def _client(self, *, patient: bool) -> Iterator[Any]:
+        """Yields a client and turns its failures into OnlineStoreError."""
         try:
             client = self._clients.get(patient)
             if client is None:
@@ -247,29 +247,29 @@ def _slot_ranges(client: Any) -> list[tuple[tuple[int, int], str]]:
 _TAGS: dict[int, str] = {}
 
 
-def _tag_of(slot: int) -> str:
-    """A short text that hashes to a slot of the cluster."""
+def _tag(slot: int) -> str:
+    """Returns a short text that hashes to a slot of the cluster."""
     if slot not in _TAGS:
         _TAGS[slot] = next(str(number) for number in itertools.count() if key_slot(str(number).encode()) == slot)
     return _TAGS[slot]
 
 
 def _field(view: OnlineView, feature: str) -> bytes:
-    """The hash field of a feature: Feast's murmur3 of its full name."""
+    """Returns the hash field of a feature: Feast's murmur3 of its full name."""
     return mmh3.hash(f"{view.name}:{feature}", signed=False).to_bytes(4, "little")
 
 
 def _stamps(event_us: NDArray[np.int64]) -> list[bytes]:
-    """Event times as bytes of protobuf's Timestamp."""
-    spelled = []
+    """Encodes event times as bytes of protobuf's Timestamp."""
+    encoded = []
     for part in (event_us // 1_000_000, event_us % 1_000_000 * 1_000):
         data, sizes = encode_varints(part)
         ends = np.cumsum(sizes).tolist()
         whole = data.tobytes()
-        spelled.append([whole[start:end] for start, end in zip([0, *ends], ends, strict=False)])
+        encoded.append([whole[start:end] for start, end in zip([0, *ends], ends, strict=False)])
     return [
         b"\x08" + seconds + (b"\x10" + nanos if nanos != b"\0" else b"")
-        for seconds, nanos in zip(*spelled, strict=True)
+        for seconds, nanos in zip(*encoded, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Rows of the online store in SQLite, as Feast's SQLite store keeps them: one table a view, one line a feature."""
+"""Stores rows of the online store in SQLite as Feast's SQLite store does: a table per view, a line per feature."""
 
 import sqlite3
 import threading
@@ -13,13 +13,13 @@ from features.store.codec import decode_lists, encode_lists, entity_keys
 from features.store.online import EncodedRows, OnlineStoreError, OnlineView
 
 ORDER = "_order"
-"""Beside a row's features: its event and created time in microseconds, for Feast's own columns have whole seconds."""
+"""An extra feature of every row: its event and created time in microseconds. Feast's own columns have whole seconds."""
 KEYS_AT_ONCE = 500
 BUSY_SECONDS = {False: 2.0, True: 30.0}
 
 
 class SqliteRows:
-    """See features.store.online.OnlineRows. One object serves all threads; each has a connection of its own."""
+    """Implements features.store.online.OnlineRows. An object serves all threads; each has its own connection."""
 
     def __init__(self, path: Path, *, project: str) -> None:
         self._path = path
@@ -29,14 +29,14 @@ class SqliteRows:
     def read(self, view: OnlineView, ids: Sequence[str], *, patient: bool) -> list[Sequence[bytes | None]]:
         keys = entity_keys(view.join_key, ids)
         features = list(view.dtypes)
-        found: dict[tuple[bytes, str], bytes] = {}
+        stored: dict[tuple[bytes, str], bytes] = {}
         with self._connection(patient=patient) as connection:
             for start in range(0, len(keys), KEYS_AT_ONCE):
                 part = keys[start : start + KEYS_AT_ONCE]
                 query = f"SELECT entity_key, feature_name, value FROM {self._table(view)} WHERE entity_key IN ({_marks(part)})"  # noqa: S608, E501
                 for key, name, value in connection.execute(query, part):
-                    found[key, name] = value
-        return [[found.get((key, name)) for key in keys] for name in features]
+                    stored[key, name] = value
+        return [[stored.get((key, name)) for key in keys] for name in features]
 
     def write(self, view: OnlineView, rows: EncodedRows) -> None:
         keys, features = entity_keys(view.join_key, rows.ids), [*view.dtypes, ORDER]
@@ -70,7 +70,7 @@ class SqliteRows:
     def _moments(
         self, connection: sqlite3.Connection, view: OnlineView, keys: Sequence[bytes]
     ) -> dict[bytes, tuple[int, int]]:
-        """Event and created time of the rows that are stored."""
+        """Returns the event and created time of the stored rows."""
         moments: dict[bytes, tuple[int, int]] = {}
         for start in range(0, len(keys), KEYS_AT_ONCE):
             part = keys[start : start + KEYS_AT_ONCE]
@@ -90,17 +90,17 @@ class SqliteRows:
     def mark(self, value: str, *, after: str | None) -> bool:
         with self._connection(patient=True) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            fits = self._mark(connection) == after or after is None
-            if fits:
+            matches = self._mark(connection) == after or after is None
+            if matches:
                 connection.execute("INSERT OR REPLACE INTO headrace_mark VALUES (1, ?)", (value,))
             connection.execute("COMMIT")
-            return fits
+            return matches
 
     @staticmethod
     def _mark(connection: sqlite3.Connection) -> str:
         connection.execute("CREATE TABLE IF NOT EXISTS headrace_mark (id INTEGER PRIMARY KEY, value TEXT)")
-        found = connection.execute("SELECT value FROM headrace_mark").fetchone()
-        return str(found[0]) if found else ""
+        row = connection.execute("SELECT value FROM headrace_mark").fetchone()
+        return str(row[0]) if row else ""
 
     def _table(self, view: OnlineView) -> str:
         return f"{self._project}_{view.name}"

@@ -1,8 +1,8 @@
-"""The Feast objects: entities, feature views and feature services, all defined here and only here.
+"""Defines all Feast objects: entities, feature views and feature services.
 
-A history view holds the latest events of its entity as parallel arrays. Everything that depends on the present
-moment (counts in a window, recency) is computed when it is read, by features/history/windows.py: a stored "7 day count"
-would be wrong an hour later.
+A history view holds the latest events of its entity as parallel arrays. Everything that depends on the present moment
+(counts in a window, recency) is computed when it is read, by features/history/windows.py: a stored "7 day count" would
+be wrong an hour later.
 """
 
 from pathlib import Path
@@ -91,7 +91,7 @@ HISTORY_SOURCES: dict[str, tuple[HistorySource, ...]] = {
         ),
     ),
 }
-"""The views of which no rows are kept offline, and the tables of events that theirs are made of."""
+"""The views without offline rows, and the tables of events from which their rows are computed."""
 
 
 def _lists(dtypes: dict[str, object]) -> list[Field]:
@@ -115,7 +115,7 @@ def _entity(key: str) -> Entity:
 
 
 def feast_objects(offline: Path) -> list[Entity | FeatureView | FeatureService]:
-    """Every Feast object of Headrace, with its offline tables below `offline`."""
+    """Returns every Feast object of Headrace, with its offline tables below `offline`."""
     user, item, card, terminal, transaction = (
         _entity(key) for key in (columns.USER, columns.ITEM, columns.CARD, columns.TERMINAL, columns.TRANSACTION)
     )

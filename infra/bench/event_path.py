@@ -279,7 +279,7 @@ def spark_limit(settings: Settings, *, parsed: bool) -> float:
 
     def handle(records: Any, batch_id: int) -> None:
         started = time.perf_counter()
-        table = records.select(*job.WANTED).toArrow()
+        table = records.select(*job.RECORD_FIELDS).toArrow()
         if parsed:
             parse(table)
         seconds.append(time.perf_counter() - started)

@@ -34,8 +34,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Settings of one adapter, with nothing in its log."""
     if request.param == "files":
         return Settings(data_dir=tmp_path)
-    found: Settings = request.getfixturevalue("kafka_settings")
-    return found
+    kafka: Settings = request.getfixturevalue("kafka_settings")
+    return kafka
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def pairs(*values: str, key: str = "key") -> list[tuple[str, bytes]]:
 
 def drain(log: EventLog, topic: str = "t", position: Position = START, **options: int) -> tuple[list[Record], Position]:
     """Everything from a position to the end, and the position reached."""
-    found: list[Record] = []
+    read: list[Record] = []
     while not position.covers(log.end(topic)):
         records = log.read(topic, position, **options)
-        found += records
+        read += records
         position = position.after(records)
-    return found, position
+    return read, position
 
 
 def values(log: EventLog, topic: str = "t", position: Position = START) -> list[str]:
@@ -211,7 +211,7 @@ def test_threads_that_read_together_each_see_everything(log: EventLog) -> None:
     with ThreadPoolExecutor(6) as pool:
         seen = list(pool.map(read, range(6)))
     assert len(set(seen[0])) == 300
-    assert all(one == seen[0] for one in seen)
+    assert all(value == seen[0] for value in seen)
 
 
 def test_processes_that_append_at_once_lose_and_mix_nothing(log: EventLog, settings: Settings) -> None:
@@ -254,12 +254,14 @@ OFFSETS = st.dictionaries(st.integers(0, 30), st.integers(0, 2**40), max_size=8)
 
 
 @given(OFFSETS, OFFSETS)
-def test_a_position_is_its_text_and_covers_what_it_is_not_behind(one: dict[int, int], other: dict[int, int]) -> None:
-    position, further = Position(one), Position({name: offset + 1 for name, offset in one.items()})
+def test_a_position_is_its_text_and_covers_what_it_is_not_behind(
+    offsets: dict[int, int], other: dict[int, int]
+) -> None:
+    position, further = Position(offsets), Position({name: offset + 1 for name, offset in offsets.items()})
     assert Position.parse(str(position)) == position
     assert position.covers(START)
     assert further.covers(position)
-    assert position.covers(further) == (not one)
+    assert position.covers(further) == (not offsets)
     assert (position.covers(Position(other)) and Position(other).covers(position)) == (position == Position(other))
     parts = [position.of(PartitionShare(index, 3)).offsets for index in range(3)]
     assert Position({**parts[0], **parts[1], **parts[2]}) == position

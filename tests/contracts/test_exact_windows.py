@@ -147,9 +147,9 @@ class Run:
         self.read()
         self._job.pay(*self._batch)
         labels = [
-            {"transaction_id": one["event_id"], "event_time": now, "terminal_id": one["terminal_id"], "fraud": True,
-             "transaction_time": one["event_time"]}
-            for one in self._frauds
+            {"transaction_id": payment["event_id"], "event_time": now, "terminal_id": payment["terminal_id"],
+             "fraud": True, "transaction_time": payment["event_time"]}
+            for payment in self._frauds
         ]  # fmt: skip
         if labels:
             self._job.pay(labels=tuple(labels))
@@ -158,7 +158,7 @@ class Run:
     def offline(self) -> Features:
         rows = self._job.features()
         known = [name for name in self.online if name in rows]
-        return {name: np.array([rows[name][one] for one in FEATURES], dtype=np.float32) for name in known}
+        return {name: np.array([rows[name][feature] for feature in FEATURES], dtype=np.float32) for name in known}
 
     def forgotten(self, name: str) -> bool:
         """Whether the card may have forgotten its past at the time of this payment, when it arrived."""
@@ -172,8 +172,8 @@ class Run:
 
 
 def _event(payment: dict[str, Any]) -> Transaction:
-    told = payment | {"event_time": from_milliseconds(payment["event_time"])}
-    return Transaction(type="transaction", **told)
+    fields = payment | {"event_time": from_milliseconds(payment["event_time"])}
+    return Transaction(type="transaction", **fields)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def different(online: Features, offline: Features) -> dict[str, list[tuple[str, 
     """The features that are not the same to the last bit, by payment."""
     assert online.keys() == offline.keys()
     return {
-        name: [(one, a, b) for one, a, b in zip(FEATURES, seen, offline[name], strict=True) if a != b]
+        name: [(feature, a, b) for feature, a, b in zip(FEATURES, seen, offline[name], strict=True) if a != b]
         for name, seen in online.items()
         if not np.array_equal(seen, offline[name])
     }

@@ -77,11 +77,11 @@ def table(*rows: dict[str, Any]) -> pa.Table:
 
 def through_feast(feast: feature_store.Store, *users: str) -> list[dict[str, Any]]:
     """What Feast's own reader finds."""
-    found = feast.get_online_features(
+    features = feast.get_online_features(
         features=[f"{VIEW}:{name}" for name in arrays.USER_COLUMNS],
         entity_rows=[{columns.USER: user} for user in users],
     ).to_dict()
-    return [{name: found[name][place] for name in arrays.USER_COLUMNS} for place in range(len(users))]
+    return [{name: features[name][row] for name in arrays.USER_COLUMNS} for row in range(len(users))]
 
 
 NUMBERS = st.integers(-(2**63), 2**63 - 1)
@@ -103,7 +103,7 @@ def test_what_we_write_is_what_feast_writes_and_what_feast_reads(
     feast: feature_store.Store, rows: list[dict[str, Any]], name: str
 ) -> None:
     salt = uuid.uuid4().hex
-    ours, feasts = ([f"{who}-{salt}-{place}-{name}" for place in range(len(rows))] for who in ("ours", "feast"))
+    ours, feasts = ([f"{owner}-{salt}-{number}-{name}" for number in range(len(rows))] for owner in ("ours", "feast"))
     feature_store.write_online(
         feast, VIEW, table(*(row(user, **lists) for user, lists in zip(ours, rows, strict=True)))
     )

@@ -53,7 +53,9 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     )
 
 
-def found(spark: SparkSession, rows: list[dict[str, Any]], *moments: int) -> list[dict[tuple[str, str], float]]:
+def best_neighbours(
+    spark: SparkSession, rows: list[dict[str, Any]], *moments: int
+) -> list[dict[tuple[str, str], float]]:
     """(item, neighbour) to similarity, as of each moment."""
     near = neighbours(spark.createDataFrame(table(rows)), moments=moments).collect()
     return [
@@ -68,7 +70,7 @@ def test_similarity_is_the_cosine_of_order_vectors_both_ways(spark: SparkSession
         {"event_id": "n", "type": "return", "event_time": DAY_0, "item_id": "d", "order_id": "o1"},
     ]
     alone = {"event_id": "m", "type": "purchase", "event_time": DAY_0 + 50, "item_id": "d", "order_id": None}
-    before, after = found(spark, [*events(), *noise, alone], DAY_0 + 50, DAY_0 + 51)
+    before, after = best_neighbours(spark, [*events(), *noise, alone], DAY_0 + 50, DAY_0 + 51)
     assert before == pytest.approx(NEAR | {(b, a): value for (a, b), value in NEAR.items()})
     assert after["d", "b"] == pytest.approx(2 / sqrt(5 * 3))  # a purchase without an order is an order of its own
 
@@ -80,10 +82,10 @@ def test_a_planted_future_order_changes_nothing(spark: SparkSession) -> None:
         for order in (f"f{row['order_id']}", "o4")  # new orders, and a line that joins an old one
     ]
     joined = [row for row in events() if row["order_id"] != "o4"]
-    nothing, early, then, after = found(spark, events() + later, DAY_0, DAY_0 + 50, DAY_0 + 100, DAY_0 + 101)
+    nothing, early, then, after = best_neighbours(spark, events() + later, DAY_0, DAY_0 + 50, DAY_0 + 100, DAY_0 + 101)
     assert nothing == {}
     assert early == then
-    assert then.keys() == found(spark, joined, DAY_0 + 50)[0].keys()
+    assert then.keys() == best_neighbours(spark, joined, DAY_0 + 50)[0].keys()
     assert after != then
 
 
@@ -97,12 +99,12 @@ def test_large_orders_and_long_lists_are_cut_the_same_way_each_time(
     ]
     monkeypatch.setattr(co_purchase, "NEIGHBOURS_KEPT", 3)
     monkeypatch.setattr(co_purchase, "LINES_PER_ORDER", 20)
-    (cut,) = found(spark, rows, DAY_0 + 1)
+    (cut,) = best_neighbours(spark, rows, DAY_0 + 1)
     assert max(Counter(item for item, _ in cut).values()) == 3
     assert all(0 < value <= 1 for value in cut.values())
     monkeypatch.setattr(co_purchase, "NEIGHBOURS_KEPT", 60)
-    one, two = (found(spark, part, DAY_0 + 1)[0] for part in (rows, rows[::-1]))
-    assert one == two
+    forwards, backwards = (best_neighbours(spark, part, DAY_0 + 1)[0] for part in (rows, rows[::-1]))
+    assert forwards == backwards
 
 
 def test_neighbours_are_stored_as_of_each_moment(spark: SparkSession, tmp_path: Path) -> None:

@@ -56,18 +56,18 @@ def test_decided_then_is_known_now(
             behind = rng.choice([0, 0, 0, HOUR // 2, 50 * HOUR])
             late += behind > 0
             name = f"p{round_}-{number}"
-            told: dict[str, Any] = {
+            payload: dict[str, Any] = {
                 "type": "transaction", "event_id": name, "event_time": rfc3339(now - behind),
                 "card_id": f"c{rng.randrange(4)}", "terminal_id": f"t{rng.randrange(3)}",
                 "amount": rng.choice([1.0, 12.5, 99.99, 800.0]), "channel": "chip",
             }  # fmt: skip
-            service.score_many([Transaction.model_validate_json(json.dumps(told))])
+            service.score_many([Transaction.model_validate_json(json.dumps(payload))])
             online[name] = seen.pop()[0]
-            send(log, *[told] * rng.choice([1, 1, 2]))
+            send(log, *[payload] * rng.choice([1, 1, 2]))
         run(settings)
         send(log, {
             "type": "label", "event_id": f"l{round_}", "event_time": rfc3339(now), "transaction_id": name,
-            "fraud": True, "terminal_id": told["terminal_id"], "transaction_time": told["event_time"],
+            "fraud": True, "terminal_id": payload["terminal_id"], "transaction_time": payload["event_time"],
         })  # fmt: skip
         run(settings)  # what became known reaches the scorer by way of the store
     assert late > 10

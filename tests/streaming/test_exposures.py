@@ -82,8 +82,8 @@ def units(spark):
 
 
 def test_an_impression_and_what_was_bought_of_it(units):
-    found = units([seen("i1")], [outcome("p1", request="i1", quantity=3.0)])
-    assert found == {
+    rows = units([seen("i1")], [outcome("p1", request="i1", quantity=3.0)])
+    assert rows == {
         ("A", "u", 1): {
             "exposures": 1, "shown": 2, "conversions": 1, "value": 6.0, "purchases_after": 1, "spend_after": 6.0,
         }
@@ -91,14 +91,14 @@ def test_an_impression_and_what_was_bought_of_it(units):
 
 
 def test_a_repeated_event_counts_once(units):
-    found = units([seen("i1"), seen("i1")], [outcome("p1", request="i1"), outcome("p1", request="i1")])
-    assert found[("A", "u", 1)]["exposures"] == 1
-    assert found[("A", "u", 1)]["conversions"] == 1
-    assert found[("A", "u", 1)]["purchases_after"] == 1
+    rows = units([seen("i1"), seen("i1")], [outcome("p1", request="i1"), outcome("p1", request="i1")])
+    assert rows[("A", "u", 1)]["exposures"] == 1
+    assert rows[("A", "u", 1)]["conversions"] == 1
+    assert rows[("A", "u", 1)]["purchases_after"] == 1
 
 
 def test_only_purchases_of_shown_items_that_name_the_impression_convert(units):
-    found = units(
+    rows = units(
         [seen("i1")],
         [
             outcome("p1", request="i1", item="not-shown"),
@@ -107,12 +107,12 @@ def test_only_purchases_of_shown_items_that_name_the_impression_convert(units):
             outcome("v1", request="i1", type="view"),
         ],
     )
-    assert found == {("A", "u", 1): {"exposures": 1, "shown": 2, "purchases_after": 3, "spend_after": 6.0}}
+    assert rows == {("A", "u", 1): {"exposures": 1, "shown": 2, "purchases_after": 3, "spend_after": 6.0}}
 
 
 def test_a_late_outcome_counts_for_the_day_it_happened_and_for_the_units_variation(units):
-    found = units([seen("i1", day=1)], [outcome("p1", request="i1", day=9, user="someone-else")])
-    assert found == {("A", "u", 1): {"exposures": 1, "shown": 2}, ("A", "u", 9): {"conversions": 1, "value": 2.0}}
+    rows = units([seen("i1", day=1)], [outcome("p1", request="i1", day=9, user="someone-else")])
+    assert rows == {("A", "u", 1): {"exposures": 1, "shown": 2}, ("A", "u", 9): {"conversions": 1, "value": 2.0}}
 
 
 def test_an_outcome_counts_up_to_the_horizon(units):
@@ -124,17 +124,17 @@ def test_an_outcome_counts_up_to_the_horizon(units):
 
 
 def test_returns_are_kept_apart(units):
-    found = units(
+    rows = units(
         [seen("i1")], [outcome("p1", request="i1"), outcome("r1", request="i1", type="return", day=3, quantity=1.0)]
     )
-    assert found[("A", "u", 1)]["conversions"] == 1
-    assert found[("A", "u", 3)] == {"returns": 1, "returned_value": 2.0}
+    assert rows[("A", "u", 1)]["conversions"] == 1
+    assert rows[("A", "u", 3)] == {"returns": 1, "returned_value": 2.0}
 
 
 def test_purchases_before_the_first_exposure_are_not_after_it(units):
     impressions = [seen("i1", hour=12), seen("i2", hour=18)]
-    found = units(impressions, [outcome("p1", hour=11), outcome("p2", hour=13), outcome("p3", hour=19)])
-    assert found[("A", "u", 1)]["purchases_after"] == 2
+    rows = units(impressions, [outcome("p1", hour=11), outcome("p2", hour=13), outcome("p3", hour=19)])
+    assert rows[("A", "u", 1)]["purchases_after"] == 2
 
 
 def test_a_clock_behind_does_not_lose_the_conversion(units):
@@ -142,31 +142,29 @@ def test_a_clock_behind_does_not_lose_the_conversion(units):
 
 
 def test_the_session_stands_in_for_an_unknown_user(units):
-    found = units(
-        [seen("i1", user=None, session="s"), seen("i2", session="s")], [outcome("p1", user=None, session="s")]
-    )
-    assert found[("A", "s", 1)]["purchases_after"] == 1
-    assert found[("A", "u", 1)] == {"exposures": 1, "shown": 2}
+    rows = units([seen("i1", user=None, session="s"), seen("i2", session="s")], [outcome("p1", user=None, session="s")])
+    assert rows[("A", "s", 1)]["purchases_after"] == 1
+    assert rows[("A", "u", 1)] == {"exposures": 1, "shown": 2}
 
 
 def test_an_experiment_on_sessions_counts_sessions(units):
     impressions = [seen("i1", session="s1"), seen("i2", session="s2", variation="B")]
-    found = units(impressions, [outcome("p1", session="s2")], by_session={"e"})
-    assert found == {
+    rows = units(impressions, [outcome("p1", session="s2")], by_session={"e"})
+    assert rows == {
         ("A", "s1", 1): {"exposures": 1, "shown": 2},
         ("B", "s2", 1): {"exposures": 1, "shown": 2, "purchases_after": 1, "spend_after": 2.0},
     }
 
 
 def test_a_missing_price_is_a_conversion_without_value(units):
-    found = units([seen("i1")], [outcome("p1", request="i1", price=None)])
-    assert found[("A", "u", 1)]["conversions"] == 1
-    assert "value" not in found[("A", "u", 1)]
+    rows = units([seen("i1")], [outcome("p1", request="i1", price=None)])
+    assert rows[("A", "u", 1)]["conversions"] == 1
+    assert "value" not in rows[("A", "u", 1)]
 
 
 def test_impressions_outside_experiments_and_empty_lists(units):
-    found = units([seen("i1", experiment=None, variation=None), seen("i2", items=())], [])
-    assert found == {("A", "u", 1): {"exposures": 1}}
+    rows = units([seen("i1", experiment=None, variation=None), seen("i2", items=())], [])
+    assert rows == {("A", "u", 1): {"exposures": 1}}
 
 
 @pytest.fixture

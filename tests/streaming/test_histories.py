@@ -88,15 +88,15 @@ class Job:
         return feature_store.online_rows(self.feast, view, [key])[0]
 
     def items(self, user: str = "ann") -> list[str] | None:
-        found: list[str] | None = self.now(views.USER_HISTORY, user)[columns.ITEMS]
-        return found
+        items: list[str] | None = self.now(views.USER_HISTORY, user)[columns.ITEMS]
+        return items
 
     def items_at(self, *hours: float, user: str = "ann", before: bool = False) -> list[list[str] | None]:
         moments = pd.to_datetime([START + int(hour * HOUR) for hour in hours], unit="ms", utc=True)
         frame = pd.DataFrame({columns.USER: [user] * len(hours), columns.EVENT_TIMESTAMP: moments})
         rows = feature_store.historical(self.feast, views.USER_SERVICE, frame, before=before)
-        found: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
-        return found
+        items: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
+        return items
 
     def features(self) -> dict[str, dict[str, float]]:
         """Transaction to its features, the newest row of each."""
@@ -247,8 +247,8 @@ def test_payments_that_were_cut_off_are_made_whole(
 ) -> None:
     payments = (paid("p2", 1), paid("p3", 2, terminal="u"), paid("q", 2, card="d"))
     whole = Job(tmp_path / "whole")
-    for one in (whole, job):
-        one.pay(paid("p1", 0), paid("p0", 0, card="d", terminal="u"))
+    for each in (whole, job):
+        each.pay(paid("p1", 0), paid("p0", 0, card="d", terminal="u"))
     whole.pay(*payments, batch=5)
 
     def cut_off(feast: Any, name: str, rows: pa.Table) -> None:

@@ -45,7 +45,7 @@ TOTALS = {  # item, day: orders, units, revenue, returns
 
 def table(events: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(
-        [{name: one.get(name) for name in SCHEMAS[SHOP_EVENTS].names} for one in events], SCHEMAS[SHOP_EVENTS]
+        [{name: event_.get(name) for name in SCHEMAS[SHOP_EVENTS].names} for event_ in events], SCHEMAS[SHOP_EVENTS]
     )
 
 
@@ -82,7 +82,7 @@ def counted() -> pa.Table:
 
 def test_a_row_holds_from_the_end_of_its_day_and_reaches_back_37_days() -> None:
     rows = item_rows(counted(), every_day=True, created=CREATED).to_pylist()
-    found = [
+    holds = [
         (
             row[columns.ITEM],
             (round(row[columns.EVENT_TIMESTAMP].timestamp() * 1000) - DAY_0) / DAY,
@@ -91,7 +91,7 @@ def test_a_row_holds_from_the_end_of_its_day_and_reaches_back_37_days() -> None:
         )
         for row in rows
     ]
-    assert found == [("a", 1, [0], [2]), ("a", 2, [0, 1], [2, 2]), ("a", 41, [40], [1]), ("b", 2, [1], [1])]
+    assert holds == [("a", 1, [0], [2]), ("a", 2, [0, 1], [2, 2]), ("a", 41, [40], [1]), ("b", 2, [1], [1])]
     newest = item_rows(counted(), every_day=False, created=CREATED)
     assert newest.to_pylist() == [rows[2], rows[3]]
 
@@ -101,10 +101,10 @@ def test_nobody_learns_from_a_day_that_is_not_over(tmp_path: Path) -> None:
     write_table(settings.offline_dir / views.ITEM_HISTORY, "all", item_rows(counted(), every_day=True, created=CREATED))
     moments = [DAY_0 + int(day * DAY) for day in (0.5, 1.5, 2.0, 39.9)]
     examples = pd.DataFrame({columns.ITEM: "a", columns.EVENT_TIMESTAMP: pd.to_datetime(moments, unit="ms", utc=True)})
-    found = feature_store.historical(
+    rows = feature_store.historical(
         feature_store.open_store(settings), views.ITEM_WINDOWS_SERVICE, examples, before=False
     )
-    known = from_arrow(found, ITEM_COLUMNS, names={name: f"{views.ITEM_HISTORY}__{name}" for name in ITEM_COLUMNS})
+    known = from_arrow(rows, ITEM_COLUMNS, names={name: f"{views.ITEM_HISTORY}__{name}" for name in ITEM_COLUMNS})
     orders = ITEM_WINDOWS.index("item_orders_30d")
     assert [item_windows(known.row(row), moment)[0, orders] for row, moment in enumerate(moments)] == [0, 2, 4, 0]
 

@@ -61,8 +61,8 @@ OTHERS = [
 
 
 def send(log: EventLog, *events: dict[str, Any]) -> None:
-    for one in events:
-        log.append(TOPIC_OF[one["type"]], [("key", json.dumps(one).encode())])
+    for event in events:
+        log.append(TOPIC_OF[event["type"]], [("key", json.dumps(event).encode())])
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def items_at(settings: Settings, *hours: float, user: str = "ann") -> list[list[
     moments = pd.to_datetime([START + int(hour * HOUR) for hour in hours], unit="ms", utc=True)
     frame = pd.DataFrame({columns.USER: [user] * len(hours), columns.EVENT_TIMESTAMP: moments})
     rows = feature_store.historical(feature_store.open_store(settings), views.USER_SERVICE, frame, before=True)
-    found: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
-    return [None if items is None else sorted(items) for items in found]
+    lists: list[list[str] | None] = rows[f"{views.USER_HISTORY}__{columns.ITEMS}"].to_pylist()
+    return [None if items is None else sorted(items) for items in lists]
 
 
 def online(settings: Settings, view: str, key: str, column: str) -> Any:
@@ -175,7 +175,7 @@ def test_a_micro_batch_that_is_handled_twice_changes_nothing(spark: SparkSession
     settings = Settings(data_dir=tmp_path)
     first = FeatureJob(settings)
     events = [*OTHERS, *SHOP, SHOP[1], {"type": "refund"}]
-    rows = [("t", 0, offset, "k", json.dumps(one), 0) for offset, one in enumerate(events)]
+    rows = [("t", 0, offset, "k", json.dumps(event), 0) for offset, event in enumerate(events)]
     records = spark.createDataFrame(rows, RECORD_SCHEMA)
     first.process_records(records, 0)
     assert first.items_touched == {"a", "b", "c"}

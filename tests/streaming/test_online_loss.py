@@ -44,15 +44,15 @@ Batch = tuple[pa.Table, pa.Table, pa.Table]
 def batches(count: int, *, seed: int) -> list[Batch]:
     """Micro-batches of shop events, payments and labels; some events are late, some come twice."""
     rng = random.Random(seed)
-    made, shop, payments = [], [], []
+    batches, shop, payments = [], [], []
     for batch in range(count):
         new = [
-            bought(f"e{batch}-{place}", batch + rng.choice([0.0, 0.5, -3.0]) + place / 1000, user=rng.choice(USERS))
-            for place in range(60)
+            bought(f"e{batch}-{number}", batch + rng.choice([0.0, 0.5, -3.0]) + number / 1000, user=rng.choice(USERS))
+            for number in range(60)
         ]
         pay = [
-            paid(f"p{batch}-{place}", batch + place / 1000, card=rng.choice(CARDS), terminal=rng.choice(TERMINALS))
-            for place in range(20)
+            paid(f"p{batch}-{number}", batch + number / 1000, card=rng.choice(CARDS), terminal=rng.choice(TERMINALS))
+            for number in range(20)
         ]
         shop += new
         payments += pay
@@ -61,8 +61,8 @@ def batches(count: int, *, seed: int) -> list[Batch]:
                  "terminal_id": known["terminal_id"], "transaction_time": known["event_time"]}  # fmt: skip
         again = rng.sample(shop, min(len(shop), 5))
         known_labels = whole("labels", table(LABEL, label))
-        made.append((whole("shop_events", table(SHOP, *new, *again)), table(PAYMENT, *pay), known_labels))
-    return made
+        batches.append((whole("shop_events", table(SHOP, *new, *again)), table(PAYMENT, *pay), known_labels))
+    return batches
 
 
 def run(features: FeatureJob, work: list[Batch], *, first: int = 0) -> None:

@@ -38,11 +38,11 @@ def reader(folder: Path, *topic_names: str, max_bytes: int = 10**9) -> LogReader
     return LogReader(str(folder), list(topic_names), max_bytes)
 
 
-def read_all(one: LogReader, start: dict[str, int], end: dict[str, int]) -> list[tuple[str, int]]:
+def read_all(log_reader: LogReader, start: dict[str, int], end: dict[str, int]) -> list[tuple[str, int]]:
     return [
         (topic, offset)
-        for part in one.partitions(start, end)
-        for batch in one.read(part)
+        for part in log_reader.partitions(start, end)
+        for batch in log_reader.read(part)
         for topic, offset in zip(batch["topic"].to_pylist(), batch["offset"].to_pylist(), strict=True)
     ]
 
@@ -56,18 +56,18 @@ def test_batches_and_partitions_cut_the_log_without_loss_or_double(
     monkeypatch.setattr(source, "BATCH_ROWS", 3)
     log = FileLog(tmp_path, segment_bytes=400)
     fill(log, "a", "b")
-    one, seen = reader(tmp_path, "a", "b", "empty", max_bytes=max_bytes), []
-    position = one.initialOffset()
+    log_reader, seen = reader(tmp_path, "a", "b", "empty", max_bytes=max_bytes), []
+    position = log_reader.initialOffset()
     for _ in range(100):
-        end = one.latestOffset(position, None)
+        end = log_reader.latestOffset(position, None)
         if end == position:
             break
-        seen += read_all(one, position, end)
+        seen += read_all(log_reader, position, end)
         position = end
     assert seen == [(topic, record.offset) for topic in ("a", "b") for record in log.read(topic, START)]
     assert position == {"a": log.end_offset("a"), "b": log.end_offset("b"), "empty": 0}
     fill(log, "a", start=10, count=1)
-    assert one.latestOffset({"a": log.end_offset("a")}, None)["a"] == log.end_offset("a")
+    assert log_reader.latestOffset({"a": log.end_offset("a")}, None)["a"] == log.end_offset("a")
 
 
 def test_damage_is_passed_over_and_a_lost_end_does_not_hang(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,9 +80,9 @@ def test_damage_is_passed_over_and_a_lost_end_does_not_hang(tmp_path: Path, capl
         file.seek(second.offset)
         file.write(b"damaged")
         file.truncate(third.offset + 20)
-    one = reader(tmp_path, "a")
-    assert read_all(one, {"a": 0}, planned) == [("a", first.offset)]
-    assert one.latestOffset(planned, None) == planned
+    log_reader = reader(tmp_path, "a")
+    assert read_all(log_reader, {"a": 0}, planned) == [("a", first.offset)]
+    assert log_reader.latestOffset(planned, None) == planned
     assert f"skipped a damaged record in a at offset {second.offset}" in caplog.text
 
 
@@ -143,8 +143,8 @@ def gather(spark: SparkSession, settings: Settings, folder: Path) -> list[list[A
     try:
         query.processAllAvailable()
         progress = query.lastProgress
-        places = [reached(one["endOffset"], prefix=settings.kafka_topic_prefix) for one in progress["sources"]]
-        ends = {topic: position for place in places for topic, position in place.items()}
+        positions = [reached(source["endOffset"], prefix=settings.kafka_topic_prefix) for source in progress["sources"]]
+        ends = {topic: position for reached_positions in positions for topic, position in reached_positions.items()}
         assert ends == {topic: open_log(settings).end(topic) for topic in READ_TOPICS}
     finally:
         query.stop()
@@ -165,12 +165,15 @@ def test_kafka_gives_what_the_files_give(kafka_settings: Settings, tmp_path: Pat
 def test_in_a_spark_with_kafka(tmp_path: Path) -> None:
     on_kafka = Settings()
     on_files = Settings(data_dir=tmp_path / "files", kafka_bootstrap=None, stream_batch_records=3)
-    made = [
+    written = [
         (topics.SHOP, [("u", number(value)) for value in range(30)] + [("odd", b"{half"), ("", b"[]")]),
-        (topics.LABELS, [(f"c{one}", f'{{"type": "label", "event_id": "l{one}"}}'.encode()) for one in range(9)]),
+        (
+            topics.LABELS,
+            [(f"c{number}", f'{{"type": "label", "event_id": "l{number}"}}'.encode()) for number in range(9)],
+        ),
     ]
     for settings in (on_kafka, on_files):
-        for topic, records in made:
+        for topic, records in written:
             open_log(settings).append(topic, records)
     spark = open_session(on_kafka.model_copy(update={"spark_driver_memory": "1g"}), app="test")
     try:

@@ -14,11 +14,11 @@ VALUES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=200)
 
 @given(VALUES)
 def test_bins_hold_every_value_and_their_shares_sum_to_one(values: list[float]) -> None:
-    made = reference_distribution(np.array(values, dtype=np.float32))
-    assert len(made.shares) == len(made.edges) + 1 <= BINS
-    assert sum(made.shares) == pytest.approx(1)
-    assert list(made.edges) == sorted(set(made.edges))
-    assert all(share > 0 for share in made.shares)
+    reference = reference_distribution(np.array(values, dtype=np.float32))
+    assert len(reference.shares) == len(reference.edges) + 1 <= BINS
+    assert sum(reference.shares) == pytest.approx(1)
+    assert list(reference.edges) == sorted(set(reference.edges))
+    assert all(share > 0 for share in reference.shares)
 
 
 def test_it_is_the_sum_of_its_definition() -> None:
@@ -36,12 +36,12 @@ def test_it_is_never_negative_and_zero_for_the_same_shares(counts: list[int]) ->
 
 def test_a_shift_by_a_standard_deviation_is_found_and_noise_is_not() -> None:
     rng = np.random.default_rng(3)
-    made = reference_distribution(rng.normal(size=50_000).astype(np.float32))
+    reference = reference_distribution(rng.normal(size=50_000).astype(np.float32))
 
     def measured(values: np.ndarray) -> float:
-        edges = np.array(made.edges, dtype=np.float32)
+        edges = np.array(reference.edges, dtype=np.float32)
         counts = np.bincount(np.searchsorted(edges, values.astype(np.float32)), minlength=len(edges) + 1)
-        return population_stability_index(made.shares, counts)
+        return population_stability_index(reference.shares, counts)
 
     assert measured(rng.normal(size=2_000)) < 0.02
     assert measured(rng.normal(1.0, size=2_000)) > 0.25

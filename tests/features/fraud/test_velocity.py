@@ -82,12 +82,14 @@ def naive(row: dict[str, Any]) -> dict[str, float]:
 
     def past(lists: dict[str, list[Any]], *, cap: int) -> list[tuple[int, float, str]]:
         entries = zip(*(lists[name] for name in arrays.CARD_COLUMNS), strict=True)
-        others = [(time, paid, who) for time, paid, who, own in entries if time <= at and own != row["hash"]]
+        others = [
+            (time, paid, counterparty) for time, paid, counterparty, own in entries if time <= at and own != row["hash"]
+        ]
         return [entry for entry in others if at - entry[0] < 37 * DAY][-cap:]
 
     def known() -> list[tuple[int, int]]:
         entries = zip(*(row["frauds"][name] for name in row["frauds"]), strict=True)
-        return [(time, told) for time, told, own in entries if time <= at and told <= at and own != row["hash"]]
+        return [(time, known) for time, known, own in entries if time <= at and known <= at and own != row["hash"]]
 
     card, terminal = past(row["card"], cap=arrays.CARD_CAP), past(row["terminal"], cap=arrays.TERMINAL_CAP)
     frauds = known()
@@ -112,7 +114,7 @@ def naive(row: dict[str, Any]) -> dict[str, float]:
         then = sum(7 * DAY <= at - entry[0] < 7 * DAY + width for entry in terminal)
         bad = sum(7 * DAY <= at - time < 7 * DAY + width for time, _ in frauds)
         values[f"terminal_risk_{window}"] = bad / max(then, bad, 1)
-        values[f"terminal_frauds_{window}"] = sum(at - told < width for _, told in frauds)
+        values[f"terminal_frauds_{window}"] = sum(at - known < width for _, known in frauds)
     hour = at // HOUR % 24
     values |= {"hour": hour, "night": hour <= 5, "weekend": (at // DAY + 3) % 7 >= 5}
     values |= {"contactless": row["channel"] == 1, "online": row["channel"] == 2}
@@ -128,8 +130,8 @@ def test_features_are_what_their_definitions_say(rows: list[dict[str, Any]], cap
         result, expected = encoded(rows), [naive(row) for row in rows]
     assert result.shape == (len(rows), len(FEATURES))
     assert result.dtype == np.float32
-    for values, told in zip(result, expected, strict=True):
-        np.testing.assert_allclose(values, [float(told[name]) for name in FEATURES], rtol=1e-4, atol=1e-4)
+    for values, row in zip(result, expected, strict=True):
+        np.testing.assert_allclose(values, [float(row[name]) for name in FEATURES], rtol=1e-4, atol=1e-4)
 
 
 @given(cases(), st.integers(1, 40 * DAY))

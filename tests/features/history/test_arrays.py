@@ -44,14 +44,14 @@ def test_lists_come_back_as_they_were(rows: Rows) -> None:
     assert plain(history) == rows
     assert len(history) == len(rows)
     assert history.lengths.tolist() == [len(row) for row in rows]
-    assert history.row_of_entry.tolist() == [place for place, row in enumerate(rows) for _ in row]
-    assert [plain(history.row(place))[0] for place in range(len(rows))] == rows
+    assert history.row_of_entry.tolist() == [row_index for row_index, row in enumerate(rows) for _ in row]
+    assert [plain(history.row(row_index))[0] for row_index in range(len(rows))] == rows
 
 
 @given(ROWS, st.data())
 def test_rows_are_taken_in_any_order_and_more_than_once(rows: Rows, data: st.DataObject) -> None:
-    wanted = data.draw(st.lists(st.sampled_from(range(len(rows))), max_size=8)) if rows else []
-    assert plain(ragged(rows).take(np.array(wanted, dtype=np.int64))) == [rows[place] for place in wanted]
+    taken = data.draw(st.lists(st.sampled_from(range(len(rows))), max_size=8)) if rows else []
+    assert plain(ragged(rows).take(np.array(taken, dtype=np.int64))) == [rows[index] for index in taken]
 
 
 @given(ROWS, st.integers(0, 99))

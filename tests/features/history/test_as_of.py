@@ -49,7 +49,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources(view: str) -> list[as_of.HistorySource]:
-    return [dataclasses.replace(one, cap=CAP, horizon=HORIZON) for one in views.HISTORY_SOURCES[view]]
+    return [dataclasses.replace(source, cap=CAP, horizon=HORIZON) for source in views.HISTORY_SOURCES[view]]
 
 
 def keep(offline: Path, *batches: list[Event]) -> None:
@@ -64,17 +64,19 @@ def keep(offline: Path, *batches: list[Event]) -> None:
 def naive(events: list[Event], user: str, moment: int) -> list[tuple[int, str, float]]:
     """(time, event, quantity) of what the user's history held."""
     first: dict[str, Event] = {}
-    for one in events:
-        who = one["user_id"] or (one["session_id"] and f"session:{one['session_id']}")
-        if who == user and one["type"] in columns.EVENT_TYPE_CODES:
-            first.setdefault(one["event_id"], one)
+    for event in events:
+        visitor = event["user_id"] or (event["session_id"] and f"session:{event['session_id']}")
+        if visitor == user and event["type"] in columns.EVENT_TYPE_CODES:
+            first.setdefault(event["event_id"], event)
     order = {name: int(hash_ids([name])[0]) for name in first}
-    seen = sorted((one["event_time"], order[name], name) for name, one in first.items() if one["event_time"] <= moment)
-    kept = [one for one in seen if one[0] > seen[-1][0] - HORIZON][-CAP:]
+    seen = sorted(
+        (event["event_time"], order[name], name) for name, event in first.items() if event["event_time"] <= moment
+    )
+    kept = [entry for entry in seen if entry[0] > seen[-1][0] - HORIZON][-CAP:]
     return [(time, name, first[name]["quantity"] or 1.0) for time, _, name in kept]
 
 
-def found(lists: dict[str, pa.Array], row: int) -> list[tuple[int, int, float]] | None:
+def history_of(lists: dict[str, pa.Array], row: int) -> list[tuple[int, int, float]] | None:
     values = [lists[name][row].as_py() for name in (columns.TIMES, columns.EVENT_HASHES, columns.QUANTITIES)]
     return None if values[0] is None else list(zip(*values, strict=True))
 
@@ -85,14 +87,14 @@ def test_a_history_is_what_it_was(
     offline: Path, first: list[Event], second: list[Event], asked: list[tuple[str, int]]
 ) -> None:
     keep(offline, first, second)
-    who, moments = zip(*asked, strict=True)
+    users, moments = zip(*asked, strict=True)
     lists = as_of.as_of(
-        sources(views.USER_HISTORY), offline, pa.chunked_array([list(who)]), np.array(moments, dtype=np.int64)
+        sources(views.USER_HISTORY), offline, pa.chunked_array([list(users)]), np.array(moments, dtype=np.int64)
     )
     for row, (user, moment) in enumerate(asked):
         expected = [(t, int(hash_ids([e])[0]), q) for t, e, q in naive(first + second, user, moment)]
-        assert (found(lists, row) or []) == expected
-        assert (found(lists, row) is None) == (not expected)
+        assert (history_of(lists, row) or []) == expected
+        assert (history_of(lists, row) is None) == (not expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -102,7 +104,7 @@ def test_the_newest_rows_are_everyones_in_parts_of_any_size(offline: Path, event
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(as_of, "BYTES_AT_ONCE", at_once)
         rows = {
-            user: (int(times[row]), found(lists, row))
+            user: (int(times[row]), history_of(lists, row))
             for ids, times, lists in as_of.newest(sources(views.USER_HISTORY), offline)
             for row, user in enumerate(ids.to_pylist())
         }
@@ -115,10 +117,10 @@ def test_the_newest_rows_are_everyones_in_parts_of_any_size(offline: Path, event
 
 
 def test_a_terminal_has_its_payments_and_its_frauds(offline: Path) -> None:
-    made = [(f"p{number}", number * DAY) for number in range(4)]
+    payments = [(f"p{number}", number * DAY) for number in range(4)]
     payments = {
-        columns.TRANSACTION: [name for name, _ in made],
-        columns.EVENT_TIMESTAMP: pa.array([time * 1000 for _, time in made], pa.timestamp("us", tz="UTC")),
+        columns.TRANSACTION: [name for name, _ in payments],
+        columns.EVENT_TIMESTAMP: pa.array([time * 1000 for _, time in payments], pa.timestamp("us", tz="UTC")),
         columns.CARD: ["c", "c", "d", "c"], columns.TERMINAL: ["t"] * 4, "amount": [1.0, 2.0, 3.0, 4.0],
     }  # fmt: skip
     labels = {

@@ -36,7 +36,7 @@ def naive(events: list[tuple[int, int, int]]) -> dict[int, list[tuple[int, int]]
     first: dict[tuple[int, int], int] = {}
     for key, time, event in events:
         first.setdefault((key, event), time)
-    return {wanted: sorted((t, e) for (k, e), t in first.items() if k == wanted) for wanted in range(3)}
+    return {key: sorted((t, e) for (k, e), t in first.items() if k == key) for key in range(3)}
 
 
 @given(EVENTS, st.lists(st.tuples(st.integers(0, 2), st.integers(-5, 130)), max_size=10))
@@ -51,7 +51,7 @@ def test_rows_hold_the_latest_events_up_to_a_moment(
     def cut(entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
         return [(t, e) for t, e in entries if t > entries[-1][0] - HORIZON][-CAP:]
 
-    keys, times = (np.array([one[place] for one in moments], dtype=np.int64) for place in (0, 1))
+    keys, times = (np.array([moment[column] for moment in moments], dtype=np.int64) for column in (0, 1))
     then = folded.merged.at(keys, times, cap=CAP, horizon=HORIZON)
     assert as_lists(then) == [cut([(t, e) for t, e in expected[key] if t <= moment]) for key, moment in moments]
     latest = folded.merged.latest(np.arange(3), cap=CAP, horizon=HORIZON)
@@ -63,11 +63,11 @@ def test_rows_hold_the_latest_events_up_to_a_moment(
 def test_an_entry_tells_when_it_arrived(first: list[tuple[int, int, int]], second: list[tuple[int, int, int]]) -> None:
     before = run(empty(), first)
     after = run(before.merged, second)
-    place: dict[tuple[int, int], int] = {}
+    positions: dict[tuple[int, int], int] = {}
     for number, (key, _, event) in enumerate(second):
-        place.setdefault((key, event), number)
+        positions.setdefault((key, event), number)
     rows, hashes = after.merged.row_of_entry.tolist(), after.merged.entries[columns.EVENT_HASHES].tolist()
-    assert after.arrival_index.tolist() == [place.get(one, -1) for one in zip(rows, hashes, strict=True)]
+    assert after.arrival_index.tolist() == [positions.get(entry, -1) for entry in zip(rows, hashes, strict=True)]
     known = {(key, event) for key, _, event in first}
     assert after.changed_rows.tolist() == sorted({key for key, _, event in second if (key, event) not in known})
 

@@ -25,14 +25,14 @@ def bits(allowed: list[int]) -> NDArray[np.uint8]:
     return np.packbits(mask, bitorder="little")
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0.0, 0.5, 2.0])), unique_by=lambda one: one[0]),
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0.0, 0.5, 2.0])), unique_by=lambda pair: pair[0]),
        st.integers(0, 12), ITEMS)  # fmt: skip
 def test_the_highest_are_those_that_sorting_puts_first(
     scored: list[tuple[int, float]], count: int, allowed: list[int]
 ) -> None:
     items, scores = numbers([item for item, _ in scored]), np.array([score for _, score in scored], dtype=np.float64)
-    wanted = [item for item, _ in sorted(scored, key=lambda one: (-one[1], one[0])) if item in allowed]
-    assert candidate_kernels.top_k_allowed(items, scores, count, bits(allowed)).tolist() == wanted[:count]
+    expected = [item for item, _ in sorted(scored, key=lambda pair: (-pair[1], pair[0])) if item in allowed]
+    assert candidate_kernels.top_k_allowed(items, scores, count, bits(allowed)).tolist() == expected[:count]
 
 
 ENTRIES = st.lists(st.tuples(st.integers(-1, 40), st.integers(0, 12), st.integers(0, 3)))
@@ -40,8 +40,8 @@ ENTRIES = st.lists(st.tuples(st.integers(-1, 40), st.integers(0, 12), st.integer
 
 @given(ITEMS, st.integers(0, 12), ITEMS)
 def test_the_first_allowed_keep_their_order(items: list[int], count: int, allowed: list[int]) -> None:
-    wanted = [item for item in items if item in allowed][:count]
-    assert candidate_kernels.first_k_allowed(numbers(items), count, bits(allowed)).tolist() == wanted
+    expected = [item for item in items if item in allowed][:count]
+    assert candidate_kernels.first_k_allowed(numbers(items), count, bits(allowed)).tolist() == expected
     assert (
         candidate_kernels.first_k_allowed(numbers(items), count, np.empty(0, dtype=np.uint8)).tolist() == items[:count]
     )
@@ -70,18 +70,18 @@ def test_neighbours_add_up_and_the_strongest_pull_is_told(recent: list[int], see
     neighbours = rng.integers(-1, 41, (41, 4)).astype(np.int32)
     similarities = rng.random((41, 4), dtype=np.float32)
     weights = rng.random(len(recent), dtype=np.float32)
-    _, items, total, best, because = candidate_kernels.co_purchase_scores(
+    _, items, total, best, seeds = candidate_kernels.co_purchase_scores(
         numbers(recent), weights, neighbours, similarities
     )
     pulls: dict[int, list[tuple[float, int]]] = {}
-    for one, weight in zip(recent, weights, strict=True):
-        for item, similarity in zip(neighbours[one].tolist(), similarities[one], strict=True):
+    for seed_item, weight in zip(recent, weights, strict=True):
+        for item, similarity in zip(neighbours[seed_item].tolist(), similarities[seed_item], strict=True):
             if item >= 0:
-                pulls.setdefault(item, []).append((float(similarity * weight), one))
+                pulls.setdefault(item, []).append((float(similarity * weight), seed_item))
     assert sorted(items.tolist()) == sorted(pulls)
-    for item, summed, most, one in zip(items.tolist(), total, best, because.tolist(), strict=True):
+    for item, summed, most, seed_item in zip(items.tolist(), total, best, seeds.tolist(), strict=True):
         assert summed == pytest.approx(sum(pull for pull, _ in pulls[item]), rel=1e-5)
-        assert (pytest.approx(float(most)), one) in pulls[item]
+        assert (pytest.approx(float(most)), seed_item) in pulls[item]
         assert most == pytest.approx(max(pull for pull, _ in pulls[item]))
 
 
@@ -90,10 +90,10 @@ def test_what_a_visitor_met_is_told_by_time_and_kind(
     items: list[int], entries: list[tuple[int, int, int]], since: int, kind: int
 ) -> None:
     items = list(dict.fromkeys(items))
-    others, times, kinds = (numbers([entry[part] for entry in entries]) for part in range(3))
-    met = {other for other, time, one in entries if time > since and kind in (-1, one)}
-    assert candidate_kernels.interacted_since(numbers(items), others, times, kinds, since, kind).tolist() == [
-        item in met for item in items
+    others, times, event_types = (numbers([entry[part] for entry in entries]) for part in range(3))
+    interacted = {other for other, time, event_type in entries if time > since and kind in (-1, event_type)}
+    assert candidate_kernels.interacted_since(numbers(items), others, times, event_types, since, kind).tolist() == [
+        item in interacted for item in items
     ]
 
 
@@ -105,11 +105,11 @@ def test_variety_is_chosen_one_by_one(pool: int, most: int, weight: float, seed:
     chosen, rest = order[:most], order[most:]
     assert sorted(order) == list(range(pool))
     assert rest == sorted(rest)
-    for turn, place in enumerate(chosen):
+    for turn, row in enumerate(chosen):
         before = vectors[chosen[:turn]].astype(np.float64)
 
-        def value(one: int, before: NDArray[Any] = before) -> float:
-            likeness = max([0.0, *(before @ vectors[one]).tolist()])
-            return (1 - weight) * (1 - one / pool) - weight * likeness
+        def value(other: int, before: NDArray[Any] = before) -> float:
+            likeness = max([0.0, *(before @ vectors[other]).tolist()])
+            return (1 - weight) * (1 - other / pool) - weight * likeness
 
-        assert value(place) >= max(value(one) for one in range(pool) if one not in chosen[:turn]) - 1e-5
+        assert value(row) >= max(value(other) for other in range(pool) if other not in chosen[:turn]) - 1e-5

@@ -57,7 +57,7 @@ def windows(**orders: float) -> NDArray[np.float32]:
     return result
 
 
-def who(catalogue: Catalogue, *entries: Entry, at: int = AT, session: list[str] | None = None) -> Visitor:
+def visitor(catalogue: Catalogue, *entries: Entry, at: int = AT, session: list[str] | None = None) -> Visitor:
     entries = tuple(sorted(entries, reverse=True))
     row: dict[str, list[Any]] = {
         columns.TIMES: [AT - days * DAY for days, _, _ in entries],
@@ -70,7 +70,9 @@ def who(catalogue: Catalogue, *entries: Entry, at: int = AT, session: list[str] 
     return build_visitor(from_lists([row], USER_COLUMNS), catalogue, at=at, session_items=session)
 
 
-def drawn(catalogue: Catalogue, person: Visitor, sold: NDArray[np.float32] | None = None, **more: Any) -> Candidates:
+def generated(
+    catalogue: Catalogue, person: Visitor, sold: NDArray[np.float32] | None = None, **more: Any
+) -> Candidates:
     options: dict[str, Any] = {"tower_hits": NO_HITS, "user_vector": NOBODY, "per_source": 6} | more
     return generate_candidates(person, catalogue, windows() if sold is None else sold, **options)
 
@@ -82,101 +84,107 @@ def names(candidates: Candidates) -> str:
 def source(candidates: Candidates, name: str) -> str:
     """The items that a source drew, best first."""
     ranks = candidates.ranks[:, SOURCES.index(name)]
-    return "".join(IDS[candidates.items[place]] for place in np.argsort(ranks) if ranks[place] != UNRANKED)
+    return "".join(IDS[candidates.items[row]] for row in np.argsort(ranks) if ranks[row] != UNRANKED)
 
 
 def test_each_source_draws_its_own_best_first(catalogue: Catalogue) -> None:
-    person = who(catalogue, (2, "a", PURCHASE), (1, "h", PURCHASE), (1, "d", RETURN))
-    found = drawn(catalogue, person, windows(e=5, f=9), tower_hits=np.array([6, 1]), user_vector=catalogue.vectors[6])
-    assert {name: source(found, name) for name in SOURCES} == {
+    person = visitor(catalogue, (2, "a", PURCHASE), (1, "h", PURCHASE), (1, "d", RETURN))
+    candidates = generated(
+        catalogue, person, windows(e=5, f=9), tower_hits=np.array([6, 1]), user_vector=catalogue.vectors[6]
+    )
+    assert {name: source(candidates, name) for name in SOURCES} == {
         "co_purchase": "bc", "repurchase": "ha", "two_tower": "gb", "trending": "fe",
     }  # fmt: skip
-    assert names(found) == "abcefgh"
-    assert found.features.shape == (7, len(CANDIDATE_FEATURES))
-    assert found.column("rank_two_tower").tolist() == [0, 0.5, 0, 0, 0, 1, 0]
-    assert found.column("tower_score")[names(found).index("g")] == pytest.approx(1)
+    assert names(candidates) == "abcefgh"
+    assert candidates.features.shape == (7, len(CANDIDATE_FEATURES))
+    assert candidates.column("rank_two_tower").tolist() == [0, 0.5, 0, 0, 0, 1, 0]
+    assert candidates.column("tower_score")[names(candidates).index("g")] == pytest.approx(1)
 
 
 def test_scores_of_co_purchase_add_up_and_name_the_item_that_speaks_most(catalogue: Catalogue) -> None:
-    found = drawn(catalogue, who(catalogue, (9, "a", PURCHASE), (2, "b", VIEW)))
-    c = names(found).index("c")
-    assert found.column("co_score")[c] == pytest.approx(0.5 * 0.5 + 0.8)  # a visit earlier counts half
-    assert found.column("co_best")[c] == pytest.approx(0.8)
-    assert IDS[found.seed_items[c]] == "b"
-    assert found.seed_items[names(found).index("a")] == -1
+    candidates = generated(catalogue, visitor(catalogue, (9, "a", PURCHASE), (2, "b", VIEW)))
+    c = names(candidates).index("c")
+    assert candidates.column("co_score")[c] == pytest.approx(0.5 * 0.5 + 0.8)  # a visit earlier counts half
+    assert candidates.column("co_best")[c] == pytest.approx(0.8)
+    assert IDS[candidates.seed_items[c]] == "b"
+    assert candidates.seed_items[names(candidates).index("a")] == -1
 
 
 def test_what_a_visitor_did_before_is_described(catalogue: Catalogue) -> None:
-    person = who(
+    person = visitor(
         catalogue, (40, "a", PURCHASE), (10, "a", PURCHASE), (10, "a", PURCHASE), (5, "a", RETURN), (0, "b", VIEW)
     )  # fmt: skip
-    found = drawn(catalogue, person)
-    a, b = names(found).index("a"), names(found).index("b")
-    own = {name: float(found.column(name)[a]) for name in CANDIDATE_FEATURES if name.startswith("own_")}
+    candidates = generated(catalogue, person)
+    a, b = names(candidates).index("a"), names(candidates).index("b")
+    own = {name: float(candidates.column(name)[a]) for name in CANDIDATE_FEATURES if name.startswith("own_")}
     assert own == pytest.approx(
         {
             "own_orders": 2, "own_score": 0.5 ** (40 / 60) + 0.5 ** (10 / 60), "own_idle_days": 10,
             "own_due": 10 / 30, "own_share": 1, "own_returned": 1, "own_viewed": 0,
         }
     )  # fmt: skip
-    assert (found.column("own_viewed")[b], found.column("own_idle_days")[b]) == (1, NEVER_DAYS)
-    user = {name: float(found.column(name)[0]) for name in CANDIDATE_FEATURES if name.startswith("user_")}
+    assert (candidates.column("own_viewed")[b], candidates.column("own_idle_days")[b]) == (1, NEVER_DAYS)
+    user = {name: float(candidates.column(name)[0]) for name in CANDIDATE_FEATURES if name.startswith("user_")}
     assert user == pytest.approx(
         {
             "user_orders_30d": 1, "user_orders_90d": 2, "user_orders_400d": 2, "user_spend_90d": 18,
             "user_mean_price": 2, "user_items": 1, "user_basket": 1.5, "user_idle_days": 10, "user_interval_days": 30,
         }
     )  # fmt: skip
-    assert found.column("price_ratio")[b] == pytest.approx(0)
+    assert candidates.column("price_ratio")[b] == pytest.approx(0)
     assert set(BASELINES.values()) <= set(CANDIDATE_FEATURES)
 
 
 def test_nobody_and_strangers_get_what_is_trending(catalogue: Catalogue) -> None:
-    for person in (who(catalogue), who(catalogue, (1, "unknown", PURCHASE)), who(catalogue, session=["unknown"])):
+    for person in (
+        visitor(catalogue),
+        visitor(catalogue, (1, "unknown", PURCHASE)),
+        visitor(catalogue, session=["unknown"]),
+    ):
         assert len(person.recent_items) == 0
-        found = drawn(catalogue, person, windows(e=1))
-        assert names(found) == "e"
-        assert np.isfinite(found.features).all()
-    assert len(drawn(catalogue, who(catalogue)).items) == 0
+        candidates = generated(catalogue, person, windows(e=1))
+        assert names(candidates) == "e"
+        assert np.isfinite(candidates.features).all()
+    assert len(generated(catalogue, visitor(catalogue)).items) == 0
 
 
 def test_items_of_the_session_are_recent_before_the_store_knows_them(catalogue: Catalogue) -> None:
-    person = who(catalogue, (3, "e", PURCHASE), session=["a", "unknown", "b"])
+    person = visitor(catalogue, (3, "e", PURCHASE), session=["a", "unknown", "b"])
     assert [IDS[item] for item in person.recent_items] == ["e", "a", "b"]
     assert person.recency_weights.tolist() == [0.5, 1, 1]
-    assert source(drawn(catalogue, person), "co_purchase") == "cb"
+    assert source(generated(catalogue, person), "co_purchase") == "cb"
     assert person.prices.tolist() == [2, 1, 0, 2]
 
 
 def test_only_the_latest_items_are_read(catalogue: Catalogue) -> None:
-    person = who(catalogue, *((day, IDS[day % 8], PURCHASE) for day in range(1, 90)))
+    person = visitor(catalogue, *((day, IDS[day % 8], PURCHASE) for day in range(1, 90)))
     assert len(person.recent_items) == len(person.recency_weights) == RECENT_ITEMS
     assert IDS[person.recent_items[-1]] == "b"
 
 
 def test_a_mask_is_kept_by_every_source_and_may_leave_nothing(catalogue: Catalogue) -> None:
-    person = who(catalogue, (2, "a", PURCHASE), (1, "h", PURCHASE))
+    person = visitor(catalogue, (2, "a", PURCHASE), (1, "h", PURCHASE))
     hits = np.array([6, 1, 3])
     for allowed in ("", "b", "agh", "bcef"):
         mask = np.array([name in allowed for name in IDS])
-        found = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits, allowed=ItemSet.from_mask(mask))
-        whole = drawn(catalogue, person, windows(e=5, f=9), tower_hits=hits)
-        assert set(names(found)) == set(names(whole)) & set(allowed)
-        assert found.features.shape == (len(found.items), len(CANDIDATE_FEATURES))
+        candidates = generated(catalogue, person, windows(e=5, f=9), tower_hits=hits, allowed=ItemSet.from_mask(mask))
+        whole = generated(catalogue, person, windows(e=5, f=9), tower_hits=hits)
+        assert set(names(candidates)) == set(names(whole)) & set(allowed)
+        assert candidates.features.shape == (len(candidates.items), len(CANDIDATE_FEATURES))
 
 
 def test_no_source_draws_more_than_its_share(catalogue: Catalogue) -> None:
-    person = who(catalogue, *((day, name, PURCHASE) for day, name in enumerate(IDS, start=1)))
-    found = drawn(catalogue, person, windows(**dict.fromkeys(IDS, 3)), tower_hits=np.arange(8), per_source=2)
-    assert all(len(source(found, name)) <= 2 for name in SOURCES)
+    person = visitor(catalogue, *((day, name, PURCHASE) for day, name in enumerate(IDS, start=1)))
+    candidates = generated(catalogue, person, windows(**dict.fromkeys(IDS, 3)), tower_hits=np.arange(8), per_source=2)
+    assert all(len(source(candidates, name)) <= 2 for name in SOURCES)
 
 
 @pytest.mark.parametrize("kind", [VIEW, CART, PURCHASE, RETURN])
 def test_a_planted_future_event_changes_nothing(catalogue: Catalogue, kind: int) -> None:
     past: list[Entry] = [(9, "a", PURCHASE), (0, "b", VIEW)]
-    later = who(catalogue, *past, (-1, "a", kind), (-400, "g", kind))
+    later = visitor(catalogue, *past, (-1, "a", kind), (-400, "g", kind))
     sold = windows(e=5)
-    without, planted = drawn(catalogue, who(catalogue, *past), sold), drawn(catalogue, later, sold)
+    without, planted = generated(catalogue, visitor(catalogue, *past), sold), generated(catalogue, later, sold)
     assert np.array_equal(planted.items, without.items)
     assert np.array_equal(planted.features, without.features)
     assert np.array_equal(planted.seed_items, without.seed_items)
@@ -200,11 +208,11 @@ def test_whatever_the_past_features_are_finite_and_items_are_there_once(
     catalogue: Catalogue, entries: list[Entry], hits: list[list[int]], per_source: int, allowed: list[bool]
 ) -> None:
     tower = np.array(hits[0] if hits else [], dtype=np.int64)
-    found = drawn(
-        catalogue, who(catalogue, *entries), windows(a=2, e=7), tower_hits=tower, per_source=per_source,
+    candidates = generated(
+        catalogue, visitor(catalogue, *entries), windows(a=2, e=7), tower_hits=tower, per_source=per_source,
         allowed=ItemSet.from_mask(np.array(allowed)), user_vector=catalogue.vectors[3],
     )  # fmt: skip
-    assert np.isfinite(found.features).all()
-    assert len(set(found.items.tolist())) == len(found.items)
-    assert all(allowed[item] for item in found.items)
-    assert (found.ranks.min(axis=1, initial=UNRANKED) < UNRANKED).all()
+    assert np.isfinite(candidates.features).all()
+    assert len(set(candidates.items.tolist())) == len(candidates.items)
+    assert all(allowed[item] for item in candidates.items)
+    assert (candidates.ranks.min(axis=1, initial=UNRANKED) < UNRANKED).all()

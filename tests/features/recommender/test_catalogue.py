@@ -27,8 +27,8 @@ def items(*rows: dict[int, tuple[float, float, float, float]]) -> History:
 
 def test_windows_count_whole_days_before_today() -> None:
     sold = {1: (1, 2, 3.0, 0), 7: (10, 20, 30.0, 1), 8: (100, 200, 300.0, 1), 30: (7, 7, 7.0, 7), 31: (9, 9, 9.0, 9)}
-    found = dict(zip(ITEM_WINDOWS, item_windows(items(sold), NOON)[0].tolist(), strict=True))
-    assert found == {
+    windows_by_name = dict(zip(ITEM_WINDOWS, item_windows(items(sold), NOON)[0].tolist(), strict=True))
+    assert windows_by_name == {
         "item_orders_1d": 1, "item_orders_7d": 11, "item_orders_30d": 118, "item_units_30d": 229,
         "item_revenue_30d": 340, "item_returns_30d": 9, "item_trend": pytest.approx(12 / (118 * 7 / 30 + 1), rel=1e-6),
     }  # fmt: skip
@@ -51,8 +51,8 @@ def test_an_item_that_never_sold_has_a_steady_trend_and_zeros() -> None:
 
 
 def test_trending_sees_today_and_weighs_younger_days_more() -> None:
-    one = (1.0, 1.0, 1.0, 0.0)
-    today, yesterday, six, seven, nothing = trending_scores(items({0: one}, {1: one}, {6: one}, {7: one}, {}), NOON)
+    sale = (1.0, 1.0, 1.0, 0.0)
+    today, yesterday, six, seven, nothing = trending_scores(items({0: sale}, {1: sale}, {6: sale}, {7: sale}, {}), NOON)
     assert (today, yesterday) == (1.0, pytest.approx(0.7))
     assert six == pytest.approx(0.7**6)
     assert (seven, nothing) == (0, 0)

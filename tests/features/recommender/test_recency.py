@@ -21,8 +21,8 @@ def test_each_visit_before_the_last_counts_half_as_much(steps: list[tuple[int, i
     kept = np.flatnonzero((items >= 0) & (kinds != returned))[-most:]
     visits = np.concatenate(([0], np.cumsum(np.diff(times[kept]) > VISIT_GAP_MS)))[: len(kept)]
     expected = 0.5 ** (visits[-1:].sum() - visits)
-    found, weights = recency.latest_items(items, kinds, times, returned, most)
-    assert found.tolist() == items[kept].tolist()
+    latest, weights = recency.latest_items(items, kinds, times, returned, most)
+    assert latest.tolist() == items[kept].tolist()
     assert weights.tolist() == expected.tolist()
 
 

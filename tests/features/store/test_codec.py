@@ -19,16 +19,16 @@ def test_one_row_is_decoded_as_many_are(rows: list[list[tuple[int, str]]], unkno
         halves = [number / 2 for number in numbers]
         dtypes = [np.int64, object, np.float64]
         values: list[bytes | None] = [
-            encode_lists(pa.array([one], kind))[0]
-            for one, kind in (
+            encode_lists(pa.array([values], kind))[0]
+            for values, kind in (
                 (numbers, pa.list_(pa.int64())), (words, pa.list_(pa.string())), (halves, pa.list_(pa.float64())),
             )
         ]  # fmt: skip
         if unknown:
             values[0] = None
-        found = decode_row(values, dtypes)
-        assert [one.tolist() for one in found] == [[] if unknown else numbers, words, halves]
+        row = decode_row(values, dtypes)
+        assert [column.tolist() for column in row] == [[] if unknown else numbers, words, halves]
         many = [decode_lists([value], dtype) for value, dtype in zip(values, dtypes, strict=True)]
-        assert [list(one.values.tolist()) for one in many] == [one.tolist() for one in found]
+        assert [list(column.values.tolist()) for column in many] == [column.tolist() for column in row]
     with pytest.raises(ValueError, match="another type"):
         decode_row(encode_lists(pa.array([["a"]])), [np.int64])

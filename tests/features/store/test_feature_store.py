@@ -90,8 +90,8 @@ def near_at(feast: Any) -> Callable[..., list[list[str] | None]]:
         moments = pd.to_datetime([at(minute) for minute in minutes], utc=True)
         frame = pd.DataFrame({columns.ITEM: items, columns.EVENT_TIMESTAMP: moments})
         rows = feature_store.historical(feast, views.ITEM_NEIGHBOURS_SERVICE, frame, before=before)
-        found: list[list[str] | None] = rows[NEIGHBOURS].to_pylist()
-        return found
+        neighbours: list[list[str] | None] = rows[NEIGHBOURS].to_pylist()
+        return neighbours
 
     return read
 
@@ -132,9 +132,9 @@ def test_a_row_that_was_written_again_replaces_the_older_one(write: Write, near_
 def test_the_columns_of_a_service_are_named_after_their_view(feast: Any, write: Write) -> None:
     write(near("fay", 0, "a"))
     frame = pd.DataFrame({columns.ITEM: ["fay"], columns.EVENT_TIMESTAMP: [pd.Timestamp(NOON)], "mine": [5]})
-    found = feature_store.historical(feast, views.ITEM_NEIGHBOURS_SERVICE, frame, before=False)
-    assert set(found.column_names) >= {NEIGHBOURS, f"{views.ITEM_NEIGHBOURS}__{columns.SIMILARITIES}"}
-    assert found["mine"].to_pylist() == [5]
+    features = feature_store.historical(feast, views.ITEM_NEIGHBOURS_SERVICE, frame, before=False)
+    assert set(features.column_names) >= {NEIGHBOURS, f"{views.ITEM_NEIGHBOURS}__{columns.SIMILARITIES}"}
+    assert features["mine"].to_pylist() == [5]
     assert frame[columns.EVENT_TIMESTAMP][0] == NOON  # the caller's frame is left as it was
 
 
@@ -172,8 +172,8 @@ def test_two_that_open_a_new_store_at_once_both_find_every_view(tmp_path: Path) 
     settings = Settings(data_dir=tmp_path)
     with ThreadPoolExecutor(3) as pool:
         stores = list(pool.map(lambda _: feature_store.open_store(settings), range(3)))
-    for one in stores:
-        assert feature_store.online_rows(one, views.ITEM_HISTORY, ["nothing"]) == [dict.fromkeys(arrays.ITEM_COLUMNS)]
+    for store in stores:
+        assert feature_store.online_rows(store, views.ITEM_HISTORY, ["nothing"]) == [dict.fromkeys(arrays.ITEM_COLUMNS)]
 
 
 def test_every_view_serves_the_columns_that_the_code_names(feast: Any) -> None:
