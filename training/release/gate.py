@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contract.release import GateResult
-from features.recommender.candidates import BASELINES, Candidates
+from features.recommender.candidates import BASELINES, Candidates, baseline_order
 from training.recommender.examples import RankingExample, RetrievalExample
 
 Scorer = Callable[[Candidates], NDArray[np.float32]]
@@ -58,10 +58,10 @@ def evaluate(
 
 
 def _baseline_scorer(name: str) -> Scorer:
-    """Scores that order candidates as serving does: what a floor says nothing of, or the same, by what sells."""
+    """Returns scores that order candidates by a baseline as serving does."""
 
     def score(candidates: Candidates) -> NDArray[np.float32]:
-        order = np.lexsort((-candidates.column("item_orders_30d"), -candidates.column(BASELINES[name])))
+        order = baseline_order(candidates, name)
         scores = np.empty(len(order), dtype=np.float32)
         scores[order] = -np.arange(len(order))
         return scores
