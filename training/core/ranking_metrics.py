@@ -23,8 +23,7 @@ def ndcg(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[
     discounts = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.cumsum(discounts)[np.clip(relevant, 1, k) - 1]
     top = hits[:, :k]
-    gains: NDArray[np.float64] = top @ discounts[: top.shape[1]] / ideal
-    return gains
+    return np.asarray(top @ discounts[: top.shape[1]] / ideal, dtype=np.float64)
 
 
 def recall(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
