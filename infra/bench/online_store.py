@@ -153,12 +153,12 @@ def bench(settings: Settings, *, rows: int) -> None:
     else:
         write_seconds, read_seconds = sqlite_limit(feast, first, settings.data_dir)
     print(f"\n{name}: rows of {len(arrays.USER_COLUMNS)} lists of {ENTRIES} entries on average; rows/s, share of limit")
-    for verb, theirs, ours, limit in (
+    for label, theirs, ours, limit in (
         ("write", feast_writes, writes, rows / write_seconds),
         ("read many", feast_reads, reads, rows / read_seconds),
     ):
         share = f"{ours / limit * 100:3.0f} %"
-        print(f"  {verb:10} Feast {theirs:9,.0f}   ours {ours:9,.0f}   limit {limit:9,.0f}   {share}")
+        print(f"  {label:10} Feast {theirs:9,.0f}   ours {ours:9,.0f}   limit {limit:9,.0f}   {share}")
     for label, read in (
         ("Feast", lambda user: feast_read([user])),
         ("ours", lambda user: feature_store.online_rows(feast, VIEW, [user])),

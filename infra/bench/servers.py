@@ -38,8 +38,8 @@ def serving(*, real: bool) -> Iterator[Settings]:
                 stack.up(settings, airflow=False, say=lambda line: None)
             else:
                 open_store(settings)
-                for name, verb in (("stream", "stream"), ("scorer", "score"), ("api", "serve")):
-                    processes.start(settings, name, verb)
+                for name, command in (("stream", "stream"), ("scorer", "score"), ("api", "serve")):
+                    processes.start(settings, name, command)
                 for name in ("stream", "scorer", "api"):
                     stack.wait_for(settings, name)
             yield settings

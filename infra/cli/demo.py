@@ -100,8 +100,8 @@ def _learn(settings: Settings, *, small: bool, data: Path | None, say: Say) -> N
             say(_wait_for_features(settings))
         _skip_scored_history(settings)
         # They start while the models train, and wait for the release.
-        for name, verb in (("api", "serve"), ("scorer", "score")):
-            processes.start(settings, name, verb)
+        for name, command in (("api", "serve"), ("scorer", "score")):
+            processes.start(settings, name, command)
         with _Step(say, "3  Training, gate and release: two-tower, ranker, fraud detector against their baselines"):
             _end(training)
 

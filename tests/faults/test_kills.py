@@ -52,7 +52,7 @@ TERMINALS = [f"t{number}" for number in range(12)]
 REST_SECONDS = 6.0
 """Mean time without a fault between two kills."""
 AWAY_SECONDS = 3.0
-"""Mean time until the killed part is started again. Both times are drawn from 0.5 to 1.5 times the mean."""
+"""Mean time until the killed part is started again. Both times vary from 0.5 to 1.5 times the mean."""
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from apps.http.server import DRAIN_SECONDS
 from infra.settings import Settings
 from tests.infra.code_facts import (
     ALL_TOPICS,
+    COMMANDS,
     PORTS,
     PROJECT,
-    VERBS,
     broker_properties,
     broker_version,
     options_of,
@@ -153,8 +153,8 @@ def container_problems(container: Doc, docs: list[Doc]) -> list[str]:
         faults.append("no probes")
     if container["image"].partition(":")[0].startswith("headrace/"):
         faults += variable_problems(container, docs)
-        if container["args"][0] != "headrace" or container["args"][1] not in VERBS:
-            faults.append(f"there is no verb {container['args'][1:]}")
+        if container["args"][0] != "headrace" or container["args"][1] not in COMMANDS:
+            faults.append(f"there is no command {container['args'][1:]}")
         data = environment(container, docs)["HEADRACE_DATA_DIR"]
         if data not in [mount["mountPath"] for mount in container["volumeMounts"]]:
             faults.append("its data is on no volume")

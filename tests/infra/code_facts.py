@@ -1,4 +1,4 @@
-"""Facts of the code that deployment files must agree with: settings, verbs, ports, routes, pins, topics."""
+"""Facts of the code that deployment files must agree with: settings, commands, ports, routes, pins, topics."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ POM = "{http://maven.apache.org/POM/4.0.0}"
 OUTSIDE = {"HEADRACE_BIN", "HEADRACE_RETRY_SECONDS"}
 """Read by dags/command.py, which imports none of our code."""
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-VERBS = set(cli.commands)
+COMMANDS = set(cli.commands)
 
 
 def default(setting: str) -> Any:

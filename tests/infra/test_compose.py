@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from tests.infra.code_facts import (
+    COMMANDS,
     INFRA,
     PORTS,
     PROJECT,
-    VERBS,
     broker_properties,
     broker_version,
     default,
@@ -95,8 +95,8 @@ def image_problems(service: dict[str, Any]) -> list[str]:
     return [f"Kafka {tag} is not {broker_version()}"] if image == "apache/kafka" and tag != broker_version() else []
 
 
-def process_problems(verb: str, service: dict[str, Any]) -> list[str]:
-    faults = [] if verb in VERBS else [f"there is no verb {verb}"]
+def process_problems(command: str, service: dict[str, Any]) -> list[str]:
+    faults = [] if command in COMMANDS else [f"there is no command {command}"]
     if not (service["read_only"] and service["cap_drop"] == ["ALL"]):
         faults.append("it may write where it need not")
     environment = {name: VARIABLE.sub("x", value) for name, value in service["environment"].items()}
@@ -110,9 +110,9 @@ def process_problems(verb: str, service: dict[str, Any]) -> list[str]:
         faults.append("it looks for Kafka or Redis elsewhere")
     if settings.data_dir.as_posix() not in [volume.split(":")[1] for volume in service["volumes"]]:
         faults.append("its data is on no volume")
-    setting = {"score": "scorer_metrics_port", "stream": "stream_metrics_port", "serve": "port"}.get(verb)
-    listens = settings.host if verb == "serve" else settings.metrics_host
-    part = {"score": "scorer", "stream": "stream", "serve": "api"}.get(verb)
+    setting = {"score": "scorer_metrics_port", "stream": "stream_metrics_port", "serve": "port"}.get(command)
+    listens = settings.host if command == "serve" else settings.metrics_host
+    part = {"score": "scorer", "stream": "stream", "serve": "api"}.get(command)
     if setting and part and (getattr(settings, setting) != PORTS[part] or listens != "0.0.0.0"):  # noqa: S104
         faults.append(f"{setting} is not the {PORTS[part]} that others ask at")
     return faults
@@ -170,7 +170,7 @@ def test_the_compose_file_is_valid_and_agrees_with_the_code() -> None:
         ("redis:7.2-bookworm", "redis:latest", "no version"),
         ("headrace/stream:0.1.0", "headrace/stream:0.0.9", "not what is built"),
         ("target: serve", "target: api", "not what is built"),
-        ("[headrace, score]", "[headrace, scorer]", "no verb"),
+        ("[headrace, score]", "[headrace, scorer]", "there is no command"),
         ('"127.0.0.1:8000:8000"', '"8000:8000"', "open to the network"),
         ('"127.0.0.1:8000:8000"', '"127.0.0.1:8000:8001"', "port is not"),
         ('SCORER_METRICS_PORT: "9101"', 'SCORER_METRICS_PORT: "9100"', "9101"),

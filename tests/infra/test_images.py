@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 import pytest
 
 from infra.cli.doctor import JAVA_MINIMUM
-from tests.infra.code_facts import INFRA, PORTS, PROJECT, ROOT, VERBS, pin, routes, unknown_settings
+from tests.infra.code_facts import COMMANDS, INFRA, PORTS, PROJECT, ROOT, pin, routes, unknown_settings
 
 DOCKERFILE = (INFRA / "images" / "Dockerfile").read_text()
 TARGETS = {"serve": "api", "stream": "stream", "train": None, "dags": "airflow"}
@@ -113,8 +113,8 @@ def target_problems(target: str, part: str | None, lines: list[tuple[str, str]])
     elif str(PORTS[part]) not in said.get("EXPOSE", "").split():
         faults.append(f"{target}: {PORTS[part]} is not exposed")
     command = re.findall(r'"([^"]+)"', said.get("CMD", ""))
-    if command[:1] == ["headrace"] and command[1] not in VERBS:
-        faults.append(f"{target}: there is no verb {command[1]}")
+    if command[:1] == ["headrace"] and command[1] not in COMMANDS:
+        faults.append(f"{target}: there is no command {command[1]}")
     if not command:
         faults.append(f"{target}: no command")
     return faults
@@ -137,7 +137,7 @@ def test_the_images_agree_with_the_code() -> None:
         ("HEADRACE_METRICS_HOST", "HEADRACE_METRIC_HOST", "no setting"),
         ("127.0.0.1:8000/healthz", "127.0.0.1:8001/healthz", "health check"),
         ("127.0.0.1:8000/healthz", "127.0.0.1:8000/health", "health check"),
-        ('CMD ["headrace", "train"]', 'CMD ["headrace", "learn"]', "no verb"),
+        ('CMD ["headrace", "train"]', 'CMD ["headrace", "learn"]', "there is no command"),
         ("USER 10001:10001\nENV HEADRACE_HOST", "ENV HEADRACE_HOST", "root"),
         ("ENV HEADRACE_HOST=0.0.0.0", "ENV POSTGRES_PASSWORD=x", "secret"),
     ],

@@ -29,7 +29,7 @@ CHANGES = [
     ("api.yaml", "autoscaling/v2", "autoscaling/v2beta2", "schema"),
     ("api.yaml", "path: /readyz", "path: /ready", "readinessProbe"),
     ("api.yaml", "containerPort: 8000", "containerPort: 8080", "port is not 8000"),
-    ("api.yaml", "[headrace, serve]", "[headrace, api]", "no verb"),
+    ("api.yaml", "[headrace, serve]", "[headrace, api]", "there is no command"),
     ("api.yaml", "HEADRACE_API_WORKERS", "HEADRACE_WORKERS", "no setting"),
     ("api.yaml", "seconds: 8}", "seconds: 25}", "before it has drained"),
     ("api.yaml", "key: redis-url", "key: url", "not in the Secret"),
