@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from apps.fraud import detector, service
+from features.contract.timestamps import DAY
 from features.fraud import velocity
 from features.history import arrays
-from features.history.windows import DAY
 from infra.settings import Settings
 from training.config_file import read_config
 from training.configs import standard

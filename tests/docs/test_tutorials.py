@@ -1,9 +1,10 @@
 """Each tutorial is walked as a reader would: its commands, in order, in one shell, with what it says they print.
 
-A fenced ```sh block is run. `<!-- expect: text -->` lines after it name what its output must hold; every block must
-end with status 0.
+A fenced ```sh block is run, and has to end with status 0. A line `<!-- expect: text -->` after it names what its output
+must hold.
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -11,12 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from infra.local.ports import free_port
+from infra.local.processes import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,9 +28,9 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-TUTORIALS = ROOT / "docs" / "tutorials"
-MARK = "--- end of step"
-SECONDS = 800
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+MARK = "--- status"
+WALK_SECONDS, STOP_SECONDS = 800, 30
 
 
 @dataclass
@@ -35,83 +38,73 @@ class Step:
     """One block of commands, and what its output must hold."""
 
     commands: str
-    expected: list[str]
+    expected: list[str] = field(default_factory=list)
 
 
 def steps(page: Path) -> list[Step]:
-    """The command blocks of a page in their order."""
+    """The command blocks of a page, in their order."""
     found: list[Step] = []
-    for commands, expected in re.findall(
-        r"^```sh\n(.*?)^```$|^<!-- expect: (.+?) -->$", page.read_text(), re.MULTILINE | re.DOTALL
-    ):
+    pattern = r"^```sh\n(.*?)^```$|^<!-- expect: (.+?) -->$"
+    for commands, expected in re.findall(pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         if commands:
-            found.append(Step(commands, []))
+            found.append(Step(commands))
         else:
             found[-1].expected.append(expected)
     return found
 
 
-def walk(page: Path, folder: Path) -> list[str]:
-    """Runs the blocks of a page in one bash; returns the output of each. Whatever they leave running is stopped."""
+@contextlib.contextmanager
+def shell(script: Path, folder: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A bash that runs the script with `headrace` of this tree; all that it started is killed in the end."""
     tools = folder / "bin"
     tools.mkdir()
-    wrapper = tools / "headrace"
-    wrapper.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m infra.cli "$@"\n')
-    wrapper.chmod(0o755)
-    script = folder / "walk.sh"
-    script.write_text("".join(f"{step.commands}echo\necho '{MARK}' $?\n" for step in steps(page)))
-    script.write_text(
-        "".join(f"{step.commands}status=$?; echo; echo '{MARK}' $status\n" for step in steps(page)), encoding="utf-8"
-    )
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")},
+    command = tools / "headrace"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m infra.cli "$@"\n')
+    command.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")} | {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "HEADRACE_PORT": str(free_port()),
         "HEADRACE_DATA_DIR": str(folder / "data"),
     }
-    output = folder / "output.txt"
-    with output.open("w") as file:
-        shell = subprocess.Popen(
-            ["bash", str(script)], cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+    with output.open("wb") as file:
+        bash = subprocess.Popen(
+            ["bash", str(script)], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            shell.wait(SECONDS)
+            yield bash
         finally:
-            stop_session(shell.pid)
-    return re.split(rf"^{MARK} ", output.read_text(), flags=re.MULTILINE)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(bash.pid, signal.SIGKILL)
+            bash.wait()
 
 
-def stop_session(leader: int) -> None:
-    """Ends what the shell started: all of it is in the shell's process group."""
+def group_is_gone(leader: int) -> bool:
+    """Whether no process of a group is left, after its leader was waited for."""
     try:
-        os.killpg(leader, signal.SIGKILL)
+        os.killpg(leader, 0)
     except ProcessLookupError:
-        return
+        return True
+    return False
 
 
-def left_running(session: int) -> list[str]:
-    """Command lines of the processes of a session."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except (ProcessLookupError, psutil.Error):
-            continue
-    return found
+def walk(page: Path, folder: Path) -> tuple[list[tuple[str, str]], bool]:
+    """((output, status) of each block, whether the tutorial stopped all that it started)."""
+    script, output = folder / "walk.sh", folder / "output.txt"
+    script.write_text("".join(f"{step.commands}status=$?; echo; echo '{MARK}' $status\n" for step in steps(page)))
+    with shell(script, folder, output) as bash:
+        bash.wait(WALK_SECONDS)
+        stopped = wait_until(lambda: group_is_gone(bash.pid), seconds=STOP_SECONDS)
+    text = output.read_text(encoding="utf-8", errors="replace")
+    return re.findall(rf"(.*?)^{MARK} (\d+)\n", text, re.MULTILINE | re.DOTALL), stopped
 
 
-@pytest.mark.parametrize("name", ["shop", "risk", "experiments"])
-def test_the_tutorial_can_be_walked(name: str, tmp_path: Path) -> None:
-    page = TUTORIALS / f"{name}.md"
-    parts = walk(page, tmp_path)
-    outputs = [parts[0], *(part.partition("\n")[2] for part in parts[1:-1])]
-    statuses = [part.partition("\n")[0] for part in parts[1:]]
-    for number, (step, output, status) in enumerate(zip(steps(page), outputs, statuses, strict=True), start=1):
-        where = f"{page.name}, block {number}:\n{step.commands}\n{output[-3000:]}"
-        assert status == "0", f"status {status} of {where}"
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_the_tutorial_can_be_walked(page: Path, tmp_path: Path) -> None:
+    results, stopped = walk(page, tmp_path)
+    for number, (step, (output, status)) in enumerate(zip(steps(page), results, strict=True), start=1):
+        block = f"block {number} of {page.name}:\n{step.commands}\n{output[-3000:]}"
+        assert status == "0", f"status {status} of {block}"
         for text in step.expected:
-            assert text in output, f"{text!r} is missing in the output of {where}"
+            assert text in output, f"{text!r} is missing in the output of {block}"
+    assert stopped, f"{page.name} leaves processes running"

@@ -23,7 +23,8 @@ def ndcg(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[
     discounts = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.cumsum(discounts)[np.clip(relevant, 1, k) - 1]
     top = hits[:, :k]
-    return np.asarray(top @ discounts[: top.shape[1]] / ideal, dtype=np.float64)
+    gains = top @ discounts[: top.shape[1]]
+    return np.asarray(gains / ideal, dtype=np.float64)
 
 
 def recall(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
