@@ -21,10 +21,11 @@ def ndcg(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[
     [0.6309, 1.0]
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    ideal = np.cumsum(discounts)[np.clip(relevant, 1, k) - 1]
+    ideal: NDArray[np.float64] = np.cumsum(discounts)[np.clip(relevant, 1, k) - 1]
     top = hits[:, :k]
-    gains = top @ discounts[: top.shape[1]]
-    return np.asarray(gains / ideal, dtype=np.float64)
+    gains: NDArray[np.float64] = top @ discounts[: top.shape[1]]
+    normalised: NDArray[np.float64] = np.divide(gains, ideal)
+    return normalised
 
 
 def recall(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
