@@ -21,18 +21,19 @@ def ndcg(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[
     [0.6309, 1.0]
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    ideal: NDArray[np.float64] = np.cumsum(discounts)[np.clip(relevant, 1, k) - 1]
+    ideal = np.cumsum(discounts)[np.clip(relevant, 1, k) - 1]
     top = hits[:, :k]
-    gains: NDArray[np.float64] = top @ discounts[: top.shape[1]]
-    normalised: NDArray[np.float64] = np.divide(gains, ideal)
-    return normalised
+    gains: NDArray[np.float64] = top @ discounts[: top.shape[1]] / ideal
+    return gains
 
 
 def recall(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
     """Returns the share of min(k, relevant) items among the first k positions, float64 [lists]; arguments as `ndcg`."""
-    return np.asarray(hits[:, :k].sum(axis=1) / np.clip(relevant, 1, k), dtype=np.float64)
+    shares: NDArray[np.float64] = np.divide(hits[:, :k].sum(axis=1), np.clip(relevant, 1, k))
+    return shares
 
 
 def hit_rate(hits: NDArray[Any], *, k: int) -> NDArray[np.float64]:
     """Returns 1 for each list with a hit among its first k positions, else 0; float64 [lists]."""
-    return hits[:, :k].any(axis=1).astype(np.float64)
+    any_hit: NDArray[np.float64] = np.minimum(hits[:, :k].sum(axis=1), 1.0)
+    return any_hit
