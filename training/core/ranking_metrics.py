@@ -29,7 +29,8 @@ def ndcg(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[
 
 def recall(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
     """Returns the share of min(k, relevant) items among the first k positions, float64 [lists]; arguments as `ndcg`."""
-    return np.asarray(hits[:, :k].sum(axis=1) / np.clip(relevant, 1, k), dtype=np.float64)
+    shares: NDArray[np.float64] = np.divide(hits[:, :k].sum(axis=1), np.clip(relevant, 1, k))
+    return shares
 
 
 def hit_rate(hits: NDArray[Any], *, k: int) -> NDArray[np.float64]:
