@@ -35,4 +35,5 @@ def recall(hits: NDArray[Any], relevant: NDArray[np.int64], *, k: int) -> NDArra
 
 def hit_rate(hits: NDArray[Any], *, k: int) -> NDArray[np.float64]:
     """Returns 1 for each list with a hit among its first k positions, else 0; float64 [lists]."""
-    return hits[:, :k].any(axis=1).astype(np.float64)
+    any_hit: NDArray[np.float64] = np.minimum(hits[:, :k].sum(axis=1), 1.0)
+    return any_hit
