@@ -1,27 +1,25 @@
-"""The experiments there are: kept in the event log's experiments topic, where the last definition of a key holds.
+"""Stores experiments in the event log's topic of experiments, where the last definition of a key holds.
 
-Every process tails the topic, so a definition put through one server is known to all within a second.
-Two servers that put the same key at the same moment are not kept apart: the later one holds.
+Every process follows the topic, so a definition put through one server is known to all within a second. Two servers
+that put the same key at the same moment are not kept apart: the later definition holds.
 """
 
 import logging
-import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from apps.experiments.schemas import ExperimentDefinition
+from apps.topic_projection import Entry, TopicProjection
 from features.contract.events import ExperimentDefined, key_of, to_json
 from infra import topics
-from infra.log.client import START, EventLog
+from infra.log.client import EventLog
 
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
 UNREADABLE_SECONDS = 5.0
-"""How much longer to go on with what is known when the log cannot be read: requests must not wait for it."""
+"""Additional seconds without reading after the log could not be read: requests must not wait for it."""
 
 
 class DefinitionRefusedError(Exception):
@@ -29,13 +27,12 @@ class DefinitionRefusedError(Exception):
 
 
 class ExperimentStore:
-    """`clock` gives seconds since the epoch. Safe to use from many threads."""
+    """Holds all experiments by key. Safe to use from threads."""
 
     def __init__(self, log: EventLog, clock: Callable[[], float]) -> None:
-        self._log = log
+        """clock: seconds since the epoch."""
         self._clock = clock
-        self._lock = threading.Lock()
-        self._position = START
+        self._topic = TopicProjection(log, topics.EXPERIMENTS, parse=_parse, apply=self._apply)
         self._refreshed = float("-inf")
         self._unreadable = False
         self._definitions: dict[str, ExperimentDefinition] = {}
@@ -58,18 +55,18 @@ class ExperimentStore:
         return next((one for one in self.all() if one.surface == surface and one.status == "running"), None)
 
     def put(self, definition: ExperimentDefinition) -> bool:
-        """Store a definition; True when its key is new. On return every reader of this object sees it.
+        """Stores a definition; True when its key is new. On return every reader of this object sees it.
 
         Raises DefinitionRefusedError for a change that would spoil the comparison, LogFullError when it cannot be
         stored.
         """
-        with self._lock:
-            self._read_topic()
-            known = self._definitions.get(definition.key)
-            if known == definition:
+        with self._topic.lock:
+            self._topic.catch_up()
+            existing = self._definitions.get(definition.key)
+            if existing == definition:
                 return False
-            if known is not None and definition.key in self._have_run:
-                _refuse_spoiling(known, definition)
+            if existing is not None and definition.key in self._have_run:
+                _refuse_spoiling(existing, definition)
             self._refuse_second_on_surface(definition)
             event = ExperimentDefined(
                 type="experiment",
@@ -78,9 +75,8 @@ class ExperimentStore:
                 experiment=definition.key,
                 definition=definition.model_dump(mode="json"),
             )
-            self._log.append(topics.EXPERIMENTS, [(key_of(event), to_json(event))])
-            self._read_topic()
-            return known is None
+            self._topic.append(key_of(event), to_json(event))
+            return existing is None
 
     def _refuse_second_on_surface(self, definition: ExperimentDefinition) -> None:
         if definition.status != "running":
@@ -93,42 +89,34 @@ class ExperimentStore:
                 )
 
     def _refresh(self) -> None:
-        """Read what is new, at most once a second; whoever meets another thread doing so uses what is known."""
+        """Reads what is new, at most once a second."""
         if self._clock() - self._refreshed >= REFRESH_SECONDS:
             self.renew()
 
     def renew(self) -> None:
-        """Read what is new; a log that cannot be read leaves what is known in force."""
-        if not self._lock.acquire(blocking=False):
+        """Reads what is new, unless another thread is reading. A log that cannot be read leaves the definitions as
+        they are."""
+        if not self._topic.lock.acquire(blocking=False):
             return
         try:
-            self._read_topic()
+            self._topic.catch_up()
+            self._refreshed, self._unreadable = self._clock(), False
         except Exception as error:  # whatever the log's client raises
             self._refreshed = self._clock() + UNREADABLE_SECONDS
             if not self._unreadable:
                 logger.warning("experiments stay as they were read last: %s", error)
             self._unreadable = True
         finally:
-            self._lock.release()
+            self._topic.lock.release()
 
-    def _read_topic(self) -> None:
-        definitions = dict(self._definitions)
-        while records := self._log.read(topics.EXPERIMENTS, self._position):
-            for record in records:
-                try:
-                    event = ExperimentDefined.model_validate_json(record.value)
-                    definition = ExperimentDefinition.model_validate(event.definition)
-                except ValidationError as error:
-                    logger.warning("skipped an unreadable experiment, %s: %s", record.origin, error)
-                    continue
-                definitions[definition.key] = definition
-                if definition.status == "running":
-                    self._have_run.add(definition.key)
-            self._position = self._position.after(records)
-        self._unreadable = False
+    def _apply(self, entries: Sequence[Entry[ExperimentDefinition]]) -> None:
+        self._have_run |= {entry.event.key for entry in entries if entry.event.status == "running"}
         # Replaced whole: readers need no lock.
-        self._definitions = definitions
-        self._refreshed = self._clock()
+        self._definitions = self._definitions | {entry.event.key: entry.event for entry in entries}
+
+
+def _parse(value: bytes) -> ExperimentDefinition:
+    return ExperimentDefinition.model_validate(ExperimentDefined.model_validate_json(value).definition)
 
 
 def _refuse_spoiling(old: ExperimentDefinition, new: ExperimentDefinition) -> None:

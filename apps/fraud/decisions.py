@@ -4,20 +4,16 @@ Of several decisions on one transaction the first in the log holds, wherever and
 what makes scoring idempotent. Knows nothing of models.
 """
 
-import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import ValidationError
-
+from apps.topic_projection import Entry, TopicProjection
 from features.contract.events import Decision
 from infra import topics
-from infra.log.client import START, EventLog, Position, Record
-
-logger = logging.getLogger(__name__)
+from infra.log.client import START, EventLog, Position
 
 APPROVE = "approve"
 
@@ -33,12 +29,10 @@ class DecisionStore:
     """The latest `decisions_kept` decisions and `alerts_kept` alerts, as far as the log was read by `refresh`."""
 
     def __init__(self, log: EventLog, *, decisions_kept: int, alerts_kept: int) -> None:
-        self._log = log
+        self._topic = TopicProjection(log, topics.DECISIONS, parse=Decision.model_validate_json, apply=self._apply)
         self._decisions_kept = decisions_kept
         self._first: OrderedDict[str, tuple[str, Decision]] = OrderedDict()
         self._alerts: deque[Alert] = deque(maxlen=alerts_kept)
-        self._position = START
-        self._lock = threading.Lock()
         self.on_decisions: Callable[[Sequence[Decision]], None] = lambda decisions: None
         """Told of every first decision on a transaction, once, whichever process took it."""
         self.closing = threading.Event()
@@ -46,25 +40,21 @@ class DecisionStore:
 
     def refresh(self) -> None:
         """Read what the log got since the last call."""
-        with self._lock:
-            while records := self._log.read(topics.DECISIONS, self._position):
-                entered = []
-                for record in records:
-                    self._position = self._position.after([record])
-                    decision = _decision(record)
-                    if decision is not None and self._enter(record, decision):
-                        entered.append(decision)
-                self.on_decisions(entered)
+        self._topic.catch_up()
 
-    def _enter(self, record: Record, decision: Decision) -> bool:
+    def _apply(self, entries: Sequence[Entry[Decision]]) -> None:
+        self.on_decisions([entry.event for entry in entries if self._enter(entry)])
+
+    def _enter(self, entry: Entry[Decision]) -> bool:
         """Keep a decision; False where an earlier one on the transaction holds."""
+        decision = entry.event
         if decision.event_id in self._first:
             return False
-        self._first[decision.event_id] = (record.origin, decision)
+        self._first[decision.event_id] = (entry.origin, decision)
         if len(self._first) > self._decisions_kept:
             self._first.popitem(last=False)
         if decision.outcome != APPROVE:
-            self._alerts.append(Alert(self._position, decision))
+            self._alerts.append(Alert(entry.resume, decision))
         return True
 
     def get(self, transaction_id: str) -> Decision | None:
@@ -83,7 +73,7 @@ class DecisionStore:
     ) -> list[Alert]:
         """The newest alerts that pass every filter, newest first; `since` is of the payment's time."""
         self.refresh()
-        with self._lock:
+        with self._topic.lock:
             alerts = list(self._alerts)
         found: list[Alert] = []
         for alert in reversed(alerts):
@@ -101,7 +91,7 @@ class DecisionStore:
 
     def end(self) -> Position:
         """Where a stream starts that wants only what comes from now on."""
-        return self._log.end(topics.DECISIONS)
+        return self._topic.end()
 
     def alerts_after(self, position: Position) -> tuple[list[Alert], Position]:
         """The next alerts behind a position, oldest first by card, and the position to go on from.
@@ -110,25 +100,14 @@ class DecisionStore:
         behind the log's end (the log was replaced) starts again from its beginning.
         """
         self.refresh()
-        if position == self._position:  # nothing new: the many that wait cost one look at the log each, not three
+        if position == self._topic.position:  # nothing new: the many that wait cost one look at the log each, not three
             return [], position
         if not self.end().covers(position):
             position = START
+        entries, position = self._topic.read(position)
         alerts = []
-        for record in self._log.read(topics.DECISIONS, position):
-            position = position.after([record])
-            decision = _decision(record)
-            if decision is None or decision.outcome == APPROVE:
-                continue
-            first = self._first.get(decision.event_id)
-            if first is None or first[0] == record.origin:
-                alerts.append(Alert(position, decision))
+        for entry in entries:
+            first = self._first.get(entry.event.event_id)
+            if entry.event.outcome != APPROVE and (first is None or first[0] == entry.origin):
+                alerts.append(Alert(entry.resume, entry.event))
         return alerts, position
-
-
-def _decision(record: Record) -> Decision | None:
-    try:
-        return Decision.model_validate_json(record.value)
-    except ValidationError as error:
-        logger.warning("skipped an unreadable decision, %s: %s", record.origin, error.errors()[0]["msg"])
-        return None

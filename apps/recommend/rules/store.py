@@ -1,40 +1,34 @@
-"""The rules there are: kept in the event log's rules topic, where the last ones of a surface hold.
+"""Stores the rules of each surface in the event log's topic of rules, where the last document of a surface holds.
 
 Every process follows the topic, so rules put through one server are in force in all within a second.
 """
 
-import logging
-import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
+from apps.ports import Clock
 from apps.recommend.rules.schemas import NO_RULES, SurfaceRules
+from apps.topic_projection import Entry, TopicProjection
 from features.contract.events import RulesDefined, key_of, to_json
 from infra import topics
-from infra.log.client import START, EventLog
-
-logger = logging.getLogger(__name__)
+from infra.log.client import EventLog
 
 
 class SurfaceRuleStore:
-    """`clock` gives seconds since the epoch. Safe to use from many threads."""
+    """Holds the rules in force by surface. Safe to use from threads."""
 
-    def __init__(self, log: EventLog, clock: Callable[[], float]) -> None:
-        self._log = log
+    def __init__(self, log: EventLog, clock: Clock) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
-        self._position = START
         self._rules: dict[str, SurfaceRules] = {}
+        self._topic = TopicProjection(log, topics.RULES, parse=_parse, apply=self._apply)
 
     def get(self, surface: str) -> SurfaceRules:
-        """The rules in force; without any, NO_RULES."""
+        """Returns the rules in force; NO_RULES for a surface that was never given any."""
         return self._rules.get(surface, NO_RULES)
 
     def put(self, surface: str, rules: SurfaceRules) -> None:
-        """Store a surface's rules; on return every reader of this object sees them. Raises LogError."""
+        """Stores a surface's rules; on return every reader of this object sees them. Raises LogError."""
         event = RulesDefined(
             type="rules",
             event_id=f"rules-{uuid.uuid4().hex}",
@@ -42,24 +36,17 @@ class SurfaceRuleStore:
             surface=surface,
             rules=rules.model_dump(mode="json"),
         )
-        with self._lock:
-            self._log.append(topics.RULES, [(key_of(event), to_json(event))])
-            self._read_topic()
+        self._topic.append(key_of(event), to_json(event))
 
     def renew(self) -> None:
-        """Read what is new. Raises what the log's client raises; the rules that are known stay in force."""
-        with self._lock:
-            self._read_topic()
+        """Reads what is new. Raises what the log's client raises; the rules read before stay in force."""
+        self._topic.catch_up()
 
-    def _read_topic(self) -> None:
-        rules = dict(self._rules)
-        while records := self._log.read(topics.RULES, self._position):
-            for record in records:
-                try:
-                    event = RulesDefined.model_validate_json(record.value)
-                    rules[event.surface] = SurfaceRules.model_validate(event.rules)
-                except ValidationError as error:
-                    logger.warning("skipped unreadable rules, %s: %s", record.origin, error)
-            self._position = self._position.after(records)
+    def _apply(self, entries: Sequence[Entry[tuple[str, SurfaceRules]]]) -> None:
         # Replaced whole: readers need no lock.
-        self._rules = rules
+        self._rules = self._rules | dict(entry.event for entry in entries)
+
+
+def _parse(value: bytes) -> tuple[str, SurfaceRules]:
+    event = RulesDefined.model_validate_json(value)
+    return event.surface, SurfaceRules.model_validate(event.rules)
