@@ -69,7 +69,7 @@ def create_app(settings: Settings, *, dependencies: Sequence[params.Depends] = (
     app.state.fraud = services.fraud
     app.state.decisions = services.decisions
     app.state.experiments = services.experiments
-    app.state.desk = RequestBatcher(services.recommend.recommend_all)
+    app.state.batcher = RequestBatcher(services.recommend.recommend_all)
     app.state.rules = services.rules
     app.state.console = LiveConsoleData(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)

@@ -1,7 +1,7 @@
-"""Items that were listed after the release was made: shown through items like them, without retraining.
+"""Items that were listed after the release was made: recommended through items like them, without retraining.
 
-An item that no model has seen borrows the mean vector of the catalogue's items that share words, category and price
-with it, and the ranker's embedding of the likest one. Its index is the catalogue's size and up.
+An item that no model has seen gets the mean vector of the catalogue's items that share words, category and price with
+it, and the ranker reads the embedding of the item most like it. Its index is the catalogue's size and up.
 """
 
 import re
@@ -17,26 +17,29 @@ from apps.recommend.filters.evaluation import ItemColumns, ItemFilters
 from features.recommender.candidates import (
     CANDIDATE_FEATURES,
     FEATURE_INDEX,
+    NEVER_DAYS,
     SOURCES,
     UNRANKED,
     USER_FEATURES,
     Candidates,
     Visitor,
+    user_features,
 )
-from features.recommender.candidates import NEVER_DAYS as NEVER
-from features.recommender.candidates import user_features as describe_user
 from features.recommender.catalogue import Catalogue
 
 MAX_COLD_ITEMS = 200
-"""Latest ones that are shown; older ones wait for the next release."""
+"""Latest listings that can be recommended; older ones wait for the next release."""
 NEIGHBOURS_AVERAGED = 10
+"""Catalogue items whose vectors are averaged for a cold item."""
 WORD = re.compile(r"\w{3,}")
 SAME_CATEGORY, PER_DOUBLED_PRICE = 3.0, -0.7
-"""Weights beside those of shared words, which are their inverse document frequencies."""
+"""Added to the similarity, as is the inverse document frequency of each shared word."""
 
 
 @dataclass(frozen=True)
 class ColdItems:
+    """M cold items as arrays."""
+
     items: tuple[ListedItem, ...]
     vectors: NDArray[np.float32]
     """Shape [M, D], unit length, or zero where nothing in the catalogue is like it."""
@@ -46,33 +49,37 @@ class ColdItems:
 
 
 def match_cold_items(
-    listed: Sequence[ListedItem], catalogue: Catalogue, columns: ItemColumns, *, known: ColdItems | None
+    listed: Sequence[ListedItem], catalogue: Catalogue, columns: ItemColumns, *, previous: ColdItems | None
 ) -> ColdItems:
-    """The latest MOST of `listed` that the catalogue lacks; what `known` says of an item is not worked out again."""
-    fresh = {item.item_id: item for item in listed if item.item_id not in catalogue.index}
-    items = tuple(list(fresh.values())[-MAX_COLD_ITEMS:])
-    before = {} if known is None else {item: place for place, item in enumerate(known.items)}
+    """Returns the latest MAX_COLD_ITEMS of `listed` that the catalogue lacks.
+
+    columns: of the catalogue's items; previous: what was matched before, so that only other items are matched again.
+    """
+    cold = {item.item_id: item for item in listed if item.item_id not in catalogue.index}
+    items = tuple(list(cold.values())[-MAX_COLD_ITEMS:])
+    previous_rows = {} if previous is None else {item: row for row, item in enumerate(previous.items)}
     vectors = np.zeros((len(items), catalogue.vectors.shape[1]), dtype=np.float32)
-    likest = np.zeros(len(items), dtype=np.int64)
-    for place, item in enumerate(items):
-        if known is not None and item in before:
-            vectors[place], likest[place] = known.vectors[before[item]], known.nearest_known[before[item]]
+    nearest = np.zeros(len(items), dtype=np.int64)
+    for row, item in enumerate(items):
+        if previous is not None and item in previous_rows:
+            previous_row = previous_rows[item]
+            vectors[row], nearest[row] = previous.vectors[previous_row], previous.nearest_known[previous_row]
         elif len(catalogue.ids):
-            alike = _alike(item, columns)
-            mean = catalogue.vectors[alike].sum(axis=0)
-            vectors[place] = mean / max(float(np.linalg.norm(mean)), 1e-9)
-            likest[place] = alike[0]
-    shown = ItemColumns(
+            neighbours = _most_similar(item, columns)
+            mean = catalogue.vectors[neighbours].sum(axis=0)
+            vectors[row] = mean / max(float(np.linalg.norm(mean)), 1e-9)
+            nearest[row] = neighbours[0]
+    cold_columns = ItemColumns(
         [item.item_id for item in items],
         [item.title for item in items],
         np.array([item.price for item in items], dtype=np.float32),
         [item.category for item in items],
     )
-    return ColdItems(items, vectors, likest, ItemFilters(shown))
+    return ColdItems(items, vectors, nearest, ItemFilters(cold_columns))
 
 
-def _alike(item: ListedItem, columns: ItemColumns) -> NDArray[np.int64]:
-    """The ALIKE catalogue items most like it, the likest first."""
+def _most_similar(item: ListedItem, columns: ItemColumns) -> NDArray[np.int64]:
+    """Returns the NEIGHBOURS_AVERAGED catalogue items most similar to it by words, category and price, best first."""
     count = len(columns)
     score = np.zeros(count)
     for word in sorted(set(WORD.findall(item.title.lower())))[:12]:
@@ -82,56 +89,57 @@ def _alike(item: ListedItem, columns: ItemColumns) -> NDArray[np.int64]:
         same = pc.equal(columns.text("category").cast("string"), item.category)
         score += SAME_CATEGORY * same.to_numpy(zero_copy_only=False)
     if item.price > 0:
-        known = columns.prices > 0
-        ratio = np.log2(np.where(known, columns.prices, item.price) / item.price)
+        priced = columns.prices > 0
+        ratio = np.log2(np.where(priced, columns.prices, item.price) / item.price)
         score += PER_DOUBLED_PRICE * np.abs(ratio)
     return np.argsort(-score, kind="stable")[:NEIGHBOURS_AVERAGED].astype(np.int64)
 
 
+def select_cold_items(
+    cold_items: ColdItems, expression: str | None, user_vector: NDArray[np.float32], *, excluded: set[str], most: int
+) -> NDArray[np.int64]:
+    """Returns rows of at most `most` cold items: those nearest to the visitor, or the latest for a stranger, whose
+    vector is zero. Raises Problem 422 for an expression that is not valid."""
+    if not cold_items.items or not most:
+        return np.empty(0, dtype=np.int64)
+    rows = np.arange(len(cold_items.items))
+    allowed = cold_items.filters.allowed(expression)
+    if allowed is not None:
+        rows = rows[allowed.contains(rows)]
+    if excluded:
+        rows = rows[[cold_items.items[row].item_id not in excluded for row in rows.tolist()]]
+    nearness = cold_items.vectors[rows] @ user_vector if user_vector.any() else rows
+    return rows[np.argsort(-nearness, kind="stable")][:most]
+
+
 def append_cold_items(
     candidates: Candidates,
-    newcomers: ColdItems,
-    places: NDArray[np.int64],
+    cold_items: ColdItems,
+    rows: NDArray[np.int64],
     *,
-    who: Visitor,
+    visitor: Visitor,
     first_index: int,
     user_vector: NDArray[np.float32],
 ) -> Candidates:
-    """The candidates and, behind them, the newcomers at `places`; nothing but content and the visitor is known of them.
+    """Returns the candidates followed by the cold items at `rows`, whose features come from content and the visitor.
 
-    first_index: index of the first newcomer, the size of the catalogue.
+    first_index: index of the first cold item, the size of the catalogue.
     """
-    if not len(places):
+    if not len(rows):
         return candidates
-    features = np.zeros((len(places), len(CANDIDATE_FEATURES)), dtype=np.float32)
-    prices = newcomers.filters.items.prices[places]
-    user = describe_user(who)
+    features = np.zeros((len(rows), len(CANDIDATE_FEATURES)), dtype=np.float32)
+    prices = cold_items.filters.items.prices[rows]
+    user = user_features(visitor)
     mean_price = user[USER_FEATURES.index("user_mean_price")]
-    features[:, FEATURE_INDEX["tower_score"]] = newcomers.vectors[places] @ user_vector
-    features[:, FEATURE_INDEX["own_idle_days"]] = NEVER
+    features[:, FEATURE_INDEX["tower_score"]] = cold_items.vectors[rows] @ user_vector
+    features[:, FEATURE_INDEX["own_idle_days"]] = NEVER_DAYS
     features[:, FEATURE_INDEX["item_trend"]] = 1.0
     features[:, FEATURE_INDEX["item_price"]] = prices
     features[:, FEATURE_INDEX["price_ratio"]] = np.log((prices + 0.1) / (mean_price + 0.1)) if mean_price > 0 else 0.0
     features[:, FEATURE_INDEX[USER_FEATURES[0]] :] = user
     return Candidates(
-        np.concatenate((candidates.items, first_index + places)),
-        np.concatenate((candidates.ranks, np.full((len(places), len(SOURCES)), UNRANKED, dtype=np.int64))),
+        np.concatenate((candidates.items, first_index + rows)),
+        np.concatenate((candidates.ranks, np.full((len(rows), len(SOURCES)), UNRANKED, dtype=np.int64))),
         np.concatenate((candidates.features, features)),
-        np.concatenate((candidates.seed_items, np.full(len(places), -1, dtype=np.int64))),
+        np.concatenate((candidates.seed_items, np.full(len(rows), -1, dtype=np.int64))),
     )
-
-
-def select_cold_items(
-    newcomers: ColdItems, expression: str | None, user_vector: NDArray[np.float32], *, barred: set[str], most: int
-) -> NDArray[np.int64]:
-    """Places of at most `most` newcomers: those nearest to the visitor; for a stranger the latest."""
-    if not newcomers.items or not most:
-        return np.empty(0, dtype=np.int64)
-    places = np.arange(len(newcomers.items))
-    allowed = newcomers.filters.allowed(expression)
-    if allowed is not None:
-        places = places[allowed.contains(places)]
-    if barred:
-        places = places[[newcomers.items[place].item_id not in barred for place in places.tolist()]]
-    nearness = newcomers.vectors[places] @ user_vector if user_vector.any() else places
-    return places[np.argsort(-nearness, kind="stable")][:most]

@@ -1,4 +1,5 @@
-"""Showing other items than the best with known chances. Pure: places of a ranked list in, places and chances out."""
+"""Chooses other items than the best with known propensities. Pure: reads the log-odds of a ranked list and returns
+positions in it. Knows nothing of items, rules or requests."""
 
 from typing import Any
 
@@ -7,20 +8,20 @@ from numpy.typing import NDArray
 
 from apps.recommend.rules.schemas import Exploration
 
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 
 
 def explore(
     log_odds: NDArray[np.float64], slots: int, policy: Exploration, rng: np.random.Generator
-) -> tuple[Places, NDArray[np.float64]]:
-    """Which places of the ranked list fill the `slots`, and the chance of each there.
+) -> tuple[Positions, NDArray[np.float64]]:
+    """Returns which positions of the ranked list fill the `slots`, and the propensity of each.
 
-    log_odds: of the ranked list, best first, shape [L]; the first `slots` are what would be shown without
-    exploration. Returns at most `slots` distinct places, and for epsilon the chance that this item stood at this
-    position; for plackett_luce the chance given the items above it, so that their product is that of the list.
+    log_odds: of the ranked list, best first, shape [L]; the first `slots` are what would be shown without exploration.
+    Returns at most `slots` distinct positions. The propensity of epsilon is the probability of this item in this slot;
+    that of plackett_luce is conditional on the items above it, so that the product is that of the whole slate.
 
-    >>> places, chances = explore(np.zeros(3), 3, Exploration(policy="epsilon"), np.random.default_rng(1))
-    >>> places.tolist(), chances.tolist()
+    >>> positions, propensities = explore(np.zeros(3), 3, Exploration(policy="epsilon"), np.random.default_rng(1))
+    >>> positions.tolist(), propensities.tolist()
     ([0, 1, 2], [1.0, 1.0, 1.0])
     """
     slots = min(slots, len(log_odds))
@@ -30,23 +31,24 @@ def explore(
     return _plackett_luce(log_odds[: slots + pool] / policy.temperature, slots, rng)
 
 
-def _epsilon(slots: int, pool: int, epsilon: float, rng: np.random.Generator) -> tuple[Places, NDArray[np.float64]]:
-    """Every position draws a ticket of its own: a random one-to-one map of positions to tickets, of which the first
-    `pool` stand for items. By symmetry each item has the chance epsilon / tickets at each position, exactly."""
-    places, chances = np.arange(slots), np.ones(slots)
+def _epsilon(slots: int, pool: int, epsilon: float, rng: np.random.Generator) -> tuple[Positions, NDArray[np.float64]]:
+    """Gives each slot a ticket of its own: a random one-to-one map of slots to tickets, of which the first `pool`
+    stand for items. By symmetry each item has exactly the probability epsilon / tickets in each slot."""
+    positions, propensities = np.arange(slots), np.ones(slots)
     if not pool or not slots:
-        return places, chances
-    tickets = max(pool, slots)
-    drawn = rng.permutation(tickets)[:slots]
-    explores = (rng.random(slots) < epsilon) & (drawn < pool)
-    places[explores] = slots + drawn[explores]
-    chances[:] = np.where(explores, epsilon / tickets, 1 - epsilon * pool / tickets)
-    return places, chances
+        return positions, propensities
+    ticket_count = max(pool, slots)
+    tickets = rng.permutation(ticket_count)[:slots]
+    explores = (rng.random(slots) < epsilon) & (tickets < pool)
+    positions[explores] = slots + tickets[explores]
+    propensities[:] = np.where(explores, epsilon / ticket_count, 1 - epsilon * pool / ticket_count)
+    return positions, propensities
 
 
 def _plackett_luce(
     utilities: NDArray[np.float64], slots: int, rng: np.random.Generator
-) -> tuple[Places, NDArray[np.float64]]:
+) -> tuple[Positions, NDArray[np.float64]]:
+    """Samples without replacement by the Gumbel trick (Plackett 1975)."""
     if not slots:
         return np.empty(0, dtype=np.int64), np.empty(0)
     order: NDArray[Any] = np.argsort(-(utilities + rng.gumbel(size=len(utilities))))

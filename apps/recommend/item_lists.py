@@ -1,4 +1,4 @@
-"""Lists that are of no visitor: what goes with an item, and what sells now."""
+"""Builds the lists that depend on no visitor: items similar to an item, and what is trending."""
 
 import time
 from typing import Any
@@ -18,42 +18,39 @@ TEXTS = {
 }
 
 
-def similar(recommender: Recommender, board: ItemStats, item_id: str, request: SimilarRequest) -> dict[str, Any]:
-    """An ItemList: items bought together with this one, then items near it. Raises Problem 404 for an unknown item."""
+def similar(recommender: Recommender, item_stats: ItemStats, item_id: str, request: SimilarRequest) -> dict[str, Any]:
+    """Returns an ItemList as plain data: items bought together with this one, then items whose vectors are near.
+
+    Raises Problem 404 for an unknown item, 422 for a filter that is not valid.
+    """
     started = time.perf_counter()
     catalogue = recommender.catalogue
-    place = catalogue.index.get(item_id)
-    if place is None:
+    index = catalogue.index.get(item_id)
+    if index is None:
         raise Problem(404, "Unknown item", f"release {recommender.manifest.version} does not know {item_id!r}")
-    allowed = board.filters.allowed(request.filter) or ItemSet.from_mask(np.ones(len(catalogue.ids), dtype=bool))
-    barred = catalogue.indices([*request.exclude, item_id])
-    allowed = allowed.without(barred[barred >= 0])
-    near = catalogue.neighbours[place][catalogue.neighbours[place] >= 0].astype(np.int64)
-    together = near[allowed.contains(near)][: request.n]
-    hits = recommender.nearest(catalogue.vectors[place], request.n + len(together), allowed)
-    rest = hits[~np.isin(hits, together)][: request.n - len(together)]
-    similarity = dict(zip(near.tolist(), catalogue.similarities[place].tolist(), strict=False))
+    allowed = item_stats.filters.allowed(request.filter) or ItemSet.from_mask(np.ones(len(catalogue.ids), dtype=bool))
+    excluded = catalogue.indices([*request.exclude, item_id])
+    allowed = allowed.without(excluded[excluded >= 0])
+    neighbours = catalogue.neighbours[index][catalogue.neighbours[index] >= 0].astype(np.int64)
+    together = neighbours[allowed.contains(neighbours)][: request.n]
+    vector = catalogue.vectors[index]
+    hits = recommender.nearest(vector, request.n + len(together), allowed)
+    near = hits[~np.isin(hits, together)][: request.n - len(together)]
+    similarity = dict(zip(neighbours.tolist(), catalogue.similarities[index].tolist(), strict=False))
     items = [
         _item(recommender, item, similarity[item], "co_purchase", "BOUGHT_TOGETHER", item_id)
         for item in together.tolist()
     ] + [
-        _item(
-            recommender,
-            item,
-            float(catalogue.vectors[item] @ catalogue.vectors[place]),
-            "two_tower",
-            "SIMILAR",
-            item_id,
-        )
-        for item in rest.tolist()
+        _item(recommender, item, float(catalogue.vectors[item] @ vector), "two_tower", "SIMILAR", item_id)
+        for item in near.tolist()
     ]
     return _list(items, recommender, started)
 
 
-def trending(recommender: Recommender, board: ItemStats, *, at: int, n: int) -> dict[str, Any]:
-    """An ItemList: what was ordered most of late, today included."""
+def trending(recommender: Recommender, item_stats: ItemStats, *, at: int, n: int) -> dict[str, Any]:
+    """Returns an ItemList as plain data: what was ordered most lately, today included. at: ms."""
     started = time.perf_counter()
-    scores = board.trending(at)
+    scores = item_stats.trending(at)
     best = np.lexsort((np.arange(len(scores)), -scores))[:n]
     items = [_item(recommender, item, float(scores[item]), "trending", "TRENDING", None) for item in best.tolist()]
     return _list(items, recommender, started)
@@ -65,14 +62,14 @@ def _list(items: list[dict[str, Any]], recommender: Recommender, started: float)
 
 
 def _item(
-    recommender: Recommender, item: int, score: float, source: str, code: str, because: str | None
+    recommender: Recommender, item: int, score: float, source: str, code: str, similar_to: str | None
 ) -> dict[str, Any]:
     catalogue = recommender.catalogue
     return {
         "item_id": catalogue.ids[item],
         "score": round(score, 6),
         "source": source,
-        "reasons": [{"code": code, "text": TEXTS[code], "item_id": because}],
+        "reasons": [{"code": code, "text": TEXTS[code], "item_id": similar_to}],
         "propensity": 1.0,
         "title": catalogue.titles[item],
         "price": round(float(catalogue.prices[item]), 2),

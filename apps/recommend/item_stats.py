@@ -1,15 +1,18 @@
-"""What is worked out beside the requests, for all of them: what every item sold lately, and which items are new."""
+"""Computes in the background what all requests need: what every item sold lately, and which items are cold.
+
+Knows nothing of visitors or requests.
+"""
 
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.lru_map import LruMap
 from apps.ports import FeatureReader, ListedItem, Recommender
 from apps.recommend.cold_items import ColdItems, match_cold_items
 from apps.recommend.filters.evaluation import ItemColumns, ItemFilters
@@ -20,13 +23,14 @@ from features.recommender.catalogue import PopularItems, item_windows, popular_i
 logger = logging.getLogger(__name__)
 
 DAYS_KEPT = 8
+"""Days of request times whose windows are kept; replays and backtests ask about days in the past."""
 SLICE = 500
-"""Items whose histories are read at once: a longer reading would hold up requests, which share the interpreter."""
+"""Items whose histories are read at once: a longer read would delay requests, which share the interpreter."""
 
 
 @dataclass(frozen=True, slots=True)
 class SalesWindows:
-    """Of the catalogue at one day."""
+    """What the catalogue's items sold before one day."""
 
     windows: NDArray[np.float32]
     """item_windows, shape [N, len(ITEM_WINDOWS)]."""
@@ -34,7 +38,10 @@ class SalesWindows:
 
 
 class ItemStats:
-    """Of one release's catalogue. Until the first refresh it shows the release's own windows, and nothing new."""
+    """Holds sales and cold items beside one release's catalogue.
+
+    Until the first refresh the sales are those of the release, and there are no cold items. Safe to use from threads.
+    """
 
     def __init__(self, recommender: Recommender) -> None:
         self._recommender = recommender
@@ -42,10 +49,10 @@ class ItemStats:
         self.filters = ItemFilters(
             ItemColumns(catalogue.ids, catalogue.titles, catalogue.prices, catalogue.categories or ())
         )
-        self.newcomers: ColdItems = match_cold_items((), catalogue, self.filters.items, known=None)
+        self.cold_items: ColdItems = match_cold_items((), catalogue, self.filters.items, previous=None)
         self._history: History | None = None
-        self._days: OrderedDict[int, SalesWindows] = OrderedDict()
-        self._released = SalesWindows(recommender.windows, popular_items(recommender.windows))
+        self._by_day: LruMap[int, SalesWindows] = LruMap(DAYS_KEPT)
+        self._of_release = SalesWindows(recommender.windows, popular_items(recommender.windows))
         self._lock = threading.Lock()
         self.stale = True
 
@@ -57,54 +64,52 @@ class ItemStats:
         new_items: Callable[[int], list[ListedItem]] = lambda moment: [],
         pause: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        """Read the histories of all items anew; on failure the board goes on with what it has.
+        """Reads the histories of all items again. On failure what was read before stays, and `stale` says so.
 
-        now: ms, the day that requests will ask about; new_items: what was listed after a moment (ms); pause: called
-        between slices with the seconds that leave 95 % of the time to the requests.
+        now: ms, of the day that requests will ask about; new_items: returns what was listed after a moment (ms); pause:
+        called between slices with the seconds that leave 95 % of the time to the requests.
         """
         catalogue = self._recommender.catalogue
         slices = []
         try:
             for start in range(0, max(1, len(catalogue.ids)), SLICE):
-                began = time.perf_counter()
+                started = time.perf_counter()
                 slices.append(reader.item_histories(catalogue.ids[start : start + SLICE]))
-                pause(19 * (time.perf_counter() - began))
+                pause(19 * (time.perf_counter() - started))
         except Exception:
             self.stale = True
             logger.exception("item histories cannot be read; trending and item windows go stale")
             return
-        read = _joined(slices)
-        today = _sales(read, now)
+        history = _joined(slices)
+        today = _sales(history, now)
         with self._lock:
-            self._history = read
-            self._days.clear()
-            self._days[now // DAY] = today
+            self._history = history
+            self._by_day.clear()
+            self._by_day.put(now // DAY, today)
             self.stale = False
         try:
             listed = new_items(milliseconds(self._recommender.manifest.data_end))
-            self.newcomers = match_cold_items(listed, catalogue, self.filters.items, known=self.newcomers)
+            self.cold_items = match_cold_items(listed, catalogue, self.filters.items, previous=self.cold_items)
         except Exception:
             logger.exception("new items cannot be read; the list of them stays as it is")
 
     def windows_at(self, at: int) -> SalesWindows:
-        """As they stood at the beginning of the day of `at` (ms)."""
+        """Returns the windows as they were at the beginning of the day of `at` (ms)."""
         day = at // DAY
-        known = self._days.get(day)
-        if known is not None:
-            return known
+        sales = self._by_day.get(day)
+        if sales is not None:
+            return sales
         history = self._history
         if history is None:
-            return self._released
-        made = _sales(history, at)
+            return self._of_release
+        sales = _sales(history, at)
         with self._lock:
             if history is self._history:
-                self._days[day] = made
-                if len(self._days) > DAYS_KEPT:
-                    self._days.popitem(last=False)
-        return made
+                self._by_day.put(day, sales)
+        return sales
 
     def trending(self, at: int) -> NDArray[np.float64]:
-        """Score of each item, today included, float64 [N]."""
+        """Returns the trending score of each item, today included, float64 [N]."""
         history = self._history
         if history is None:
             return self._recommender.windows[:, 1].astype(np.float64)
@@ -112,7 +117,7 @@ class ItemStats:
 
 
 def _joined(slices: Sequence[History]) -> History:
-    """One history of all rows, in their order."""
+    """Joins histories into one with all their rows, in order."""
     starts = np.cumsum([0, *(part.offsets[-1] for part in slices)])
     offsets = [part.offsets[:-1] + start for part, start in zip(slices, starts[:-1], strict=True)]
     entries = {name: np.concatenate([part.entries[name] for part in slices]) for name in slices[0].entries}

@@ -1,43 +1,42 @@
-"""What each visitor was shown lately, for rotation: known to this process alone, and gone when it ends.
+"""Remembers what each visitor was shown lately, for the rule that rotates items.
 
-Cheap on purpose: with several API processes each knows its own answers, so a visitor's items rotate the slower the more
-processes there are. Nothing that must be exact hangs on it; what was shown stands in the event log.
+The memory is of this process alone and ends with it, which keeps it cheap: with several API processes each knows its
+own answers, so a visitor's items rotate the slower the more processes there are. Nothing that must be exact depends on
+it; the event log holds every impression.
 """
 
-import threading
-from collections import OrderedDict, deque
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.lru_map import LruMap
+
 MAX_VISITORS = 20_000
-MAX_LISTS = 10
-"""Latest lists of a visitor and surface that are remembered."""
+"""Visitors, counted once for each surface, whose slates are remembered."""
+MAX_SLATES = 10
+"""Latest slates of a visitor on a surface that are remembered."""
+
+
+class ShownSlate(NamedTuple):
+    at: int
+    """When it was shown, ms."""
+    items: NDArray[np.int64]
+    """Its items as indices of the release that answered."""
 
 
 class RecentImpressions:
-    """Safe to use from threads. Times in ms."""
+    """Holds the latest slates by release, visitor and surface. Safe to use from threads; of two slates that one visitor
+    is shown at the same moment it may forget one."""
 
-    def __init__(self, *, visitors: int = MAX_VISITORS) -> None:
-        self._visitors = visitors
-        self._lists: OrderedDict[tuple[str | None, str], deque[tuple[int, NDArray[np.int64]]]] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self._slates: LruMap[tuple[str, str, str], tuple[ShownSlate, ...]] = LruMap(MAX_VISITORS)
 
-    def add(self, visitor: str, surface: str, items: NDArray[np.int64], at: int) -> None:
-        with self._lock:
-            lists = self._lists.setdefault((visitor, surface), deque(maxlen=MAX_LISTS))
-            lists.append((at, items))
-            self._lists.move_to_end((visitor, surface))
-            if len(self._lists) > self._visitors:
-                self._lists.popitem(last=False)
+    def add(self, release: str, visitor: str, surface: str, slate: ShownSlate) -> None:
+        """Remembers a slate."""
+        earlier = self.of(release, visitor, surface)
+        self._slates.put((release, visitor, surface), (*earlier[1 - MAX_SLATES :], slate))
 
-    def items(self, visitor: str | None, surface: str, *, since: int) -> NDArray[np.int64]:
-        """What was shown from `since` on, each item as often as it was shown; a stranger (None) was shown nothing."""
-        with self._lock:
-            lists = [items for at, items in self._lists.get((visitor, surface), ()) if at >= since]
-        return np.concatenate([np.empty(0, dtype=np.int64), *lists])
-
-    def clear(self) -> None:
-        """Forget everything: another release numbers its items anew."""
-        with self._lock:
-            self._lists.clear()
+    def of(self, release: str, visitor: str | None, surface: str) -> tuple[ShownSlate, ...]:
+        """Returns the remembered slates, oldest first. A stranger (None) has none."""
+        return () if visitor is None else self._slates.get((release, visitor, surface)) or ()

@@ -1,4 +1,4 @@
-"""HTTP for recommendations: a request in, the service's answer out, and the rules of each surface."""
+"""Serves recommendations and the rules of surfaces over HTTP. Knows nothing of how an answer comes about."""
 
 from typing import Annotated, Any, cast
 
@@ -25,12 +25,12 @@ def _service(request: Request) -> RecommendService:
     return cast(RecommendService, request.app.state.recommend)
 
 
-def _desk(request: Request) -> RequestBatcher:
-    return cast(RequestBatcher, request.app.state.desk)
+def _batcher(request: Request) -> RequestBatcher:
+    return cast(RequestBatcher, request.app.state.batcher)
 
 
 def _json(answer: dict[str, Any]) -> Response:
-    """Plain data as it is: the schema documents it, and checking every answer against it costs as much as ranking."""
+    """Sends plain data unchecked: checking an answer against its schema would cost as much as ranking."""
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
@@ -53,15 +53,17 @@ async def recommend(request: Request) -> Response:
     try:
         body = RecommendRequest.model_validate_json(await request.body())
     except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+        raise RequestValidationError(
+            [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors()]
+        ) from error
     # Only what waits for the network leaves the event loop: handing two milliseconds of work to a thread and back
-    # costs more than it frees, for one interpreter runs one of them at a time.
-    known = await run_in_threadpool(service.read_visitor_state, body) if service.reads_remotely else None
-    return _json(await _desk(request).submit(RequestState(body, known)))
+    # costs more than it frees, since one interpreter runs one thread at a time.
+    visitor_state = await run_in_threadpool(service.read_visitor_state, body) if service.reads_remotely else None
+    return _json(await _batcher(request).submit(RequestState(body, visitor_state)))
 
 
 ROUTE = cast(APIRoute, router.routes[-1])
-"""Of recommendations, for apps/express.py."""
+"""The route of `recommend`, for apps/express.py."""
 
 
 @router.post("/items/{item_id}/similar", summary="Items that go with an item", response_model=ItemList)

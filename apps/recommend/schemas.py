@@ -1,10 +1,11 @@
-"""What POST /v1/recommend and its sisters take and give."""
+"""Defines the requests and answers of POST /v1/recommend and of the other endpoints for items. The defaults of a
+request, as its length, are here."""
 
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from apps.recommend.filters.language import MOST_CHARACTERS
+from apps.recommend.filters.language import MAX_CHARACTERS
 from features.contract.events import Code, Id
 
 
@@ -19,14 +20,14 @@ class Session(_Schema):
 
 class Context(_Schema):
     request_time: AwareDatetime | None = Field(
-        None, description="When the request is taken to happen: for replays and backtests. Now, when left out."
+        None, description="The time for which the request is answered, for replays and backtests. Now, when left out."
     )
 
 
 Filter = Annotated[
     str | None,
     Field(
-        max_length=MOST_CHARACTERS,
+        max_length=MAX_CHARACTERS,
         description="Which items may be shown: price < 20 and category in ['tea'] and not item_id in ['85123A'].",
         examples=["price <= 2.5 and title contains 'heart'"],
     ),
@@ -37,14 +38,14 @@ class RecommendRequest(_Schema):
     user_id: Id | None = None
     session: Session | None = None
     surface: Code = "home"
-    n: int = Field(20, ge=1, le=100, description="How many items are wanted.")
+    n: int = Field(20, ge=1, le=100, description="How many items to return.")
     context: Context = Field(default_factory=Context)
     filter: Filter = None
     exclude: list[Id] = Field(default_factory=list, max_length=1000, description="Items that must not be shown.")
     seen: Literal["keep", "drop"] = Field(
         "keep", description="drop: leave out what this visitor bought or looked at before."
     )
-    trace: bool = Field(False, description="Say of every candidate where it came from and what became of it.")
+    trace: bool = Field(False, description="Explain each candidate: its sources, and which stage dropped it.")
 
     model_config = ConfigDict(
         extra="forbid",
@@ -71,7 +72,7 @@ class RecommendedItem(_Schema):
     score: float
     source: str
     reasons: list[ItemReason]
-    propensity: float = Field(description="Chance with which this item was put here: docs/recommend.md.")
+    propensity: float = Field(description="Probability with which this item was put here: docs/recommend.md.")
     title: str
     price: float
     category: str = ""
@@ -85,10 +86,10 @@ class InExperiment(_Schema):
 
 class TracedCandidate(_Schema):
     item_id: str
-    sources: dict[str, int] = Field(description="Place of the item in each source that drew it, from 1 on.")
+    sources: dict[str, int] = Field(description="Rank of the item in each source that has it, from 1 on.")
     score: float
-    log_odds: float = Field(description="The score with what the rules made of it.")
-    rank: int = Field(description="Place by score, from 1 on, before any rule.")
+    log_odds: float = Field(description="The score after the rules that change odds.")
+    rank: int = Field(description="Rank by score, from 1 on, before any rule.")
     stage: Literal["shown", "hide", "bought", "seen", "quota", "cut"]
     why: str
 

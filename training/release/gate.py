@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contract.release import GateResult
-from features.recommender.candidates import BASELINES, Candidates
+from features.recommender.candidates import BASELINES, Candidates, baseline_order
 from training.core.ranking_metrics import hit_rate, ndcg, recall
 from training.recommender.examples import RankingExample, RetrievalExample
 
@@ -57,7 +57,7 @@ def _baseline_scorer(name: str) -> CandidateScorer:
     """Returns a scorer that orders candidates by the baseline's feature, ties by popularity, as serving does."""
 
     def score(candidates: Candidates) -> NDArray[np.float32]:
-        order = np.lexsort((-candidates.column("item_orders_30d"), -candidates.column(BASELINES[name])))
+        order = baseline_order(candidates, name)
         scores = np.empty(len(order), dtype=np.float32)
         scores[order] = -np.arange(len(order))
         return scores

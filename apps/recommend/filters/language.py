@@ -1,8 +1,8 @@
-"""The language of filters and of the conditions of rules: text in, a tree of typed nodes out.
+"""Parses the language of filters and of the conditions of rules into a tree of typed nodes.
 
     price < 20 and category in ['tea', 'coffee'] and not (item_id == '85123A' or title contains 'heart')
 
-Parsed by Lark (decision 0016); nothing of it is ever run as code. Knows nothing of where the items are.
+Lark parses it (decision 0016); no part of a text is ever run as code. Knows nothing of items.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 
-MOST_CHARACTERS = 4_000
+MAX_CHARACTERS = 4_000
 NUMBERS = ("price",)
 TEXTS = ("item_id", "title", "category")
 
@@ -37,12 +37,12 @@ STRING: /'([^'\\]|\\.)*'|"([^"\\]|\\.)*"/
 
 
 class FilterError(ValueError):
-    """The filter makes no sense; the text names the character (from 1 on) and says what would."""
+    """The filter is not valid; the text names the character (from 1 on) and what could stand there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """field op value; op is one of == != < <= > >=."""
+    """The comparison `field op value`; op is one of == != < <= > >=."""
 
     field: str
     op: str
@@ -57,7 +57,7 @@ class In:
 
 @dataclass(frozen=True, slots=True)
 class Contains:
-    """The text stands somewhere in the field, whatever the case."""
+    """The field contains the text, whatever the case."""
 
     field: str
     text: str
@@ -83,7 +83,7 @@ Node = Compare | In | Contains | Not | All | Any_
 
 @v_args(inline=True)
 class _Build(Transformer[Token, Node]):
-    """Parse results to nodes, and the checks that need to know the fields."""
+    """Turns parse results into nodes, and checks fields and types."""
 
     def any(self, *parts: Node) -> Node:
         return parts[0] if len(parts) == 1 else Any_(parts)
@@ -123,7 +123,7 @@ def _parser() -> Lark:
 
 
 def parse(text: str) -> Node:
-    """The tree of an expression. Raises FilterError.
+    """Returns the tree of an expression. Raises FilterError.
 
     >>> parse("price < 20 and not category in ['tea']")
     All(parts=(Compare(field='price', op='<', value=20.0), Not(part=In(field='category', values=('tea',)))))
@@ -132,14 +132,14 @@ def parse(text: str) -> Node:
     ...
     apps.recommend.filters.language.FilterError: character 9: price is a number, and 'a' is a text
     """
-    if len(text) > MOST_CHARACTERS:
-        raise FilterError(f"the filter has {len(text):,} characters; at most {MOST_CHARACTERS:,} are taken")
+    if len(text) > MAX_CHARACTERS:
+        raise FilterError(f"the filter has {len(text):,} characters; at most {MAX_CHARACTERS:,} are taken")
     try:
         tree: Any = _parser().parse(text)
     except VisitError as error:
         raise error.orig_exc from None
     except UnexpectedInput as error:
-        raise FilterError(_where(error, text)) from None
+        raise FilterError(_unexpected(error, text)) from None
     except RecursionError:
         raise FilterError("the filter is nested too deeply; write it flatter") from None
     node: Node = tree
@@ -164,7 +164,7 @@ def _unknown(name: str) -> str:
 
 
 def _text(token: Token) -> str:
-    """The string without its quotes; a backslash takes the next character as it is."""
+    """Returns a string without its quotes; a backslash takes the next character as it is."""
     plain, escaped = [], False
     for character in token[1:-1]:
         if character == "\\" and not escaped:
@@ -185,15 +185,16 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def _where(error: UnexpectedInput, text: str) -> str:
-    """Which character cannot be, and what could stand there."""
+def _unexpected(error: UnexpectedInput, text: str) -> str:
+    """Returns which character cannot be, and what could stand there."""
     if isinstance(error, UnexpectedCharacters):
-        wanted, position, found = error.allowed or set(), error.pos_in_stream or 0, repr(text[error.pos_in_stream or 0])
+        position = error.pos_in_stream or 0
+        expected, actual = error.allowed or set(), repr(text[position])
     elif isinstance(error, UnexpectedToken) and error.token.type != "$END":
-        wanted = error.accepts or error.expected
-        position, found = error.pos_in_stream or 0, repr(str(error.token))
+        expected = error.accepts or error.expected
+        position, actual = error.pos_in_stream or 0, repr(str(error.token))
     else:
-        wanted = error.accepts or error.expected if isinstance(error, UnexpectedToken) else set()
-        position, found = len(text), "the end"
-    named = sorted(EXPECTED.get(name, name.lower()) for name in wanted)
-    return f"character {position + 1}: {found} cannot stand here; expected {' or '.join(named)}"
+        expected = error.accepts or error.expected if isinstance(error, UnexpectedToken) else set()
+        position, actual = len(text), "the end"
+    names = sorted(EXPECTED.get(name, name.lower()) for name in expected)
+    return f"character {position + 1}: {actual} cannot stand here; expected {' or '.join(names)}"

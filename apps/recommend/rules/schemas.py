@@ -1,16 +1,16 @@
-"""What a surface does after ranking, as data: one document per surface, put through the API.
+"""Defines what a surface does after ranking, as data: one document per surface, put through the API.
 
-Knows what a rule may say, and nothing of how it is applied (slate.py) or stored (rule_book.py).
+Knows what a rule may say, and nothing of how it is applied (reranking.py) or stored (store.py).
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from apps.recommend.filters.language import MOST_CHARACTERS, parse
+from apps.recommend.filters.language import MAX_CHARACTERS, parse
 from features.contract.events import Id
 
-Expression = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+Expression = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 
 
 class _Rule(BaseModel):
@@ -18,7 +18,7 @@ class _Rule(BaseModel):
 
 
 class _Conditional(_Rule):
-    when: Expression = Field(description="Items that it is about, in the language of filters.")
+    when: Expression = Field(description="Items that the rule applies to, in the language of filters.")
 
     @field_validator("when")
     @classmethod
@@ -28,25 +28,27 @@ class _Conditional(_Rule):
 
 
 class Boost(_Conditional):
-    """Multiply the odds of the items by `factor`: the logits of the ranker rise by its logarithm."""
+    """Multiplies the odds of the items by `factor`: the logits of the ranker rise by its logarithm."""
 
     kind: Literal["boost"]
     factor: float = Field(gt=1, le=1000)
 
 
 class Bury(_Conditional):
+    """Multiplies the odds of the items by a `factor` below 1."""
+
     kind: Literal["bury"]
     factor: float = Field(gt=0, lt=1)
 
 
 class Hide(_Conditional):
-    """Never show the items on this surface."""
+    """Never shows the items on this surface."""
 
     kind: Literal["hide"]
 
 
 class Pin(_Rule):
-    """Show the item at the position, whatever its rank, unless the request or another rule bars it."""
+    """Shows the item at the position, whatever its rank, unless the request or another rule excludes it."""
 
     kind: Literal["pin"]
     item_id: Id
@@ -54,7 +56,8 @@ class Pin(_Rule):
 
 
 class Quota(_Rule):
-    """At most so many items with the same value of a field. Pinned items count first; explored ones may step over."""
+    """Shows at most so many items with the same value of a field. Pinned items count first; explored items may exceed
+    it."""
 
     kind: Literal["quota"]
     field: Literal["category", "source"]
@@ -62,7 +65,7 @@ class Quota(_Rule):
 
 
 class InteractedRule(_Rule):
-    """What to do with items that the visitor lately bought, or looked at: leave them out, or bury them."""
+    """Leaves out, or buries, items that the visitor bought, or bought or looked at, within so many days."""
 
     kind: Literal["bought", "seen"]
     days: float = Field(30, gt=0, le=400)
@@ -70,7 +73,7 @@ class InteractedRule(_Rule):
 
 
 class Rotate(_Rule):
-    """Bury what this visitor was shown on the surface lately: by `factor` for each time, up to `most` times."""
+    """Buries what this visitor was shown on the surface lately: by `factor` for each time, up to `most` times."""
 
     kind: Literal["rotate"]
     hours: float = Field(24, gt=0, le=24 * 30)
@@ -79,18 +82,18 @@ class Rotate(_Rule):
 
 
 class Diversity(_Rule):
-    """Maximal marginal relevance over the item vectors (Carbonell and Goldstein, SIGIR 1998)."""
+    """Re-ranks by maximal marginal relevance over the item vectors (Carbonell and Goldstein, SIGIR 1998)."""
 
-    weight: float = Field(gt=0, le=1, description="0 would be relevance alone, 1 difference alone.")
-    pool: int = Field(60, ge=2, le=300, description="How many of the best are chosen from.")
+    weight: float = Field(gt=0, le=1, description="0 would be relevance alone, 1 diversity alone.")
+    pool: int = Field(60, ge=2, le=300, description="How many of the best items it chooses from.")
 
 
 class Exploration(_Rule):
-    """Show other items than the best now and then, with known chances, so that what they would do can be learnt.
+    """Shows other items than the best now and then, with known propensities, so that their effect can be measured.
 
-    epsilon: each position that is not pinned shows, with this chance, an item from the `pool` next best instead.
-    plackett_luce: the positions are filled by draws without replacement, with chances by the odds to the power of
-    1 / temperature (Plackett 1975; by the Gumbel trick), from the list and its `pool` next best.
+    epsilon: each position that is not pinned shows, with this probability, an item from the `pool` next best instead.
+    plackett_luce: the positions are filled by sampling without replacement, with probabilities by the odds to the
+    power of 1 / temperature (Plackett 1975; by the Gumbel trick), from the slate and its `pool` next best.
     """
 
     policy: Literal["epsilon", "plackett_luce"]
@@ -100,11 +103,11 @@ class Exploration(_Rule):
 
 
 Rule = Annotated[Boost | Bury | Hide | Pin | Quota | InteractedRule | Rotate, Field(discriminator="kind")]
-"""Told apart by `kind` where they are applied: `isinstance` of pydantic's models is Python, and takes a microsecond."""
+"""Where rules are applied they are distinguished by `kind`: `isinstance` of pydantic's models takes a microsecond."""
 
 
 class Sources(_Rule):
-    """Most candidates of each source; left out: HEADRACE_CANDIDATES_PER_SOURCE."""
+    """Sets the most candidates of each source; HEADRACE_CANDIDATES_PER_SOURCE for one that is left out."""
 
     co_purchase: int | None = Field(None, ge=0, le=500)
     repurchase: int | None = Field(None, ge=0, le=500)
@@ -114,7 +117,8 @@ class Sources(_Rule):
 
 
 class SurfaceRules(_Rule):
-    """Applied in the order: hide, bought and seen; boost, bury and rotate; diversity; quotas; pins; exploration."""
+    """The rules of one surface, applied in the order: hide, bought and seen; boost, bury and rotate; diversity; quotas;
+    pins; exploration."""
 
     model_config = ConfigDict(
         json_schema_extra={

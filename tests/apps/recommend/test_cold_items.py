@@ -61,7 +61,7 @@ def test_it_goes_when_the_next_release_knows_it_and_only_the_latest_are_kept(sho
     assert shop.items(n=20).count("tea") <= 1
     list_items(shop, *(replace(TEAPOT, item_id=f"new-{number}") for number in range(MAX_COLD_ITEMS + 5)))
     assert shop.serving is not None
-    kept = [item.item_id for item in shop.serving.item_stats.newcomers.items]
+    kept = [item.item_id for item in shop.serving.item_stats.cold_items.items]
     assert (len(kept), kept[0], kept[-1]) == (MAX_COLD_ITEMS, "new-5", f"new-{MAX_COLD_ITEMS + 4}")
 
 
@@ -104,5 +104,5 @@ def test_listings_are_read_from_the_feature_jobs_table_the_last_word_on_an_item_
 
 def test_its_vector_is_the_mean_of_its_likes(shop: Shop) -> None:
     assert shop.serving is not None
-    vectors = shop.serving.item_stats.newcomers.vectors
+    vectors = shop.serving.item_stats.cold_items.vectors
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from apps.http.errors import Problem
 from apps.recommend.filters.evaluation import MAX_CACHED, ItemColumns, ItemFilters, mask_of
-from apps.recommend.filters.language import MOST_CHARACTERS, FilterError, parse
+from apps.recommend.filters.language import MAX_CHARACTERS, FilterError, parse
 
 WORDS = st.text(alphabet="aAbé '\"\\%_", max_size=3)
 PRICES = st.sampled_from([-1.5, 0.0, 0.5, 2.0, 3.25, 100.0])
@@ -109,7 +109,7 @@ def test_and_binds_more_tightly_than_or_and_not_more_than_both() -> None:
         ("price in [1, ]", "character 14"),
         ("price < 3 ; drop", "character 11: ';' cannot stand here"),
         ("__import__('os')", "character 11: '(' cannot stand here"),
-        ("x" * (MOST_CHARACTERS + 1), "at most 4,000 are taken"),
+        ("x" * (MAX_CHARACTERS + 1), "at most 4,000 are taken"),
     ],
 )
 def test_an_error_says_where_and_what_would_do(text: str, told: str) -> None:
