@@ -1,4 +1,4 @@
-"""What the services need from outside, as protocols: adapters fulfil them, tests bring fakes."""
+"""Defines what the services need from outside, as protocols. Adapters implement them; tests use fakes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,45 +17,49 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class ListedItem:
-    """An item as the shop listed it."""
+    """An item as the shop listed it last."""
 
     item_id: str
     title: str
     price: float
-    """0 where not known."""
+    """In the shop's currency; 0 where not known."""
     category: str
 
 
 class FeatureReader(Protocol):
-    """Online features, one row an id, empty where nothing is stored; of users one dict per id: column name to list.
+    """Reads online features: one row for each id, empty where nothing is stored.
 
-    Any method may raise an Exception of the store's own when it cannot be reached: the services then degrade.
+    Any method may raise an Exception of the store's own when it cannot be reached; the services then degrade.
     """
 
     @property
     def remote(self) -> bool:
-        """Whether the rows are on another machine, so that a read waits for it."""
+        """Whether the rows are on another machine, so that a read waits for the network."""
         ...
 
-    def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]: ...
+    def user_histories(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns a dict for each user: column name to list."""
+        ...
 
     def user_history(self, user: str) -> History:
-        """One row of arrays.USER_COLUMNS, empty for a user that the store does not know."""
+        """Returns one row of arrays.USER_COLUMNS, empty for a user that the store does not know."""
         ...
 
     def item_histories(self, ids: Sequence[str]) -> History:
-        """Of all items of a release at once, hence as arrays: arrays.ITEM_COLUMNS."""
+        """Returns arrays.ITEM_COLUMNS of many items at once."""
         ...
 
-    def card_histories(self, ids: Sequence[str]) -> History: ...
+    def card_histories(self, ids: Sequence[str]) -> History:
+        """Returns arrays.CARD_COLUMNS."""
+        ...
 
     def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
-        """Their payments, and the frauds that are known of them."""
+        """Returns the payments (arrays.TERMINAL_COLUMNS) and the known frauds (arrays.FRAUD_COLUMNS) of terminals."""
         ...
 
 
 class Recommender(Protocol):
-    """The recommending half of a loaded release."""
+    """The recommending part of a loaded release."""
 
     @property
     def manifest(self) -> Manifest: ...
@@ -65,25 +69,28 @@ class Recommender(Protocol):
 
     @property
     def windows(self) -> NDArray[np.float32]:
-        """item_windows as they stood when the release was made, for when the store cannot be reached."""
+        """item_windows as of the time the release was made, for use until the store can be read."""
         ...
 
     def user_vectors(self, items: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Shape [B, D], of padded recent items (int64 [B, L]) and weights (float32 [B, L])."""
+        """Returns vectors of shape [B, D] from padded recent items (int64 [B, L]) and weights (float32 [B, L])."""
         ...
 
     def nearest(self, vector: NDArray[np.float32], count: int, allowed: ItemSet | None) -> NDArray[np.int64]:
-        """At most `count` allowed items nearest to the vector, nearest first."""
+        """Returns at most `count` allowed items nearest to the vector, nearest first."""
         ...
 
     def rank(self, features: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The ranker's score of each candidate, of one visitor or of several, shape [C]."""
+        """Returns the ranker's score of each candidate of one visitor or several, shape [C].
+
+        features: shape [C, len(CANDIDATE_FEATURES)]; items: catalogue indices, shape [C].
+        """
         ...
 
 
 class Impressions(Protocol):
-    """Where what was shown is written down; infra.log.spool.SpooledLog is one."""
+    """Stores impressions; infra.log.spool.SpooledLog is one."""
 
     def append(self, key: str, value: bytes) -> bool:
-        """Keep an impression, whatever fails; False while the event log takes none, or when this one is lost."""
+        """Stores an impression and never raises; False while the event log takes none, or when this one is lost."""
         ...

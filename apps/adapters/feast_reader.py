@@ -1,4 +1,4 @@
-"""Online features from Feast's store. It is opened on first use, so that it may come up later than the API."""
+"""Reads online features from Feast's store, which is opened on first use so that it may start later than the API."""
 
 import threading
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from infra.settings import Settings
 
 
 class FeastReader:
-    """See apps.ports.FeatureReader. One store serves all threads."""
+    """Implements apps.ports.FeatureReader. One store serves all threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,4 +1,4 @@
-"""The items that were listed after a release was made, from the table that the feature job writes."""
+"""Reads the items that were listed after a release was made from the table that the feature job writes."""
 
 import logging
 from pathlib import Path
@@ -16,17 +16,17 @@ COLUMNS = ["event_time", "item_id", "title", "price", "category"]
 
 
 class NewItems:
-    """Reads the table again only when a file came to it or went."""
+    """Reads the table again only when its files change."""
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.offline_dir / columns.SHOP_EVENTS
-        self._seen: tuple[int, frozenset[Path]] | None = None
+        self._read: tuple[int, frozenset[Path]] | None = None
         self._listed: list[ListedItem] = []
 
     def since(self, moment: int) -> list[ListedItem]:
-        """Items listed after `moment` (ms), each as it was listed last, the latest last."""
+        """Returns the items listed after `moment` (ms), each as it was listed last, the latest last."""
         files = frozenset(self._folder.glob("*.parquet")) if self._folder.is_dir() else frozenset()
-        if self._seen == (moment, files):
+        if self._read == (moment, files):
             return self._listed
         listed: dict[str, ListedItem] = {}
         if files:
@@ -36,7 +36,7 @@ class NewItems:
             for row in _rows(table):
                 listed.pop(row.item_id, None)
                 listed[row.item_id] = row
-        self._seen, self._listed = (moment, files), list(listed.values())
+        self._read, self._listed = (moment, files), list(listed.values())
         return self._listed
 
 

@@ -1,7 +1,7 @@
-"""A published release, loaded: catalogue, index and ONNX models; and the watch that swaps in the next one.
+"""Loads a published release (catalogue, index, ONNX models) and replaces it when the next one is published.
 
-Arrays and index are mapped into memory, so that the processes of one machine share one copy. A release that is damaged
-is refused with a log line, and the one before it keeps serving.
+Arrays and index are mapped into memory, so that the processes of one machine share one copy. A damaged release is
+refused with a log line, and the release before it keeps serving.
 """
 
 import json
@@ -36,39 +36,39 @@ logger = logging.getLogger(__name__)
 
 
 def open_onnx(path: Path) -> onnxruntime.InferenceSession:
-    """A session that answers on one thread: the API's workers are the parallelism."""
+    """Opens a session that runs on one thread, since the API's workers are the parallelism."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-WIDER = 0.8
-"""With a filter, the share of cells that is searched grows with this power of how many times fewer items it leaves:
-recall@100 stays above .95 also where all that it leaves lies far from the query (docs/log.md)."""
+WIDENING_POWER = 0.8
+"""With a filter, the share of cells that is searched grows with this power of how many times fewer items are allowed:
+recall@100 stays above .95 also where all allowed items are far from the query (docs/log.md)."""
 DTYPES = {"F32": np.float32, "I32": np.int32, "I64": np.int64}
 
 
 def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file (8 bytes of header length, a JSON header, raw data), mapped and not read."""
+    """Maps the arrays of a safetensors file (8 bytes of header length, a JSON header, raw data) without reading them."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(length))
     header.pop("__metadata__", None)
     arrays: dict[str, NDArray[Any]] = {}
-    for name, told in header.items():
-        dtype, shape = DTYPES[told["dtype"]], tuple(told["shape"])
+    for name, entry in header.items():
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
         if 0 in shape:
             arrays[name] = np.empty(shape, dtype=dtype)
             continue
-        mapped = np.memmap(path, dtype=dtype, mode="r", offset=8 + length + told["data_offsets"][0], shape=shape)
-        # As a plain array: indexing a memmap costs microseconds more each time.
+        mapped = np.memmap(path, dtype=dtype, mode="r", offset=8 + length + entry["data_offsets"][0], shape=shape)
+        # As a plain array: indexing a memmap takes microseconds longer.
         arrays[name] = mapped.view(np.ndarray)
     return arrays
 
 
 class RecommenderFiles:
-    """See apps.ports.Recommender."""
+    """Implements apps.ports.Recommender."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -84,7 +84,7 @@ class RecommenderFiles:
             neighbours=arrays["neighbours"],
             similarities=arrays["similarities"],
             vectors=arrays["vectors"],
-            index={name: place for place, name in enumerate(ids)},
+            index={name: index for index, name in enumerate(ids)},
             categories=tuple(sys.intern(category or "") for category in categories),
         )
         self._index = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_MMAP_IFC)
@@ -97,27 +97,27 @@ class RecommenderFiles:
         return vectors
 
     def nearest(self, vector: NDArray[np.float32], count: int, allowed: ItemSet | None) -> NDArray[np.int64]:
-        # OpenMP keeps this for each calling thread. The API's workers are the parallelism, as with ONNX.
+        # A setting of the calling thread. The API's workers are the parallelism, as with ONNX.
         faiss.omp_set_num_threads(1)
         if allowed is not None and allowed.members is not None:
             return self._among(allowed.members.astype(np.int64), vector, count)
         parameters = None
         if allowed is not None:
-            # The stubs of faiss give the C++ signatures; its Python layer takes arrays and keywords.
+            # The type stubs of Faiss have the C++ signatures; its Python layer takes arrays and keywords.
             selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg,arg-type]
             if self._cells is None:
                 parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
             else:
-                # The fewer items may be shown, the further the nearest of them lie.
-                wider = (allowed.size / max(1, allowed.count)) ** WIDER
-                cells = min(self._cells.nlist, int(self._cells.nprobe * wider))
+                # The fewer items are allowed, the further away are the nearest of them.
+                widening = (allowed.size / max(1, allowed.count)) ** WIDENING_POWER
+                cells = min(self._cells.nlist, int(self._cells.nprobe * widening))
                 parameters = faiss.SearchParametersIVF(sel=selector, nprobe=cells)  # type: ignore[call-arg]
-        _, found = self._index.search(vector[None, :], min(count, self._index.ntotal), params=parameters)
-        hits: NDArray[np.int64] = found[0]
+        _, labels = self._index.search(vector[None, :], min(count, self._index.ntotal), params=parameters)
+        hits: NDArray[np.int64] = labels[0]
         return hits[hits >= 0]
 
     def _among(self, members: NDArray[np.int64], vector: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """Exact search among some items: Faiss gathers and compares in one pass, NumPy would copy them first."""
+        """Searches some items exactly. Faiss gathers and compares in one pass; NumPy would copy the vectors first."""
         vectors, scores = self.catalogue.vectors, np.empty(len(members), dtype=np.float32)
         pointer = faiss.swig_ptr
         faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ class RecommenderFiles:
 
 
 class Releases:
-    """The release that is served now. `poll` looks for another; it never leaves the served one half replaced."""
+    """Holds the release that is served. `poll` replaces it as a whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -145,7 +145,7 @@ class Releases:
         self.fraud: OnnxFraudModel | None = None
 
     def poll(self) -> bool:
-        """Load what `current` points to, if it is new and whole; True when another release is served from now on."""
+        """Loads the release that `current` points to if it is new and undamaged; True when it is served from now on."""
         with self._lock:
             version = current_version(self._folder)
             if version is None or version in (self.version, self._refused):

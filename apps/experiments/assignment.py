@@ -1,4 +1,4 @@
-"""Which variation a unit gets: a pure function of the definition and the unit's id, so nothing need be stored.
+"""Assigns units to variations by a pure function of the definition and the unit's id, so nothing is stored.
 
 The bucket is GrowthBook's hash version 2 (https://docs.growthbook.io/lib/build-your-own, "Hashing"): FNV-1a, 32 bit,
 of the decimal digits of the FNV-1a of seed + value. Hashing twice is what makes experiments with different
@@ -16,13 +16,15 @@ _FNV_PRIME = 0x01000193
 
 
 class Assignment(NamedTuple):
+    """The variation of a unit, and the bucket that decided it."""
+
     variation: str
     bucket: int
     """0 to 9,999."""
 
 
 def fnv32a(text: str) -> int:
-    """FNV-1a over the characters' code points, 0 to 2**32 - 1.
+    """Returns FNV-1a over the characters' code points, 0 to 2**32 - 1.
 
     Code points, not UTF-8 bytes: that is what GrowthBook's SDKs hash.
 
@@ -36,7 +38,7 @@ def fnv32a(text: str) -> int:
 
 
 def bucket(seed: str, value: str) -> int:
-    """0 to 9,999, the same for ever for the same seed and value.
+    """Returns the bucket of a value, 0 to 9,999: always the same for the same seed and value.
 
     >>> bucket("seed", "a")
     505
@@ -45,18 +47,18 @@ def bucket(seed: str, value: str) -> int:
 
 
 def assign(definition: ExperimentDefinition, unit: str) -> Assignment | None:
-    """The variation of `unit`, or None when it falls outside the coverage or the experiment is stopped.
+    """Returns the variation of `unit`; None when it falls outside the coverage or the experiment is stopped.
 
     Each variation owns the buckets from the sum of the weights before it, as many as weight * coverage:
     raising the coverage adds units and moves none.
     """
     if definition.status != "running":
         return None
-    place = bucket(definition.seed, unit)
+    index = bucket(definition.seed, unit)
     weights = [variation.weight for variation in definition.variations]
     for variation, start in zip(definition.variations, accumulate(weights, initial=0.0), strict=False):
         # Rounded, or 0.1 + 0.2 would reach past bucket 2,999.
         low, high = round(start * BUCKETS, 6), round((start + variation.weight * definition.coverage) * BUCKETS, 6)
-        if low <= place < high:
-            return Assignment(variation.key, place)
+        if low <= index < high:
+            return Assignment(variation.key, index)
     return None

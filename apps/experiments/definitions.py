@@ -39,20 +39,23 @@ class ExperimentStore:
         self._have_run: set[str] = set()
 
     def now(self) -> datetime:
+        """Returns the time of the store's clock, UTC."""
         return datetime.fromtimestamp(self._clock(), tz=UTC)
 
     def get(self, key: str) -> ExperimentDefinition | None:
+        """Returns the definition of a key; None without one."""
         self._refresh()
         return self._definitions.get(key)
 
     def all(self) -> list[ExperimentDefinition]:
-        """Every experiment, running or stopped, by key."""
+        """Returns every experiment, running or stopped, in the order of the keys."""
         self._refresh()
         return [definition for _, definition in sorted(self._definitions.items())]
 
     def running_for(self, surface: str) -> ExperimentDefinition | None:
-        """The one experiment that runs on `surface`, if any."""
-        return next((one for one in self.all() if one.surface == surface and one.status == "running"), None)
+        """Returns the experiment that runs on `surface`; None without one."""
+        running = (each for each in self.all() if each.surface == surface and each.status == "running")
+        return next(running, None)
 
     def put(self, definition: ExperimentDefinition) -> bool:
         """Stores a definition; True when its key is new. On return every reader of this object sees it.
@@ -120,14 +123,21 @@ def _parse(value: bytes) -> ExperimentDefinition:
 
 
 def _refuse_spoiling(old: ExperimentDefinition, new: ExperimentDefinition) -> None:
-    """An experiment that has run keeps what decides who is in it, who gets what and what counts."""
-    old_split, new_split = ([(one.key, one.weight) for one in each.variations] for each in (old, new))
-    old_means, new_means = ([one.parameters for one in each.variations] for each in (old, new))
+    """Refuses a change of what decides who is in an experiment, who gets what and what counts."""
+    old_split, new_split = (
+        [(variation.key, variation.weight) for variation in definition.variations] for definition in (old, new)
+    )
+    old_parameters, new_parameters = (
+        [variation.parameters for variation in definition.variations] for definition in (old, new)
+    )
     spoiled = (
-        (old.seed != new.seed, "a new seed deals the units anew: most would be counted in two variations"),
-        (old.unit != new.unit, "a new unit deals everybody anew: most would be counted in two variations"),
+        (old.seed != new.seed, "a new seed assigns the units again: most would be counted in two variations"),
+        (old.unit != new.unit, "a new unit assigns everybody again: most would be counted in two variations"),
         (old_split != new_split, "new variations or weights move units from one variation to another"),
-        (old_means != new_means, "new parameters change what a variation is: its numbers would mix two treatments"),
+        (
+            old_parameters != new_parameters,
+            "new parameters change what a variation is: its numbers would mix two treatments",
+        ),
         (old.surface != new.surface, "a new surface mixes two placements in one comparison"),
         (old.metric != new.metric, "a metric chosen after the numbers were seen can be made to win"),
         (new.coverage < old.coverage, "less coverage takes the treatment from units that were already counted"),

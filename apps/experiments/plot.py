@@ -1,4 +1,4 @@
-"""The report's two pictures as SVG text: lift over time, and the final lift of every metric.
+"""Draws the report's two plots as SVG text: lift over time, and the final lift of every metric.
 
 Drawn on the server, with no script and no outside file. Text and axes take the page's colour (currentColor); a page
 may set --plot-1 to --plot-4 for the series. Knows nothing of how the numbers came about.
@@ -15,7 +15,7 @@ from apps.experiments.schemas import Comparison, Interval, MetricReport, Report,
 WIDTH = 900
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 56, 52
 HIGHEST_LIFT = 2.0
-"""The drawn scale ends at +200 %, and at -100 %, less than which nothing can sell."""
+"""The scale ends at +200 %, and at -100 %, the least lift possible."""
 COLOURS = ("var(--plot-1, #2f7ed8)", "var(--plot-2, #d9822b)", "var(--plot-3, #2e9e6b)", "var(--plot-4, #a35bc4)")
 STYLE = (
     "<style>"
@@ -28,7 +28,7 @@ Scale = Callable[[float], float]
 
 
 def lift_over_time(report: Report) -> str:
-    """Cumulative lift of the deciding metric and its 95 % interval by day, one line per variation."""
+    """Draws the cumulative lift of the deciding metric and its 95 % interval by day, one line per variation."""
     lines = {
         variation.key: [
             (point.day, lift)
@@ -37,19 +37,19 @@ def lift_over_time(report: Report) -> str:
         ]
         for variation in report.experiment.variations[1:]
     }
-    known = [one for line in lines.values() for one in line]
+    points = [point for line in lines.values() for point in line]
     control = report.experiment.control.key
     title = f"Lift over {control} in {report.experiment.metric.value}, cumulative by day"
     height = 380
-    if not known:
+    if not points:
         return _frame(
             "time", title, "No day has an interval yet.", height=140, body=_empty("No day has an interval yet")
         )
-    days = sorted({day for day, _ in known})
-    settled = days[len(days) // 4]  # the first days' wide intervals may leave the picture
-    low, high = _reach([interval for day, (_, interval) in known if day >= settled])
-    ticks = _ticks(low, high, wanted=6)
-    y = _scale((min(low, ticks[0]), max(high, ticks[-1])), (height - BOTTOM, TOP), held=False)
+    days = sorted({day for day, _ in points})
+    settled = days[len(days) // 4]  # the first days' wide intervals may extend beyond the plot
+    low, high = _reach([interval for day, (_, interval) in points if day >= settled])
+    ticks = _ticks(low, high, count=6)
+    y = _scale((min(low, ticks[0]), max(high, ticks[-1])), (height - BOTTOM, TOP), clamped=False)
     x = _scale((days[0].toordinal(), days[-1].toordinal()), (LEFT + 24, WIDTH - RIGHT - 24))
     inside = f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - RIGHT - LEFT}" height="{height - BOTTOM - TOP}"/>'
     body = [f'<clipPath id="plot-time-clip">{inside}</clipPath>', *_y_axis(ticks, y), *_day_axis(days, x, height)]
@@ -60,24 +60,24 @@ def lift_over_time(report: Report) -> str:
             "</g>",
             _legend(index, name),
         ]
-    said = "; ".join(
+    description = "; ".join(
         f"{name}: {percent(line[-1][1][0])} [{percent(line[-1][1][1].low)}, {percent(line[-1][1][1].high)}]"
         f" on {line[-1][0]}"
         for name, line in lines.items()
         if line
     )
-    return _frame("time", title, f"Last day. {said}.", height=height, body="".join(body))
+    return _frame("time", title, f"Last day. {description}.", height=height, body="".join(body))
 
 
 def final_lift(report: Report) -> str:
-    """Lift and 95 % interval of each metric and variation at the end, the deciding metric first."""
+    """Draws the final lift and 95 % interval of each metric and variation, the deciding metric first."""
     metrics = sorted(report.metrics, key=lambda metric: not metric.decides)
     rows = [row for metric in metrics for row in _rows(metric, report)]
     height = TOP + 46 * len(rows) + BOTTOM
     title = f"Final lift over {report.experiment.control.key}, with 95 % interval"
-    drawn = [interval for _, _, _, interval in rows if interval is not None]
-    low, high = _reach(drawn) if drawn else (-0.1, 0.1)
-    ticks = _ticks(low, high, wanted=6)
+    intervals = [interval for _, _, _, interval in rows if interval is not None]
+    low, high = _reach(intervals) if intervals else (-0.1, 0.1)
+    ticks = _ticks(low, high, count=6)
     left = 400
     x = _scale((min(low, ticks[0]), max(high, ticks[-1])), (left, WIDTH - RIGHT - 24))
     body = []
@@ -86,33 +86,34 @@ def final_lift(report: Report) -> str:
         body.append(f'<line class="{style}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
         body.append(_text(x(tick), height - BOTTOM + 18, percent(tick) if tick else "0", anchor="middle"))
     body.append(_text((left + WIDTH - RIGHT) / 2, height - 10, "lift", anchor="middle", style="soft"))
-    for index, (label, said, lift, interval) in enumerate(rows):
+    for index, (label, words, lift, interval) in enumerate(rows):
         middle = TOP + 46 * index + 23
         colour = COLOURS[(index % max(1, len(report.experiment.variations) - 1)) % len(COLOURS)]
         body.append(_text(LEFT - 64, middle - 2, label))
-        body.append(_text(LEFT - 64, middle + 14, said, style="soft"))
+        body.append(_text(LEFT - 64, middle + 14, words, style="soft"))
         if lift is not None and interval is not None:
             body.append(_whisker(lift, interval, x, middle, colour))
-    spoken = "; ".join(f"{label}: {said}" for label, said, _, _ in rows)
-    return _frame("final", title, f"{spoken}.", height=height, body="".join(body))
+    description = "; ".join(f"{label}: {words}" for label, words, _, _ in rows)
+    return _frame("final", title, f"{description}.", height=height, body="".join(body))
 
 
 def _rows(metric: MetricReport, report: Report) -> Iterator[tuple[str, str, float | None, Interval | None]]:
-    """(label, words, lift, interval) of each variation."""
+    """Yields (label, words, lift, interval) of each variation."""
     several = len(report.experiment.variations) > 2
-    for one in metric.results:
+    for variation in metric.results:
+        result = variation.result
         label = (
             metric.metric.value
-            + (f", {_short(one.variation)}" if several else "")
+            + (f", {_short(variation.variation)}" if several else "")
             + (" (decides)" if metric.decides else "")
         )
-        if not isinstance(one.result, Comparison):
-            yield label, f"no answer yet: {one.result.reason.value.replace('_', ' ')}", None, None
-        elif one.result.lift is None or one.result.lift_interval is None:
+        if not isinstance(result, Comparison):
+            yield label, f"no answer yet: {result.reason.value.replace('_', ' ')}", None, None
+        elif result.lift is None or result.lift_interval is None:
             yield label, "no lift: a mean is 0", None, None
         else:
-            lift, interval = one.result.lift, one.result.lift_interval
-            words = f"{percent(lift)} [{percent(interval.low)}, {percent(interval.high)}], p = {one.result.p_value:.2g}"
+            lift, interval = result.lift, result.lift_interval
+            words = f"{percent(lift)} [{percent(interval.low)}, {percent(interval.high)}], p = {result.p_value:.2g}"
             yield label, words, lift, interval
 
 
@@ -124,30 +125,30 @@ def _lift(point: SeriesPoint) -> tuple[float, Interval] | None:
 
 
 def _reach(intervals: Sequence[Interval]) -> tuple[float, float]:
-    """What the scale must show: every interval and 0, as far as the limits allow."""
-    low = min(0.0, *(max(-1.0, one.low) for one in intervals))
-    high = max(0.0, *(min(HIGHEST_LIFT, one.high) for one in intervals))
+    """Returns the range that the scale shows: every interval and 0, as far as the limits allow."""
+    low = min(0.0, *(max(-1.0, interval.low) for interval in intervals))
+    high = max(0.0, *(min(HIGHEST_LIFT, interval.high) for interval in intervals))
     return (low, high) if high - low > 1e-9 else (-0.1, 0.1)
 
 
-def _ticks(low: float, high: float, *, wanted: int) -> list[float]:
-    """Round numbers about `wanted` in number, 0 among them, that reach from low to high."""
-    raw = (high - low) / wanted
+def _ticks(low: float, high: float, *, count: int) -> list[float]:
+    """Returns about `count` round numbers from low to high, 0 among them."""
+    raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     return [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 
-def _scale(domain: tuple[float, float], pixels: tuple[float, float], *, held: bool = True) -> Scale:
-    """Linear, and `held` within the pixels; a domain of one point lies in the middle."""
+def _scale(domain: tuple[float, float], pixels: tuple[float, float], *, clamped: bool = True) -> Scale:
+    """Returns a linear scale, clamped to the pixels or not; a domain of one point lies in the middle."""
     start, end = domain
 
-    def place(value: float) -> float:
+    def scale(value: float) -> float:
         share = (value - start) / (end - start) if end > start else 0.5
-        share = min(max(share, 0.0), 1.0) if held else share
+        share = min(max(share, 0.0), 1.0) if clamped else share
         return pixels[0] + share * (pixels[1] - pixels[0])
 
-    return place
+    return scale
 
 
 def _y_axis(ticks: Sequence[float], y: Scale) -> Iterator[str]:
@@ -171,14 +172,14 @@ def _day_axis(days: Sequence[date], x: Scale, height: int) -> Iterator[str]:
 
 
 def _line(line: Sequence[tuple[date, tuple[float, Interval]]], x: Scale, y: Scale, *, colour: str) -> Iterator[str]:
-    places = [(x(day.toordinal()), lift, interval) for day, (lift, interval) in line]
-    upper = [f"{across:.1f},{y(interval.high):.1f}" for across, _, interval in places]
-    lower = [f"{across:.1f},{y(interval.low):.1f}" for across, _, interval in reversed(places)]
-    if len(places) > 1:
+    points = [(x(day.toordinal()), lift, interval) for day, (lift, interval) in line]
+    upper = [f"{across:.1f},{y(interval.high):.1f}" for across, _, interval in points]
+    lower = [f"{across:.1f},{y(interval.low):.1f}" for across, _, interval in reversed(points)]
+    if len(points) > 1:
         yield f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" fill-opacity=".18"/>'
-        middle = " ".join(f"{across:.1f},{y(lift):.1f}" for across, lift, _ in places)
+        middle = " ".join(f"{across:.1f},{y(lift):.1f}" for across, lift, _ in points)
         yield f'<polyline points="{middle}" fill="none" stroke="{colour}" stroke-width="2"/>'
-    for across, lift, interval in places[-1:] if len(places) > 1 else places:
+    for across, lift, interval in points[-1:] if len(points) > 1 else points:
         ends = f'x1="{across:.1f}" x2="{across:.1f}" y1="{y(interval.low):.1f}" y2="{y(interval.high):.1f}"'
         yield f'<line {ends} stroke="{colour}" stroke-width="2"/>'
         yield f'<circle cx="{across:.1f}" cy="{y(lift):.1f}" r="4" fill="{colour}"/>'
@@ -214,7 +215,7 @@ def _text(x: float, y: float, words: str, *, anchor: str = "start", style: str =
 
 
 def _frame(name: str, title: str, description: str, *, height: int, body: str) -> str:
-    """The whole SVG; `name` keeps the ids of two plots on one page apart."""
+    """Returns the whole SVG. name: keeps the ids of two plots on one page apart."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="hr-plot" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" aria-labelledby="plot-{name}-title plot-{name}-text">'

@@ -1,7 +1,7 @@
-"""The experiment report: did B beat A, by how much, how sure is that, and can the numbers be trusted at all?
+"""Builds the experiment report: whether B beats A, by how much, how certain that is, and whether to trust it.
 
 Reads the table of units that streaming/exposures.py writes: one row per experiment, variation, unit and day.
-Knows nothing of how outcomes were attributed, and leaves the arithmetic of doubt to statistics.py.
+Knows nothing of how outcomes were attributed, and leaves tests and intervals to statistics.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +40,7 @@ COUNTED = {
     "purchases_after": pa.int64(),
     "spend_after": pa.float64(),
 }
-"""What is added up over a unit's days."""
+"""The columns that are summed over a unit's days."""
 UNITS_SCHEMA = pa.schema(
     {"experiment": pa.string(), "variation": pa.string(), "unit": pa.string(), "day": pa.date32(), **COUNTED}
 )
@@ -50,15 +50,18 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
+    """What is compared, per unit."""
+
     title: str
     column: str
     share: bool = False
-    """Counts units that have any, not how much they have."""
+    """Whether it counts units with any of it, not how much they have."""
     per: str | None = None
     """The column whose total it is counted per; None: per unit."""
 
     def sample(self, totals: Mapping[str, Values], members: NDArray[np.bool_], *, name: str) -> Sample:
-        """Of the units that `members`, of shape [units], marks, from every unit's total of each column."""
+        """Returns the sample of the units where `members` holds, shape [units]. totals: column to the total of every
+        unit, shape [units]."""
         values = totals[self.column][members]
         per = None if self.per is None else totals[self.per][members]
         return sample((values > 0).astype(np.float64) if self.share else values, name=name, per=per)
@@ -74,7 +77,7 @@ METRICS = {
 
 
 def load_units(offline_dir: Path, key: str) -> pa.Table:
-    """The rows of one experiment, with the columns of UNITS_SCHEMA; none when there is no table yet."""
+    """Returns the rows of one experiment with the columns of UNITS_SCHEMA; none before there is a table."""
     try:
         # One open file, not a path: the table may be replaced while it is read.
         with (offline_dir / UNITS_FILE).open("rb") as file:
@@ -84,11 +87,11 @@ def load_units(offline_dir: Path, key: str) -> pa.Table:
 
 
 def report(units: pa.Table, definition: ExperimentDefinition, *, now: datetime) -> Report:
-    """The report of `definition` on a table with the columns of UNITS_SCHEMA, other experiments' rows left out."""
-    ledger = _UnitTotals(units, definition)
-    results = {name: tuple(_results(ledger, metric)) for name, metric in METRICS.items()}
+    """Returns the report of `definition`. units: columns as UNITS_SCHEMA; other experiments' rows do not count."""
+    totals = _UnitTotals(units, definition)
+    results = {name: tuple(_results(totals, metric)) for name, metric in METRICS.items()}
     ratio = sample_ratio(
-        [int(ledger.members(index).sum()) for index in range(len(definition.variations))],
+        [int(totals.members(index).sum()) for index in range(len(definition.variations))],
         [variation.weight for variation in definition.variations],
     )
     return Report(
@@ -96,32 +99,32 @@ def report(units: pa.Table, definition: ExperimentDefinition, *, now: datetime) 
         generated_at=now,
         verdict=_verdict(definition, ratio, results[definition.metric]),
         sample_ratio=ratio,
-        variations=tuple(_summary(ledger, index) for index in range(len(definition.variations))),
+        variations=tuple(_summary(totals, index) for index in range(len(definition.variations))),
         metrics=tuple(
             MetricReport(metric=name, title=metric.title, decides=name is definition.metric, results=results[name])
             for name, metric in METRICS.items()
         ),
-        series=tuple(_series(ledger, METRICS[definition.metric])),
-        crossovers=ledger.crossovers,
-        unlisted=ledger.unlisted,
-        notes=tuple(_notes(definition, ledger)),
+        series=tuple(_series(totals, METRICS[definition.metric])),
+        crossovers=totals.crossovers,
+        unlisted=totals.unlisted,
+        notes=tuple(_notes(definition, totals)),
     )
 
 
 class _UnitTotals:
-    """The table by unit: which variation each unit is in, whether it counts, and its totals."""
+    """Holds the table by unit: which variation each unit is in, whether it counts, and its totals."""
 
     def __init__(self, table: pa.Table, definition: ExperimentDefinition) -> None:
         self.definition = definition
         table = table.filter(pc.equal(table["experiment"], definition.key)).sort_by("day").combine_chunks()
         names, self._unit = np.unique(table["unit"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
         self._count = len(names)
-        places = pa.array([variation.key for variation in definition.variations])
-        place = pc.fill_null(pc.index_in(table["variation"], value_set=places), -1).to_numpy().astype(np.int64)
-        lowest = np.full(self._count, len(places), dtype=np.int64)
+        keys = pa.array([variation.key for variation in definition.variations])
+        variation = pc.fill_null(pc.index_in(table["variation"], value_set=keys), -1).to_numpy().astype(np.int64)
+        lowest = np.full(self._count, len(keys), dtype=np.int64)
         highest = np.full(self._count, -1, dtype=np.int64)
-        np.minimum.at(lowest, self._unit, place)
-        np.maximum.at(highest, self._unit, place)
+        np.minimum.at(lowest, self._unit, variation)
+        np.maximum.at(highest, self._unit, variation)
         self.unlisted = int((lowest < 0).sum())
         self.crossovers = int(((lowest >= 0) & (lowest < highest)).sum())
         self._variation: NDArray[np.int64] = np.where(lowest == highest, lowest, -1)
@@ -133,20 +136,23 @@ class _UnitTotals:
         }
 
     def members(self, index: int, exposures: Values | None = None) -> NDArray[np.bool_]:
-        """Which units count for a variation, shape [units]: exposed to it and to no other."""
-        seen = self._totals["exposures"] if exposures is None else exposures
-        members: NDArray[np.bool_] = (self._variation == index) & (seen > 0)
+        """Returns which units count for a variation, shape [units]: exposed to it and to no other.
+
+        exposures: of each unit up to a day, shape [units]; all without it.
+        """
+        exposures = self._totals["exposures"] if exposures is None else exposures
+        members: NDArray[np.bool_] = (self._variation == index) & (exposures > 0)
         return members
 
     def totals(self, column: str, index: int) -> Values:
-        """Total of a column for each unit of a variation."""
+        """Returns the total of a column for each unit of a variation."""
         return self._totals[column][self.members(index)]
 
     def sample(self, metric: Metric, index: int) -> Sample:
         return metric.sample(self._totals, self.members(index), name=self.definition.variations[index].key)
 
     def daily_samples(self, metric: Metric) -> Iterator[tuple[date, list[Sample]]]:
-        """For each day with rows: every variation's sample of all that happened up to its end."""
+        """Yields, for each day with rows, every variation's sample of all that happened up to its end."""
         so_far = {name: np.zeros(self._count) for name in ("exposures", metric.column, metric.per) if name}
         days, starts = np.unique(self._days, return_index=True)
         ends = np.append(starts, len(self._days))[1:]
@@ -162,22 +168,22 @@ class _UnitTotals:
             )
 
 
-def _summary(ledger: _UnitTotals, index: int) -> VariationSummary:
-    variation = ledger.definition.variations[index]
-    totals = {name: ledger.totals(name, index) for name in COUNTED}
-    units, converted = len(totals["exposures"]), int((totals["conversions"] > 0).sum())
+def _summary(units: _UnitTotals, index: int) -> VariationSummary:
+    variation = units.definition.variations[index]
+    totals = {name: units.totals(name, index) for name in COUNTED}
+    count, converted = len(totals["exposures"]), int((totals["conversions"] > 0).sum())
     value = float(totals["value"].sum())
     return VariationSummary(
         key=variation.key,
         weight=variation.weight,
-        units=units,
+        units=count,
         exposures=int(totals["exposures"].sum()),
         shown=int(totals["shown"].sum()),
         converted=converted,
         conversions=int(totals["conversions"].sum()),
-        conversion_rate=converted / units if units else None,
+        conversion_rate=converted / count if count else None,
         value_sum=value,
-        value_mean=value / units if units else None,
+        value_mean=value / count if count else None,
         returns=int(totals["returns"].sum()),
         returned_value=float(totals["returned_value"].sum()),
         purchases_after=int(totals["purchases_after"].sum()),
@@ -185,18 +191,18 @@ def _summary(ledger: _UnitTotals, index: int) -> VariationSummary:
     )
 
 
-def _results(ledger: _UnitTotals, metric: Metric) -> Iterator[VariationResult]:
-    control = ledger.sample(metric, 0)
-    for index, variation in enumerate(ledger.definition.variations[1:], start=1):
-        treatment = ledger.sample(metric, index)
+def _results(units: _UnitTotals, metric: Metric) -> Iterator[VariationResult]:
+    control = units.sample(metric, 0)
+    for index, variation in enumerate(units.definition.variations[1:], start=1):
+        treatment = units.sample(metric, index)
         result = compare(control, treatment, share=metric.share)
         if isinstance(result, Comparison):
             result = with_power(result, control, treatment)
         yield VariationResult(variation=variation.key, result=result)
 
 
-def _series(ledger: _UnitTotals, metric: Metric) -> Iterator[SeriesPoint]:
-    for day, (control, *treatments) in ledger.daily_samples(metric):
+def _series(units: _UnitTotals, metric: Metric) -> Iterator[SeriesPoint]:
+    for day, (control, *treatments) in units.daily_samples(metric):
         for treatment in treatments:
             yield SeriesPoint(
                 day=day,
@@ -209,8 +215,7 @@ def _series(ledger: _UnitTotals, metric: Metric) -> Iterator[SeriesPoint]:
 def _verdict(definition: ExperimentDefinition, ratio: SampleRatio, results: tuple[VariationResult, ...]) -> str:
     if ratio.verdict == "alarm":
         return f"No verdict: {ratio.message}."
-    sentences = [_sentence(definition.control.key, one.variation, one.result) for one in results]
-    return " ".join(sentences)
+    return " ".join(_sentence(definition.control.key, each.variation, each.result) for each in results)
 
 
 def _sentence(control: str, variation: str, result: Comparison | NoAnswer) -> str:
@@ -240,7 +245,7 @@ def _detectable(result: Comparison) -> str:
 
 
 def percent(share: float) -> str:
-    """A signed change for people to read.
+    """Returns a signed change as text.
 
     >>> percent(0.1234), percent(-0.0312)
     ('+12 %', '-3.1 %')
@@ -252,22 +257,22 @@ def _number(value: float) -> str:
     return f"{value:+.3g}"
 
 
-def _notes(definition: ExperimentDefinition, ledger: _UnitTotals) -> Iterator[str]:
+def _notes(definition: ExperimentDefinition, units: _UnitTotals) -> Iterator[str]:
     yield (
-        "The intervals are fixed-horizon: right for one look, at a time set beforehand. Whoever looks again and again "
-        "and stops at the first p < 0.05 finds differences that are not there: with 20 looks one time in four."
+        "The intervals are fixed-horizon: valid for one look, at a time set beforehand. Whoever looks repeatedly and "
+        "stops at the first p < 0.05 finds differences that do not exist: with 20 looks in one experiment of four."
     )
     yield (
-        f"Only the metric {definition.metric.value} was chosen to decide. Of the others, one in twenty looks like a "
-        "difference by chance."
+        f"Only the metric {definition.metric.value} was chosen to decide. Each other metric shows a difference by "
+        "chance in one experiment of twenty."
     )
     yield (
-        "conversion, hit_rate and value count purchases of what was shown, so showing what people buy anyway helps "
-        "them; purchases_after and spend_after count everything, and settle the question when the two disagree."
+        "conversion, hit_rate and value count purchases of what was shown, so they rise when a variation shows what "
+        "people buy anyway; purchases_after and spend_after count all purchases, and decide when the two disagree."
     )
     if len(definition.variations) > 2:
-        yield "Each variation is compared with the control at 5 % on its own; nothing is corrected for their number."
-    if ledger.crossovers:
-        yield f"{ledger.crossovers} units were seen in more than one variation and are left out."
-    if ledger.unlisted:
-        yield f"{ledger.unlisted} units were seen in a variation that the definition does not list and are left out."
+        yield "Each variation is compared with the control at 5 % on its own; there is no correction for their number."
+    if units.crossovers:
+        yield f"{units.crossovers} units were seen in more than one variation and are left out."
+    if units.unlisted:
+        yield f"{units.unlisted} units were seen in a variation that the definition does not list and are left out."

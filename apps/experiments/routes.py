@@ -1,4 +1,4 @@
-"""GET and PUT of experiments and their reports. Knows HTTP and nothing of statistics."""
+"""Serves experiments and their reports over HTTP. Knows nothing of statistics."""
 
 from typing import Annotated, Any
 
@@ -37,7 +37,7 @@ def list_experiments(request: Request) -> list[ExperimentDefinition]:
 
 @router.get("/{key}", responses=UNKNOWN)
 def get_experiment(key: Key, request: Request) -> ExperimentDefinition:
-    """One experiment's definition."""
+    """The definition of one experiment."""
     return _known(key, request)
 
 
@@ -45,9 +45,9 @@ def get_experiment(key: Key, request: Request) -> ExperimentDefinition:
 def put_experiment(
     key: Key, definition: ExperimentDefinition, request: Request, response: Response
 ) -> ExperimentDefinition:
-    """Define, stop or resume an experiment.
+    """Defines, stops or resumes an experiment.
 
-    Once it has run, what would spoil its comparison cannot be changed: seed, unit, surface, variations and metric
+    Once it has run, what would spoil its comparison cannot change: seed, unit, surface, variations and metric
     stay, and the coverage may only grow.
     """
     if definition.key != key:
@@ -62,7 +62,7 @@ def put_experiment(
 
 @router.get("/{key}/report", responses=UNKNOWN)
 def get_report(key: Key, request: Request) -> Report:
-    """Did it help, by how much and how sure is that; read `verdict` first, then `sample_ratio`."""
+    """Whether it helped, by how much and how certain that is. Read `verdict` first, then `sample_ratio`."""
     definition = _known(key, request)
     units = load_units(request.app.state.settings.offline_dir, key)
     return report(units, definition, now=_experiments(request).now())

@@ -1,4 +1,4 @@
-"""What an experiment is, and what its report says: the shapes that the API takes and gives.
+"""Defines experiments and their reports: the documents that the API takes and gives.
 
 Knows nothing of where definitions are stored or how the numbers come about.
 """
@@ -14,11 +14,13 @@ from features.contract.events import Code
 
 
 def _key_of(validated: Mapping[str, Any]) -> str:
-    """Default of `seed`: the experiment's key, or nothing where the key itself was refused."""
+    """Returns the default of `seed`: the experiment's key, or an empty text where the key itself is not valid."""
     return str(validated.get("key", ""))
 
 
 class Variation(BaseModel):
+    """One arm of an experiment."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     key: Code
@@ -30,6 +32,8 @@ class Variation(BaseModel):
 
 
 class MetricName(StrEnum):
+    """The metrics of a report, which `report.METRICS` defines."""
+
     CONVERSION = "conversion"
     HIT_RATE = "hit_rate"
     VALUE = "value"
@@ -38,7 +42,7 @@ class MetricName(StrEnum):
 
 
 class ExperimentDefinition(BaseModel):
-    """One experiment. Its first variation is the control, which the others are compared with."""
+    """Compares variations on a surface. The first variation is the control, with which the others are compared."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -50,14 +54,14 @@ class ExperimentDefinition(BaseModel):
                     "key": "ranker-2026-11",
                     "surface": "home",
                     "variations": [
-                        {"key": "floor", "weight": 0.5, "parameters": {"recommender": "floor"}},
+                        {"key": "baseline", "weight": 0.5, "parameters": {"recommender": "baseline"}},
                         {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
                     ],
                     "coverage": 1.0,
                     "unit": "user",
                     "metric": "conversion",
                     "status": "running",
-                    "description": "Does the ranker sell more than its best floor?",
+                    "description": "Does the ranker sell more than its best baseline?",
                 }
             ]
         },
@@ -97,7 +101,7 @@ class ExperimentDefinition(BaseModel):
 
 
 class NoAnswerReason(StrEnum):
-    """Why a comparison has no answer."""
+    """Names why a comparison has no answer."""
 
     EMPTY_VARIATION = "empty_variation"
     TOO_FEW_UNITS = "too_few_units"
@@ -106,18 +110,22 @@ class NoAnswerReason(StrEnum):
 
 
 class NoAnswer(BaseModel):
+    """Stands for a comparison whose numbers would not mean anything, and says why."""
+
     kind: Literal["no_answer"] = "no_answer"
     reason: NoAnswerReason
     message: str
 
 
 class Interval(BaseModel):
+    """The bounds of a confidence interval."""
+
     low: float
     high: float
 
 
 class Comparison(BaseModel):
-    """A variation against the control, by Welch's t-test on one value per unit."""
+    """Compares a variation with the control by Welch's t-test on one value per unit."""
 
     kind: Literal["comparison"] = "comparison"
     control_mean: float
@@ -137,7 +145,7 @@ Result = Annotated[Comparison | NoAnswer, Field(discriminator="kind")]
 
 
 class SampleRatio(BaseModel):
-    """Do the variations have as many units as their weights promise?"""
+    """Says whether the variations have as many units as their weights promise."""
 
     p_value: float | None = Field(description="Null where there is no unit yet.")
     verdict: Literal["ok", "unusual", "alarm", "unknown"] = Field(description="unusual: p < 0.01; alarm: p < 0.001.")
@@ -145,6 +153,8 @@ class SampleRatio(BaseModel):
 
 
 class VariationSummary(BaseModel):
+    """The totals of one variation."""
+
     key: str
     weight: float
     units: int = Field(description="Units with at least one exposure, crossovers left out.")
@@ -174,7 +184,7 @@ class MetricReport(BaseModel):
 
 
 class SeriesPoint(BaseModel):
-    """The deciding metric, cumulative up to the end of a day (UTC)."""
+    """The deciding metric of one variation, cumulative up to the end of a day (UTC)."""
 
     day: date
     variation: str
@@ -183,6 +193,8 @@ class SeriesPoint(BaseModel):
 
 
 class Report(BaseModel):
+    """The report of one experiment: the verdict first, then what it rests on."""
+
     experiment: ExperimentDefinition
     generated_at: datetime
     verdict: str = Field(description="The answer in plain words.")

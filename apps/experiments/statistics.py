@@ -1,8 +1,8 @@
-"""Is the difference real? A thin layer over tea-tasting: it calculates, this decides when there is no answer.
+"""Tests whether a difference is real. tea-tasting calculates; this module decides when there is no answer.
 
 A metric is one value per unit (0 or 1 for a share), or the ratio of two, compared by Welch's t-test, so interval and
 p-value always agree with each other; the variance of a ratio is the delta method's (Deng, Knoblich and Lu 2018,
-"Applying the Delta Method in Metric Analytics"). The intervals are fixed-horizon: right when read once. Knows nothing
+"Applying the Delta Method in Metric Analytics"). The intervals are fixed-horizon: valid when read once. Knows nothing
 of experiments.
 """
 
@@ -19,9 +19,10 @@ from apps.experiments.schemas import Comparison, Interval, NoAnswer, NoAnswerRea
 ALPHA = 0.05
 POWER = 0.8
 MIN_UNITS = 30
-"""Per variation; below it a mean of skewed values is not near normal, whatever the formula says."""
+"""Units per variation below which the mean of skewed values is not close to normal."""
 MIN_OUTCOMES = 5
-"""Expected units with, and for shares without, the outcome in each variation: the usual rule for a normal share."""
+"""Least expected units with, and for shares also without, the outcome in each variation: the usual condition for
+approximating a share by a normal distribution."""
 RATIO_ALARM = 0.001
 RATIO_UNUSUAL = 0.01
 
@@ -30,14 +31,15 @@ RATIO_UNUSUAL = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The values of one variation's units, summed up, and what they are counted per: 1 each, where it is the unit."""
+    """Holds the moments of one variation's values and of what they are counted per, which is 1 for each unit where a
+    metric is per unit."""
 
     name: str
     units: int
     positive: int
-    """Units whose value is not 0."""
+    """How many units have a value other than 0."""
     value: float
-    """Mean over the units; variances and the covariance are divided by units - 1, and 0 for fewer than two units."""
+    """Mean over the units. Variances and the covariance are divided by units - 1, and 0 for fewer than two units."""
     value_variance: float
     per: float = 1.0
     per_variance: float = 0.0
@@ -45,7 +47,7 @@ class Sample:
 
     @property
     def mean(self) -> float:
-        """The metric: all values over all that they are counted per."""
+        """The metric: the sum of the values over the sum of what they are counted per."""
         return self.value / self.per if self.per else 0.0
 
     @property
@@ -54,7 +56,7 @@ class Sample:
 
 
 def sample(values: NDArray[np.float64], *, name: str, per: NDArray[np.float64] | None = None) -> Sample:
-    """Sum up values of shape [units], counted per unit or per what `per`, of that shape too, adds up to."""
+    """Returns the moments of values, shape [units], counted per unit or per the sum of `per`, of the same shape."""
     per = np.ones_like(values) if per is None else per
     spread = np.cov(values, per) if len(values) > 1 else np.zeros((2, 2))
     return Sample(
@@ -70,34 +72,34 @@ def sample(values: NDArray[np.float64], *, name: str, per: NDArray[np.float64] |
 
 
 def compare(control: Sample, treatment: Sample, *, share: bool) -> Comparison | NoAnswer:
-    """The treatment against the control; `share` says that values are 0 or 1.
+    """Compares the treatment with the control. share: whether values are 0 or 1.
 
-    Difference, 95 % intervals and p-value are Welch's; the lift's interval is from the logarithm of the ratio of
+    Difference, its 95 % interval and p-value are Welch's; the lift's interval comes from the logarithm of the ratio of
     means (delta method). Returns NoAnswer, with its reason, where these would not mean anything.
     """
-    if missing := _no_answer(control, treatment, share=share):
-        return missing
+    if no_answer := _no_answer(control, treatment, share=share):
+        return no_answer
     from tea_tasting import RatioOfMeans
 
     metric = RatioOfMeans(
         "value", "per", alternative="two-sided", confidence_level=1 - ALPHA, equal_var=False, use_t=True
     )
-    found = metric.analyze_aggregates(_aggregates(control), _aggregates(treatment))
-    lift = _finite(found.rel_effect_size)
-    low, high = _finite(found.rel_effect_size_ci_lower), _finite(found.rel_effect_size_ci_upper)
+    result = metric.analyze_aggregates(_aggregates(control), _aggregates(treatment))
+    lift = _finite(result.rel_effect_size)
+    low, high = _finite(result.rel_effect_size_ci_lower), _finite(result.rel_effect_size_ci_upper)
     return Comparison(
         control_mean=control.mean,
         mean=treatment.mean,
-        difference=found.effect_size,
-        difference_interval=Interval(low=found.effect_size_ci_lower, high=found.effect_size_ci_upper),
+        difference=result.effect_size,
+        difference_interval=Interval(low=result.effect_size_ci_lower, high=result.effect_size_ci_upper),
         lift=lift,
         lift_interval=None if lift is None or low is None or high is None else Interval(low=low, high=high),
-        p_value=found.pvalue,
+        p_value=result.pvalue,
     )
 
 
 def with_power(comparison: Comparison, control: Sample, treatment: Sample) -> Comparison:
-    """The comparison with the smallest difference that a sample like this would find at 80 % power."""
+    """Returns the comparison with the smallest difference that samples of this size would find at 80 % power."""
     from tea_tasting import RatioOfMeans
 
     ratio = treatment.units / control.units
@@ -109,9 +111,8 @@ def with_power(comparison: Comparison, control: Sample, treatment: Sample) -> Co
 
 
 def sample_ratio(units: Sequence[int], weights: Sequence[float]) -> SampleRatio:
-    """Are `units` per variation what `weights` promise? Exact binomial below 1,000 units, else normal;
-    chi-squared for more than two variations.
-    """
+    """Tests whether units per variation fit the weights: by an exact binomial test below 1,000 units, else a normal
+    one; by chi-squared for more than two variations."""
     if sum(units) == 0:
         return SampleRatio(p_value=None, verdict="unknown", message="no unit has been exposed yet")
     p_value = _sample_ratio_p(units, weights)
@@ -143,14 +144,14 @@ def _sample_ratio_p(units: Sequence[int], weights: Sequence[float]) -> float:
     from scipy.stats import chisquare  # tea-tasting's check takes two variations
 
     total, weight = sum(units), sum(weights)
-    return float(chisquare(units, [total * one / weight for one in weights]).pvalue)
+    return float(chisquare(units, [total * share / weight for share in weights]).pvalue)
 
 
 def _no_answer(control: Sample, treatment: Sample, *, share: bool) -> NoAnswer | None:
     both = (control, treatment)
-    if empty := [one.name for one in both if one.units == 0]:
+    if empty := [arm.name for arm in both if arm.units == 0]:
         return NoAnswer(reason=NoAnswerReason.EMPTY_VARIATION, message=f"no unit has seen {' or '.join(empty)} yet")
-    smallest = min(both, key=lambda one: one.units)
+    smallest = min(both, key=lambda arm: arm.units)
     if smallest.units < MIN_UNITS:
         return NoAnswer(
             reason=NoAnswerReason.TOO_FEW_UNITS,
@@ -177,14 +178,14 @@ def _no_answer(control: Sample, treatment: Sample, *, share: bool) -> NoAnswer |
     return None
 
 
-def _aggregates(one: Sample) -> Any:
+def _aggregates(arm: Sample) -> Any:
     from tea_tasting.aggr import Aggregates
 
     return Aggregates(
-        one.units,
-        {"value": one.value, "per": one.per},
-        {"value": one.value_variance, "per": one.per_variance},
-        {("value", "per"): one.covariance},
+        arm.units,
+        {"value": arm.value, "per": arm.per},
+        {"value": arm.value_variance, "per": arm.per_variance},
+        {("value", "per"): arm.covariance},
     )
 
 

@@ -258,7 +258,7 @@ def _put_experiment(settings: Settings) -> None:
             "description": "Does the ranker sell more of the items it shows than its best baseline?",
             "metric": "hit_rate",  # nearly every customer buys one of twenty items
             "variations": [
-                {"key": "baseline", "weight": 0.5, "parameters": {"recommender": "floor"}},
+                {"key": "baseline", "weight": 0.5, "parameters": {"recommender": "baseline"}},
                 {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
             ],
         },

@@ -297,7 +297,7 @@ _EXPERIMENT = {
     "key": "e",
     "surface": "home",
     "variations": [
-        {"key": "baseline", "weight": 0.5, "parameters": {"recommender": "floor"}},
+        {"key": "baseline", "weight": 0.5, "parameters": {"recommender": "baseline"}},
         {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
     ],
 }

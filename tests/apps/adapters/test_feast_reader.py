@@ -18,7 +18,7 @@ from infra.settings import Settings
 from tests.contracts.test_online_store import row, table
 
 
-def test_without_a_store_it_says_what_fills_it_and_finds_it_once_it_is_there(tmp_path: Path) -> None:
+def test_a_missing_store_is_an_error_that_says_what_fills_it_and_is_opened_once_it_exists(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     reader = FeastReader(settings)
     with pytest.raises(OnlineStoreError, match="`headrace features` fills it"):
@@ -57,13 +57,13 @@ def test_a_redis_that_comes_later_hangs_and_returns(tmp_path: Path) -> None:
             with pytest.raises(OnlineStoreError):
                 reader.user_histories(["ann"])
             slow += time.perf_counter() - started > 0.1
-        assert slow <= 5  # the others were told at once
+        assert slow <= 5  # the others failed at once
         server.send(signal.SIGCONT)
         assert _within(reader, seconds=3)
 
 
 def _within(reader: FeastReader, *, seconds: float) -> bool:
-    """Whether the reader answers before that time is over."""
+    """Says whether the reader answers within so many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""A release that is not whole is refused, and the one before it keeps serving; its index finds what it should."""
+"""A release that is not whole is refused, and the one before it keeps serving; its index has the stated recall."""
 
 import logging
 from datetime import UTC, datetime
@@ -61,13 +61,13 @@ def test_a_release_being_written_is_not_seen(tmp_path: Path) -> None:
     assert publish.versions(tmp_path) == ["v1"]
 
 
-MANY = 60_000
+ITEMS = 60_000
 
 
 @pytest.fixture(scope="module")
 def recommender(tmp_path_factory: pytest.TempPathFactory) -> RecommenderFiles:
     folder = tmp_path_factory.mktemp("releases")
-    publish_release(folder, "v1", items=MANY, width=32)
+    publish_release(folder, "v1", items=ITEMS, width=32)
     releases = Releases(folder)
     releases.poll()
     assert releases.recommender is not None
@@ -78,15 +78,15 @@ def recall(recommender: RecommenderFiles, mask: NDArray[np.bool_]) -> float:
     """Share of the exact 100 nearest among the allowed that are found, over 40 queries near items."""
     rng, vectors = np.random.default_rng(3), recommender.catalogue.vectors
     allowed, members = ItemSet.from_mask(mask), np.flatnonzero(mask)
-    found = []
-    for place in rng.integers(0, MANY, 40):
-        query = vectors[place] + rng.normal(scale=0.05, size=vectors.shape[1]).astype(np.float32)
+    recalls = []
+    for item in rng.integers(0, ITEMS, 40):
+        query = vectors[item] + rng.normal(scale=0.05, size=vectors.shape[1]).astype(np.float32)
         exact = members[np.argsort(-(vectors[members] @ query))[:100]]
         hits = recommender.nearest(query, 100, allowed)
         assert mask[hits].all()
         assert len(set(hits.tolist())) == len(hits)
-        found.append(np.isin(exact, hits).mean())
-    return float(np.mean(found))
+        recalls.append(np.isin(exact, hits).mean())
+    return float(np.mean(recalls))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.01, 0.001])
@@ -94,19 +94,19 @@ def test_recall_holds_however_few_items_a_filter_leaves(recommender: Recommender
     assert recommender.manifest.recommend is not None
     assert recommender.manifest.recommend.index_kind.startswith("IVF")
     rng = np.random.default_rng(4)
-    assert recall(recommender, rng.random(MANY) < share) >= 0.95
-    # A filter that is of one kind with the vectors: only items far from most queries are left.
+    assert recall(recommender, rng.random(ITEMS) < share) >= 0.95
+    # A filter that follows the vectors leaves only items far from most queries.
     direction = recommender.catalogue.vectors @ rng.normal(size=32).astype(np.float32)
     assert recall(recommender, direction >= np.quantile(direction, 1 - share)) >= 0.95
 
 
 def test_a_filter_that_leaves_little_is_searched_exactly(recommender: RecommenderFiles) -> None:
-    mask = np.zeros(MANY, dtype=bool)
+    mask = np.zeros(ITEMS, dtype=bool)
     mask[:MAX_LISTED_MEMBERS] = True
     assert recall(recommender, mask) == 1.0
     assert (
         recommender.nearest(
-            recommender.catalogue.vectors[0], 10, ItemSet.from_mask(np.zeros(MANY, dtype=bool))
+            recommender.catalogue.vectors[0], 10, ItemSet.from_mask(np.zeros(ITEMS, dtype=bool))
         ).tolist()
         == []
     )

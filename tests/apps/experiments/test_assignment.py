@@ -41,9 +41,9 @@ def test_buckets_are_uniform():
     assert chi_squared < 43.8  # 19 degrees of freedom, p = 0.001
 
 
-def test_seeds_deal_units_independently(define):
-    one, other = define(seed="one"), define(seed="other")
-    both = sum(assign(one, unit).variation == assign(other, unit).variation for unit in UNITS)
+def test_seeds_assign_units_independently(define):
+    first, second = define(seed="first"), define(seed="second")
+    both = sum(assign(first, unit).variation == assign(second, unit).variation for unit in UNITS)
     assert abs(both - len(UNITS) / 2) < 4 * math.sqrt(len(UNITS) / 4)
 
 
@@ -51,13 +51,13 @@ def test_seeds_deal_units_independently(define):
 def test_every_bucket_belongs_to_one_variation_or_to_none(define_once, raw, coverage):
     definition = define_once(
         names=[f"v{index}" for index in range(len(raw))],
-        weights=[one / sum(raw) for one in raw],
+        weights=[weight / sum(raw) for weight in raw],
         coverage=coverage,
     )
     counts = dict.fromkeys([variation.key for variation in definition.variations], 0)
     for unit in UNITS_BY_BUCKET:
-        if found := assign(definition, unit):
-            counts[found.variation] += 1
+        if assignment := assign(definition, unit):
+            counts[assignment.variation] += 1
     for variation in definition.variations:
         assert abs(counts[variation.key] - variation.weight * coverage * BUCKETS_TRIED) <= 2
     if coverage == 1:
@@ -66,13 +66,13 @@ def test_every_bucket_belongs_to_one_variation_or_to_none(define_once, raw, cove
 
 def _one_unit_per_bucket(step: int) -> list[str]:
     """Units whose buckets under seed "s" are 0, step, 2 * step and so on."""
-    found: dict[int, str] = {}
+    units: dict[int, str] = {}
     for number in itertools.count():
-        place = bucket("s", str(number))
-        if place % step == 0:
-            found.setdefault(place, str(number))
-        if len(found) == BUCKETS // step:
-            return [found[place] for place in sorted(found)]
+        index = bucket("s", str(number))
+        if index % step == 0:
+            units.setdefault(index, str(number))
+        if len(units) == BUCKETS // step:
+            return [units[index] for index in sorted(units)]
     raise AssertionError
 
 

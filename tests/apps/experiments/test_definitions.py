@@ -1,4 +1,4 @@
-"""Definitions live in the log: everybody sees the last one, and none that would spoil a comparison gets in."""
+"""Definitions are in the log: everybody sees the last of a key, and none that would spoil a comparison is stored."""
 
 import pytest
 from pydantic import ValidationError
@@ -32,10 +32,10 @@ def experiments(log, clock):
     return ExperimentStore(log, clock)
 
 
-def test_what_was_put_is_got_and_survives_a_restart(experiments, log, clock, define):
-    assert experiments.put(define(key="one")) is True
-    assert experiments.get("one") == define(key="one")
-    assert ExperimentStore(log, clock).all() == [define(key="one")]
+def test_what_was_put_is_returned_and_survives_a_restart(experiments, log, clock, define):
+    assert experiments.put(define(key="first")) is True
+    assert experiments.get("first") == define(key="first")
+    assert ExperimentStore(log, clock).all() == [define(key="first")]
     assert experiments.get("other") is None
 
 
@@ -63,7 +63,7 @@ def test_another_process_sees_it_within_a_second_and_reads_no_more_often(experim
     assert other.running_for("basket") is None
 
 
-def test_a_record_nobody_can_read_is_skipped(experiments, log, define, caplog):
+def test_an_unreadable_record_is_skipped(experiments, log, define, caplog):
     log.append(topics.EXPERIMENTS, [("x", b'{"type": "experiment"}')])
     experiments.put(define())
     assert experiments.all() == [define()]
@@ -73,7 +73,7 @@ def test_a_record_nobody_can_read_is_skipped(experiments, log, define, caplog):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"seed": "another"}, "deals the units anew"),
+        ({"seed": "another"}, "assigns the units again"),
         ({"weights": (0.2, 0.8)}, "from one variation to another"),
         ({"names": ("A", "C")}, "from one variation to another"),
         ({"unit": "session"}, "new unit"),
@@ -104,13 +104,13 @@ def test_a_draft_that_never_ran_may_change(experiments, define):
     assert experiments.get("test").variations[0].weight == 0.1
 
 
-def test_one_running_experiment_a_surface(experiments, define):
-    experiments.put(define(key="one"))
-    with pytest.raises(DefinitionRefusedError, match="stop one first"):
-        experiments.put(define(key="two"))
-    experiments.put(define(key="one", status="stopped"))
-    experiments.put(define(key="two"))
-    assert experiments.running_for("home").key == "two"
+def test_a_surface_has_one_running_experiment(experiments, define):
+    experiments.put(define(key="first"))
+    with pytest.raises(DefinitionRefusedError, match="stop first first"):
+        experiments.put(define(key="second"))
+    experiments.put(define(key="first", status="stopped"))
+    experiments.put(define(key="second"))
+    assert experiments.running_for("home").key == "second"
 
 
 def test_the_seed_is_the_key_unless_given(define):
@@ -140,20 +140,20 @@ def test_the_documented_example_is_valid():
 
 
 def test_a_log_that_cannot_be_read_leaves_the_experiments_as_they_were(experiments, log, clock, define, monkeypatch):
-    experiments.put(define(key="one"))
-    asked = []
+    experiments.put(define(key="first"))
+    reads = []
 
     def unreachable(*arguments):
-        asked.append(arguments)
+        reads.append(arguments)
         raise LogUnreachableError("cannot reach it")
 
     with monkeypatch.context() as patch:
         patch.setattr(log, "read", unreachable)
         for _ in range(5):
             clock.seconds += 1.1
-            assert experiments.get("one") == define(key="one")
-        assert len(asked) == 1  # a request a second must not wait for it
+            assert experiments.get("first") == define(key="first")
+        assert len(reads) == 1  # a request a second must not wait for it
         with pytest.raises(LogUnreachableError):
-            experiments.put(define(key="two", surface="other"))
+            experiments.put(define(key="second", surface="other"))
     clock.seconds += 10
-    assert experiments.put(define(key="two", surface="other")) is True
+    assert experiments.put(define(key="second", surface="other")) is True

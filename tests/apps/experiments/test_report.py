@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from apps.experiments.report import UNITS_FILE, UNITS_SCHEMA, load_units, percent, report
+from apps.experiments.report import UNITS_FILE, UNITS_SCHEMA, load_units, percent
+from apps.experiments.report import report as build_report
 from apps.experiments.schemas import Comparison, MetricName, NoAnswer, NoAnswerReason
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -29,19 +30,19 @@ def test_a_units_days_are_added_up(define, units_of):
             {"experiment": "another", "variation": "A", "unit": "w"},
         ]
     )
-    found = report(table, define(), now=NOW).variations[0]
-    assert (found.units, found.exposures, found.shown) == (2, 5, 30)
-    assert (found.converted, found.conversions, found.conversion_rate) == (1, 3, 0.5)
-    assert (found.value_sum, found.value_mean, found.returned_value) == (11.0, 5.5, 4.0)
+    report = build_report(table, define(), now=NOW).variations[0]
+    assert (report.units, report.exposures, report.shown) == (2, 5, 30)
+    assert (report.converted, report.conversions, report.conversion_rate) == (1, 3, 0.5)
+    assert (report.value_sum, report.value_mean, report.returned_value) == (11.0, 5.5, 4.0)
 
 
 def test_no_rows_give_an_honest_empty_report(define):
-    found = report(UNITS_SCHEMA.empty_table(), define(), now=NOW)
-    assert [one.units for one in found.variations] == [0, 0]
-    assert found.variations[0].conversion_rate is None
-    assert found.sample_ratio.verdict == "unknown"
-    assert found.series == ()
-    assert "No answer yet for B against A: no unit has seen A or B yet" in found.verdict
+    report = build_report(UNITS_SCHEMA.empty_table(), define(), now=NOW)
+    assert [variation.units for variation in report.variations] == [0, 0]
+    assert report.variations[0].conversion_rate is None
+    assert report.sample_ratio.verdict == "unknown"
+    assert report.series == ()
+    assert "No answer yet for B against A: no unit has seen A or B yet" in report.verdict
 
 
 def test_crossovers_and_unlisted_variations_are_left_out_and_counted(define, units_of):
@@ -54,26 +55,26 @@ def test_crossovers_and_unlisted_variations_are_left_out_and_counted(define, uni
             {"variation": "gone", "unit": "B0"},
         ]
     )
-    found = report(table, define(), now=NOW)
-    assert [one.units for one in found.variations] == [2, 2]
-    assert (found.crossovers, found.unlisted) == (1, 2)
-    assert any("1 units were seen in more than one variation" in note for note in found.notes)
+    report = build_report(table, define(), now=NOW)
+    assert [variation.units for variation in report.variations] == [2, 2]
+    assert (report.crossovers, report.unlisted) == (1, 2)
+    assert any("1 units were seen in more than one variation" in note for note in report.notes)
 
 
 def test_a_unit_without_exposure_does_not_count(define, units_of):
     table = units_of([{"variation": "A", "unit": "u", "exposures": 0, "conversions": 1}])
-    assert report(table, define(), now=NOW).variations[0].units == 0
+    assert build_report(table, define(), now=NOW).variations[0].units == 0
 
 
 def test_a_winner_is_named_with_its_interval(define, units_of):
     table = units_of(arm("A", units=2_000, converted=200) + arm("B", units=2_000, converted=300))
-    found = report(table, define(), now=NOW)
-    assert found.verdict.startswith("B beats A: +50 % [+27 %, +7")
-    decisive = found.metrics[0]
+    report = build_report(table, define(), now=NOW)
+    assert report.verdict.startswith("B beats A: +50 % [+27 %, +7")
+    decisive = report.metrics[0]
     assert (decisive.metric, decisive.decides) == (MetricName.CONVERSION, True)
     assert isinstance(decisive.results[0].result, Comparison)
     assert decisive.results[0].result.lift == pytest.approx(0.5)
-    assert any("fixed-horizon" in note for note in found.notes)
+    assert any("fixed-horizon" in note for note in report.notes)
 
 
 def test_the_hit_rate_is_counted_per_item_shown(define, units_of):
@@ -84,45 +85,45 @@ def test_the_hit_rate_is_counted_per_item_shown(define, units_of):
         ]
 
     table = units_of(rows("A", lambda unit: 1 + unit % 2) + rows("B", lambda unit: 2 + unit % 2))
-    found = report(table, define(metric="hit_rate"), now=NOW)
-    assert found.verdict.startswith("B beats A: +67 % [")
-    [hits] = [one for one in found.metrics if one.decides]
+    report = build_report(table, define(metric="hit_rate"), now=NOW)
+    assert report.verdict.startswith("B beats A: +67 % [")
+    [hits] = [metric for metric in report.metrics if metric.decides]
     assert hits.results[0].result.control_mean == pytest.approx(1.5 / 20)
-    assert found.series[-1].result.mean == pytest.approx(2.5 / 20)
+    assert report.series[-1].result.mean == pytest.approx(2.5 / 20)
 
 
 def test_a_loser_too(define, units_of):
     table = units_of(arm("A", units=2_000, converted=300) + arm("B", units=2_000, converted=200))
-    assert report(table, define(), now=NOW).verdict.startswith("B loses to A: -33 %")
+    assert build_report(table, define(), now=NOW).verdict.startswith("B loses to A: -33 %")
 
 
-def test_no_difference_comes_with_what_could_have_been_seen(define, units_of):
+def test_no_difference_comes_with_the_effect_that_would_have_been_detected(define, units_of):
     table = units_of(arm("A", units=2_000, converted=200) + arm("B", units=2_000, converted=202))
-    verdict = report(table, define(), now=NOW).verdict
+    verdict = build_report(table, define(), now=NOW).verdict
     assert verdict.startswith("No difference shown yet between B and A: +1.0 % [")
     assert "finds a true change of +27 % four times in five" in verdict
 
 
 def test_the_named_metric_decides(define, units_of):
     table = units_of(arm("A", units=500, converted=50) + arm("B", units=500, converted=50, value=30.0))
-    found = report(table, define(metric="value"), now=NOW)
-    assert found.verdict.startswith("B beats A: +200 %")
-    assert [one.metric for one in found.metrics if one.decides] == [MetricName.VALUE]
+    report = build_report(table, define(metric="value"), now=NOW)
+    assert report.verdict.startswith("B beats A: +200 %")
+    assert [metric.metric for metric in report.metrics if metric.decides] == [MetricName.VALUE]
 
 
 def test_a_broken_sample_ratio_silences_the_verdict(define, units_of):
     table = units_of(arm("A", units=500, converted=50) + arm("B", units=900, converted=300))
-    found = report(table, define(), now=NOW)
-    assert found.sample_ratio.verdict == "alarm"
-    assert found.verdict.startswith("No verdict: 500 / 900 units do not fit the weights")
+    report = build_report(table, define(), now=NOW)
+    assert report.sample_ratio.verdict == "alarm"
+    assert report.verdict.startswith("No verdict: 500 / 900 units do not fit the weights")
 
 
 def test_several_variations_are_each_compared_with_the_control(define, units_of):
     rows = [row for name, n in zip("ABC", (100, 150, 100), strict=True) for row in arm(name, units=1_000, converted=n)]
-    found = report(units_of(rows), define(names="ABC"), now=NOW)
-    assert [one.variation for one in found.metrics[0].results] == ["B", "C"]
-    assert "B beats A" in found.verdict
-    assert "No difference shown yet between C and A" in found.verdict
+    report = build_report(units_of(rows), define(names="ABC"), now=NOW)
+    assert [result.variation for result in report.metrics[0].results] == ["B", "C"]
+    assert "B beats A" in report.verdict
+    assert "No difference shown yet between C and A" in report.verdict
 
 
 def test_the_series_is_cumulative_and_ends_at_the_final_result(define, units_of):
@@ -133,10 +134,10 @@ def test_the_series_is_cumulative_and_ends_at_the_final_result(define, units_of)
         for day in range(first, 6):
             bought = int(rng.random() < 0.1)
             rows.append({"variation": name, "unit": f"u{number}", "day": date(2026, 11, day), "conversions": bought})
-    found = report(units_of(rows), define(), now=NOW)
-    assert [point.day.day for point in found.series] == [1, 2, 3, 4, 5]
-    assert [point.units for point in found.series] == sorted(point.units for point in found.series)
-    last, final = found.series[-1].result, found.metrics[0].results[0].result
+    report = build_report(units_of(rows), define(), now=NOW)
+    assert [point.day.day for point in report.series] == [1, 2, 3, 4, 5]
+    assert [point.units for point in report.series] == sorted(point.units for point in report.series)
+    last, final = report.series[-1].result, report.metrics[0].results[0].result
     assert isinstance(last, Comparison)
     assert isinstance(final, Comparison)
     assert (last.lift, last.p_value) == (final.lift, final.p_value)
@@ -149,7 +150,7 @@ def test_early_days_without_an_answer_say_why(define, units_of):
         + arm("A", units=400, converted=40, start=10, day=date(2026, 11, 2))
         + arm("B", units=400, converted=40, start=10, day=date(2026, 11, 2))
     )
-    first, second = report(table, define(), now=NOW).series
+    first, second = build_report(table, define(), now=NOW).series
     assert isinstance(first.result, NoAnswer)
     assert first.result.reason is NoAnswerReason.TOO_FEW_UNITS
     assert isinstance(second.result, Comparison)
@@ -157,7 +158,7 @@ def test_early_days_without_an_answer_say_why(define, units_of):
 
 def test_the_report_is_plain_json(define, units_of):
     table = units_of(arm("A", units=200, converted=0) + arm("B", units=200, converted=30))
-    text = report(table, define(), now=NOW).model_dump_json()
+    text = build_report(table, define(), now=NOW).model_dump_json()
     assert "NaN" not in text
     assert "Infinity" not in text
 

@@ -60,7 +60,7 @@ def test_define_read_list_and_stop(client):
     assert client.get(f"/v1/experiments/{KEY}").json() == created.json()
     stopped = client.put(f"/v1/experiments/{KEY}", json=EXAMPLE | {"status": "stopped"})
     assert stopped.status_code == 200
-    assert [one["status"] for one in client.get("/v1/experiments").json()] == ["stopped"]
+    assert [each["status"] for each in client.get("/v1/experiments").json()] == ["stopped"]
 
 
 def test_a_spoiling_change_is_a_conflict(client):
@@ -68,7 +68,7 @@ def test_a_spoiling_change_is_a_conflict(client):
     answer = client.put(f"/v1/experiments/{KEY}", json=EXAMPLE | {"seed": "other"})
     assert answer.status_code == 409
     assert answer.headers["content-type"] == "application/problem+json"
-    assert "deals the units anew" in answer.json()["detail"]
+    assert "assigns the units again" in answer.json()["detail"]
 
 
 def test_path_and_body_must_name_one_key(client):
@@ -77,7 +77,7 @@ def test_path_and_body_must_name_one_key(client):
     assert answer.json()["title"] == "Keys differ"
 
 
-def test_an_invalid_definition_is_told_what_is_wrong(client):
+def test_the_answer_to_an_invalid_definition_says_what_is_wrong(client):
     answer = client.put(f"/v1/experiments/{KEY}", json=EXAMPLE | {"variations": EXAMPLE["variations"][:1]})
     assert answer.status_code == 422
     assert "at least two" in answer.json()["detail"]
@@ -98,14 +98,14 @@ def test_the_report_before_and_after_the_first_units(client, settings, units_of)
     settings.offline_dir.mkdir(parents=True)
     rows = [
         {"experiment": KEY, "variation": name, "unit": f"{name}{number}", "conversions": int(number < bought)}
-        for name, bought in (("floor", 100), ("model", 160))
+        for name, bought in (("baseline", 100), ("model", 160))
         for number in range(1_000)
     ]
     pq.write_table(units_of(rows), settings.offline_dir / UNITS_FILE)
-    found = client.get(f"/v1/experiments/{KEY}/report").json()
-    assert found["verdict"].startswith("model beats floor: +60 %")
-    assert [one["units"] for one in found["variations"]] == [1_000, 1_000]
-    assert found["generated_at"].startswith("2026-11-")
+    report = client.get(f"/v1/experiments/{KEY}/report").json()
+    assert report["verdict"].startswith("model beats baseline: +60 %")
+    assert [variation["units"] for variation in report["variations"]] == [1_000, 1_000]
+    assert report["generated_at"].startswith("2026-11-")
 
 
 def test_openapi_is_complete(client):

@@ -26,7 +26,7 @@ def cookie_cats():
         players = list(csv.DictReader(file))
     return {
         gate: sample(
-            np.array([one["retention_7"] == "TRUE" for one in players if one["version"] == gate], dtype=float),
+            np.array([player["retention_7"] == "TRUE" for player in players if player["version"] == gate], dtype=float),
             name=gate,
         )
         for gate in ("gate_30", "gate_40")
@@ -34,42 +34,42 @@ def cookie_cats():
 
 
 def test_cookie_cats_retention_after_seven_days(cookie_cats):
-    found = compare(cookie_cats["gate_30"], cookie_cats["gate_40"], share=True)
-    assert isinstance(found, Comparison)
-    assert found.difference == pytest.approx(-0.0082, abs=5e-5)
-    assert found.difference_interval.low == pytest.approx(-0.0133, abs=5e-5)
-    assert found.difference_interval.high == pytest.approx(-0.0031, abs=5e-5)
-    assert found.p_value == pytest.approx(0.0016, abs=5e-5)
+    result = compare(cookie_cats["gate_30"], cookie_cats["gate_40"], share=True)
+    assert isinstance(result, Comparison)
+    assert result.difference == pytest.approx(-0.0082, abs=5e-5)
+    assert result.difference_interval.low == pytest.approx(-0.0133, abs=5e-5)
+    assert result.difference_interval.high == pytest.approx(-0.0031, abs=5e-5)
+    assert result.p_value == pytest.approx(0.0016, abs=5e-5)
 
 
 def test_cookie_cats_sample_ratio(cookie_cats):
-    found = sample_ratio([cookie_cats["gate_30"].units, cookie_cats["gate_40"].units], [0.5, 0.5])
-    assert found.p_value == pytest.approx(0.0086, abs=5e-5)
-    assert found.verdict == "unusual"
+    result = sample_ratio([cookie_cats["gate_30"].units, cookie_cats["gate_40"].units], [0.5, 0.5])
+    assert result.p_value == pytest.approx(0.0086, abs=5e-5)
+    assert result.verdict == "unusual"
 
 
 def test_no_difference_is_found_about_one_time_in_twenty():
     rng = np.random.default_rng(20261101)
-    runs, found = 600, {"share": 0, "value": 0, "ratio": 0}
+    runs, significant = 600, {"share": 0, "value": 0, "ratio": 0}
     for _ in range(runs):
         bought = rng.random((2, 1_000)) < 0.08
         spent = bought * rng.lognormal(3, 1, (2, 1_000))
         # Who is shown more buys more of it: counted as independent items, one pair in three would differ.
         shown = rng.geometric(0.1, (2, 1_000)).astype(float)
-        of_shown = rng.binomial(shown.astype(int), rng.beta(0.5, 4.5, (2, 1_000))).astype(float)
-        for name, values in (("share", bought.astype(float)), ("value", spent), ("ratio", of_shown)):
+        bought_of_shown = rng.binomial(shown.astype(int), rng.beta(0.5, 4.5, (2, 1_000))).astype(float)
+        for name, values in (("share", bought.astype(float)), ("value", spent), ("ratio", bought_of_shown)):
             arms = [sample(values[arm], name=str(arm), per=shown[arm] if name == "ratio" else None) for arm in range(2)]
             result = compare(*arms, share=name == "share")
             assert isinstance(result, Comparison)
-            found[name] += result.p_value < 0.05
-    for name, count in found.items():
+            significant[name] += result.p_value < 0.05
+    for name, count in significant.items():
         assert 0.03 <= count / runs <= 0.07, name
 
 
 def test_a_ratio_is_all_values_over_all_they_are_counted_per():
-    found = sample(np.array([1.0, 0.0, 3.0]), name="A", per=np.array([10.0, 20.0, 10.0]))
-    assert found.mean == pytest.approx(4 / 40)
-    assert (found.units, found.positive) == (3, 2)
+    result = sample(np.array([1.0, 0.0, 3.0]), name="A", per=np.array([10.0, 20.0, 10.0]))
+    assert result.mean == pytest.approx(4 / 40)
+    assert (result.units, result.positive) == (3, 2)
 
 
 def test_the_stated_smallest_effect_is_found_four_times_in_five():
@@ -77,12 +77,14 @@ def test_the_stated_smallest_effect_is_found_four_times_in_five():
     control = share("A", units=4_000, positive=400)
     result = compare(control, share("B", units=4_000, positive=400), share=True)
     detectable = with_power(result, control, share("B", units=4_000, positive=400)).detectable_difference
-    runs, found = 300, 0
+    runs, significant = 300, 0
     for _ in range(runs):
         arms = [rng.binomial(4_000, rate) for rate in (0.1, 0.1 + detectable)]
-        again = compare(*(share(name, units=4_000, positive=n) for name, n in zip("AB", arms, strict=True)), share=True)
-        found += again.p_value < 0.05
-    assert 0.74 <= found / runs <= 0.86
+        repeated = compare(
+            *(share(name, units=4_000, positive=n) for name, n in zip("AB", arms, strict=True)), share=True
+        )
+        significant += repeated.p_value < 0.05
+    assert 0.74 <= significant / runs <= 0.86
 
 
 @pytest.mark.parametrize(
@@ -100,27 +102,27 @@ def test_the_stated_smallest_effect_is_found_four_times_in_five():
 )
 def test_every_missing_answer_has_its_own_reason(control, treatment, reason, message):
     arms = [share(name, units=units, positive=n) for name, (units, n) in zip("AB", (control, treatment), strict=True)]
-    found = compare(*arms, share=True)
-    assert isinstance(found, NoAnswer)
-    assert found.reason is reason
-    assert message in found.message
+    result = compare(*arms, share=True)
+    assert isinstance(result, NoAnswer)
+    assert result.reason is reason
+    assert message in result.message
 
 
 def test_a_variation_that_ruins_everything_is_not_hidden_behind_too_few_outcomes():
-    found = compare(share("A", units=1_000, positive=100), share("B", units=1_000, positive=0), share=True)
-    assert isinstance(found, Comparison)
-    assert found.difference_interval.high < 0
-    assert found.lift == -1
-    assert found.lift_interval is None
+    result = compare(share("A", units=1_000, positive=100), share("B", units=1_000, positive=0), share=True)
+    assert isinstance(result, Comparison)
+    assert result.difference_interval.high < 0
+    assert result.lift == -1
+    assert result.lift_interval is None
 
 
 def test_a_control_of_zero_has_a_difference_but_no_lift():
     control, treatment = share("A", units=1_000, positive=0), share("B", units=1_000, positive=100)
-    found = compare(control, treatment, share=True)
-    assert isinstance(found, Comparison)
-    assert found.lift is None
-    assert found.difference == pytest.approx(0.1)
-    assert with_power(found, control, treatment).detectable_lift is None
+    result = compare(control, treatment, share=True)
+    assert isinstance(result, Comparison)
+    assert result.lift is None
+    assert result.difference == pytest.approx(0.1)
+    assert with_power(result, control, treatment).detectable_lift is None
 
 
 @pytest.mark.parametrize(
