@@ -70,7 +70,7 @@ class DriftMonitor:
             self._started = max(self._started + self._half_seconds, self._clock() - self._half_seconds)
 
     def stability_indices(self) -> dict[str, float]:
-        """Returns the population stability index of each feature; nothing while fewer than MIN_REQUESTS were counted."""
+        """Returns the population stability index of each feature; none below MIN_REQUESTS counted requests."""
         with self._lock:
             self._rotate()
             if self._current_requests + self._previous_requests < MIN_REQUESTS:

@@ -50,7 +50,7 @@ DTYPES = {"F32": np.float32, "I32": np.int32, "I64": np.int64}
 
 
 def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Maps the arrays of a safetensors file (8 bytes of header length, a JSON header, raw data) without reading them."""
+    """Maps the arrays of a safetensors file (8 bytes of header length, a JSON header, raw data) without a read."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(length))

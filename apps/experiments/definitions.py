@@ -124,20 +124,13 @@ def _parse(value: bytes) -> ExperimentDefinition:
 
 def _refuse_spoiling(old: ExperimentDefinition, new: ExperimentDefinition) -> None:
     """Refuses a change of what decides who is in an experiment, who gets what and what counts."""
-    old_split, new_split = (
-        [(variation.key, variation.weight) for variation in definition.variations] for definition in (old, new)
-    )
-    old_parameters, new_parameters = (
-        [variation.parameters for variation in definition.variations] for definition in (old, new)
-    )
+    old_split, new_split = ([(arm.key, arm.weight) for arm in each.variations] for each in (old, new))
+    old_means, new_means = ([arm.parameters for arm in each.variations] for each in (old, new))
     spoiled = (
         (old.seed != new.seed, "a new seed assigns the units again: most would be counted in two variations"),
         (old.unit != new.unit, "a new unit assigns everybody again: most would be counted in two variations"),
         (old_split != new_split, "new variations or weights move units from one variation to another"),
-        (
-            old_parameters != new_parameters,
-            "new parameters change what a variation is: its numbers would mix two treatments",
-        ),
+        (old_means != new_means, "new parameters change what a variation is: its numbers would mix two treatments"),
         (old.surface != new.surface, "a new surface mixes two placements in one comparison"),
         (old.metric != new.metric, "a metric chosen after the numbers were seen can be made to win"),
         (new.coverage < old.coverage, "less coverage takes the treatment from units that were already counted"),

@@ -80,9 +80,8 @@ def test_the_stated_smallest_effect_is_found_four_times_in_five():
     runs, significant = 300, 0
     for _ in range(runs):
         arms = [rng.binomial(4_000, rate) for rate in (0.1, 0.1 + detectable)]
-        repeated = compare(
-            *(share(name, units=4_000, positive=n) for name, n in zip("AB", arms, strict=True)), share=True
-        )
+        samples = (share(name, units=4_000, positive=n) for name, n in zip("AB", arms, strict=True))
+        repeated = compare(*samples, share=True)
         significant += repeated.p_value < 0.05
     assert 0.74 <= significant / runs <= 0.86
 

@@ -1,4 +1,4 @@
-"""A recommender of six items and a reader of histories, written by hand."""
+"""Fakes of what the recommending service needs: a recommender of six items, a reader of histories, impressions."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -50,7 +50,7 @@ class FakeRecommender:
             neighbours=neighbours,
             similarities=np.where(neighbours >= 0, 0.5, 0).astype(np.float32),
             vectors=vectors,
-            index={name: place for place, name in enumerate(IDS)},
+            index={name: item for item, name in enumerate(IDS)},
             categories=("drinks", "kitchen", "kitchen", "living", "living", "living"),
         )
         self.windows = np.zeros((6, len(ITEM_WINDOWS)), dtype=np.float32)
@@ -70,7 +70,7 @@ class FakeRecommender:
 
 
 class FakeImpressions:
-    """Writes to the log at once, as a spool does while the log is well; `down`: it only keeps it."""
+    """Writes to the log at once, as a spool does while the log is up; while `down` it writes nothing."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
@@ -83,7 +83,7 @@ class FakeImpressions:
 
 
 class FakeReader:
-    """Histories by user; `down` makes every call fail, as a store that cannot be reached does."""
+    """Returns histories by user; `down` makes every call fail, as a store that cannot be reached does."""
 
     def __init__(self) -> None:
         self.users: dict[str, dict[str, Any]] = {}
@@ -91,6 +91,7 @@ class FakeReader:
         self.remote = False
 
     def bought(self, user: str, *items: str, days_ago: int = 3) -> None:
+        """Sets what a user bought."""
         count = len(items)
         self.users[user] = {
             columns.TIMES: [NOW - days_ago * DAY] * count,
@@ -113,11 +114,11 @@ class FakeReader:
         if self.down:
             raise ConnectionError("the store is away")
         today = NOW - NOW % DAY
-        sold = {"rug": 9.0}
+        orders = {"rug": 9.0}
         rows = [
             {
                 columns.TIMES: [today - DAY],
-                columns.ORDERS: [sold.get(name, 1.0)],
+                columns.ORDERS: [orders.get(name, 1.0)],
                 columns.UNITS: [1.0],
                 columns.REVENUE: [1.0],
                 columns.RETURNS: [0.0],

@@ -1,4 +1,4 @@
-"""Items that came after the release: shown beside its own, through what they have in common, until the next one."""
+"""Cold items: recommended beside those of the release, through what they have in common, until the next release."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,9 @@ SOFA = ListedItem("sofa", "Sofa", 55.0, "living")
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
-    made = Shop(tmp_path)
-    list_items(made, TEAPOT, SOFA)
-    return made
+    shop = Shop(tmp_path)
+    list_items(shop, TEAPOT, SOFA)
+    return shop
 
 
 def list_items(shop: Shop, *items: ListedItem) -> None:
@@ -40,13 +40,13 @@ def test_a_new_item_is_shown_with_its_own_price_and_reason(shop: Shop) -> None:
     assert {"teapot", "sofa"} <= {item["item_id"] for item in shown}
 
 
-def test_it_ranks_as_the_item_that_is_likest_to_it(shop: Shop) -> None:
+def test_it_ranks_as_the_item_most_similar_to_it(shop: Shop) -> None:
     scores = {item.item_id: item.score for item in shop.ask(user_id="ann", n=20).items}
     assert scores["teapot"] == 2.0  # the fake ranker scores by index, and the pot has 2
     assert scores["sofa"] in (3.0, 4.0, 5.0)
 
 
-def test_filters_exclusions_and_rules_know_it(shop: Shop) -> None:
+def test_filters_exclusions_and_rules_apply_to_it(shop: Shop) -> None:
     assert shop.items(filter="price == 55") == ["sofa"]
     assert "sofa" not in shop.items(exclude=["sofa"], n=20)
     shop.rules = shop.rules.model_validate({"rules": [{"kind": "hide", "when": "title contains 'sofa'"}]})
@@ -56,7 +56,7 @@ def test_filters_exclusions_and_rules_know_it(shop: Shop) -> None:
     assert not {"teapot", "sofa"} & set(shop.items(n=20))
 
 
-def test_it_goes_when_the_next_release_knows_it_and_only_the_latest_are_kept(shop: Shop) -> None:
+def test_it_is_dropped_when_the_release_knows_it_and_only_the_latest_are_kept(shop: Shop) -> None:
     list_items(shop, replace(TEAPOT, item_id="tea"), SOFA)
     assert shop.items(n=20).count("tea") <= 1
     list_items(shop, *(replace(TEAPOT, item_id=f"new-{number}") for number in range(MAX_COLD_ITEMS + 5)))
@@ -65,7 +65,7 @@ def test_it_goes_when_the_next_release_knows_it_and_only_the_latest_are_kept(sho
     assert (len(kept), kept[0], kept[-1]) == (MAX_COLD_ITEMS, "new-5", f"new-{MAX_COLD_ITEMS + 4}")
 
 
-def test_a_list_that_cannot_be_read_leaves_what_is_known(shop: Shop) -> None:
+def test_a_list_that_cannot_be_read_leaves_the_cold_items_as_they_are(shop: Shop) -> None:
     assert shop.serving is not None
 
     def fails(moment: int) -> list[ListedItem]:
@@ -76,7 +76,7 @@ def test_a_list_that_cannot_be_read_leaves_what_is_known(shop: Shop) -> None:
     assert not shop.ask().degraded
 
 
-def test_listings_are_read_from_the_feature_jobs_table_the_last_word_on_an_item_holds(tmp_path: Path) -> None:
+def test_listings_are_read_from_the_feature_jobs_table_and_the_last_of_an_item_holds(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     listings = NewItems(settings)
     assert listings.since(0) == []
@@ -102,7 +102,7 @@ def test_listings_are_read_from_the_feature_jobs_table_the_last_word_on_an_item_
     assert [item.item_id for item in listings.since(35)] == ["d"]
 
 
-def test_its_vector_is_the_mean_of_its_likes(shop: Shop) -> None:
+def test_its_vector_is_the_normalised_mean_of_similar_items(shop: Shop) -> None:
     assert shop.serving is not None
     vectors = shop.serving.item_stats.cold_items.vectors
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)

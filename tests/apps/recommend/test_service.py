@@ -1,4 +1,4 @@
-"""Recommending: everybody gets an answer, what was shown is written down, and failures only make it poorer."""
+"""Recommending: everybody gets an answer, what is shown is logged, and failures only make an answer poorer."""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -63,9 +63,9 @@ def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
 
 
-@pytest.mark.parametrize("who", [{}, {"user_id": "nobody-knows-me"}, {"session": {"session_id": "s"}}])
-def test_a_stranger_gets_what_sells(shop: Shop, who: dict[str, Any]) -> None:
-    answer = shop.ask(**who)
+@pytest.mark.parametrize("visitor", [{}, {"user_id": "nobody-knows-me"}, {"session": {"session_id": "s"}}])
+def test_a_stranger_gets_what_sells(shop: Shop, visitor: dict[str, Any]) -> None:
+    answer = shop.ask(**visitor)
     assert "rug" in [item.item_id for item in answer.items]
     assert {item.source for item in answer.items} == {"trending"}
     assert not answer.degraded
@@ -110,23 +110,23 @@ def test_a_filter_that_leaves_nothing_gives_an_empty_list(shop: Shop) -> None:
 
 def test_propensities_are_logged_as_they_were_answered(shop: Shop) -> None:
     shop.rules = NO_RULES.model_validate({"exploration": {"policy": "epsilon", "epsilon": 0.5, "pool": 4}})
-    seen: dict[tuple[int, str], float] = {}
+    propensities: dict[tuple[int, str], float] = {}
     counts: Counter[tuple[int, str]] = Counter()
-    asked = 600
-    for _ in range(asked):
-        for place, item in enumerate(shop.ask(n=2).items):
-            seen[place, item.item_id] = item.propensity
-            counts[place, item.item_id] += 1
+    requests = 600
+    for _ in range(requests):
+        for index, item in enumerate(shop.ask(n=2).items):
+            propensities[index, item.item_id] = item.propensity
+            counts[index, item.item_id] += 1
             assert (item.reasons[0].code == "EXPLORED") == (item.propensity < 0.5)
     logged = {
         (item["position"] - 1, item["item_id"]): item["propensity"]
         for impression in shop.impressions()
         for item in impression["items"]
     }
-    assert logged == seen
-    for cell, chance in seen.items():
-        spread = (chance * (1 - chance) / asked) ** 0.5
-        assert abs(counts[cell] / asked - chance) < 4.5 * spread
+    assert logged == propensities
+    for cell, propensity in propensities.items():
+        deviation = (propensity * (1 - propensity) / requests) ** 0.5
+        assert abs(counts[cell] / requests - propensity) < 4.5 * deviation
 
 
 def test_an_experiment_may_explore(shop: Shop) -> None:
@@ -140,16 +140,16 @@ def test_an_experiment_may_explore(shop: Shop) -> None:
 
 def test_histories_of_many_items_are_read_in_slices(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shop.serving is not None
-    board = shop.serving.item_stats
+    item_stats = shop.serving.item_stats
     pauses: list[float] = []
-    whole = board.windows_at(NOW).windows
+    whole = item_stats.windows_at(NOW).windows
     monkeypatch.setattr("apps.recommend.item_stats.SLICE", 4)
-    board.refresh(shop.reader, now=NOW, pause=pauses.append)
-    assert np.array_equal(board.windows_at(NOW).windows, whole)
+    item_stats.refresh(shop.reader, now=NOW, pause=pauses.append)
+    assert np.array_equal(item_stats.windows_at(NOW).windows, whole)
     assert len(pauses) == 2
 
 
-def test_a_senseless_filter_is_refused_where_it_makes_no_sense(shop: Shop) -> None:
+def test_an_invalid_filter_is_refused_with_the_position_of_the_mistake(shop: Shop) -> None:
     with pytest.raises(Problem, match="character 7: price is a number") as refused:
         shop.ask(filter="price<'cheap'")
     assert refused.value.status == 422
@@ -184,7 +184,7 @@ def test_a_log_that_is_down_flags_the_answer_and_does_not_stop_it(shop: Shop) ->
 
 
 def test_experiments_stay_in_force_while_the_log_cannot_be_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    variations = [{"key": "floor", "weight": 0.5}, {"key": "model", "weight": 0.5}]
+    variations = [{"key": "baseline", "weight": 0.5}, {"key": "model", "weight": 0.5}]
     shop.experiments.put(ExperimentDefinition.model_validate({"key": "x", "surface": "home", "variations": variations}))
 
     def refuse(*_: object, **__: object) -> list[Record]:
@@ -204,7 +204,7 @@ def test_the_impression_names_the_call_that_it_answered(shop: Shop) -> None:
     assert shop.impressions()[0]["http_request_id"] == "call-7"
 
 
-def test_before_the_first_release_the_caller_is_told_what_to_do(shop: Shop) -> None:
+def test_before_the_first_release_the_error_says_what_to_do(shop: Shop) -> None:
     shop.serving = None
     with pytest.raises(Problem, match="headrace train") as refused:
         shop.ask(user_id="ann")
@@ -217,14 +217,15 @@ def test_a_request_from_the_future_is_refused(shop: Shop) -> None:
         shop.ask(user_id="ann", context={"request_time": ahead.isoformat()})
 
 
-def test_variations_are_answered_by_what_they_name(shop: Shop) -> None:
+@pytest.mark.parametrize("parameter", ["baseline", "floor", "repurchase"])
+def test_variations_are_answered_by_what_they_name(shop: Shop, parameter: str) -> None:
     shop.experiments.put(
         ExperimentDefinition.model_validate(
             {
                 "key": "exp",
                 "surface": "home",
                 "variations": [
-                    {"key": "floor", "weight": 0.5, "parameters": {"recommender": "floor"}},
+                    {"key": "baseline", "weight": 0.5, "parameters": {"recommender": parameter}},
                     {"key": "model", "weight": 0.5, "parameters": {"recommender": "model"}},
                 ],
             }
@@ -232,15 +233,15 @@ def test_variations_are_answered_by_what_they_name(shop: Shop) -> None:
     )
     answers = [shop.ask(user_id=f"user-{number}") for number in range(40)]
     models = {(answer.experiment.variation, answer.model) for answer in answers}
-    assert models == {("floor", "repurchase"), ("model", "ranker")}
-    assert {one["variation"] for one in shop.impressions()} == {"floor", "model"}
+    assert models == {("baseline", "repurchase"), ("model", "ranker")}
+    assert {impression["variation"] for impression in shop.impressions()} == {"baseline", "model"}
     assert shop.ask(user_id="user-1", surface="elsewhere").experiment is None
 
 
 def test_similar_items_start_with_those_bought_together(shop: Shop) -> None:
-    found = ItemList.model_validate(shop.service.similar("tea", SimilarRequest(n=4))).items
-    assert [item.item_id for item in found[:2]] == ["mug", "pot"]
-    assert "tea" not in {item.item_id for item in found}
+    items = ItemList.model_validate(shop.service.similar("tea", SimilarRequest(n=4))).items
+    assert [item.item_id for item in items[:2]] == ["mug", "pot"]
+    assert "tea" not in {item.item_id for item in items}
     with pytest.raises(Problem, match="does not know") as unknown:
         shop.service.similar("unheard-of", SimilarRequest())
     assert unknown.value.status == 404
@@ -251,27 +252,27 @@ def test_trending_goes_by_the_latest_orders(shop: Shop) -> None:
     assert len(shop.service.trending(n=100)["items"]) == len(IDS)
 
 
-def test_who_is_answered_with_others_gets_what_they_would_get_alone(shop: Shop) -> None:
+def test_requests_of_one_batch_are_answered_as_each_would_be_alone(shop: Shop) -> None:
     shop.reader.bought("ann", "tea", "mug")
     shop.reader.bought("bob", "lamp")
     bodies: list[dict[str, Any]] = [
         {"user_id": "ann"}, {}, {"user_id": "bob", "filter": "price <"}, {"user_id": "bob", "filter": "price > 2"},
         {"session": {"session_id": "s", "items": ["pot"]}, "n": 3}, {"filter": "price > 1000"},
     ]  # fmt: skip
-    calls = []
+    states = []
     for number, body in enumerate(bodies):
         REQUEST_ID.set(f"call-{number}")
-        calls.append(RequestState(RecommendRequest.model_validate(body)))
+        states.append(RequestState(RecommendRequest.model_validate(body)))
     REQUEST_ID.set(None)
-    shop.service.recommend_all(calls)
-    logged = {one["http_request_id"]: one for one in shop.impressions()}
-    for number, (body, call) in enumerate(zip(bodies, calls, strict=True)):
+    shop.service.recommend_all(states)
+    logged = {impression["http_request_id"]: impression for impression in shop.impressions()}
+    for number, (body, state) in enumerate(zip(bodies, states, strict=True)):
         if number == 2:
             with pytest.raises(Problem, match="character 8"):
-                call.result()
+                state.result()
             continue
-        answer = RecommendResponse.model_validate(call.result())
+        answer = RecommendResponse.model_validate(state.result())
         assert answer.items == shop.ask(**body).items
         if answer.items:
             assert logged[f"call-{number}"]["event_id"] == answer.request_id
-    assert len(logged) == len([call for call in calls if call.error is None and call.answer["items"]])
+    assert len(logged) == len([state for state in states if state.error is None and state.answer["items"]])

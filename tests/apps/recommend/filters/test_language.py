@@ -1,5 +1,6 @@
-"""Filters: the mask of an expression is what plain Python says item by item, and an error points at its character."""
+"""Filters: the mask of an expression is what plain Python evaluates, and an error points at its character."""
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,12 @@ def quoted(text: str) -> str:
 
 
 Case = tuple[str, Any]
-"""An expression, and a function of an item (item_id, title, price, category) that says the same."""
+"""An expression, and a predicate of an item (item_id, title, price, category) that is equivalent."""
 
 
 def comparison() -> st.SearchStrategy[Case]:
     orders = {
-        "==": lambda one, two: one == two, "!=": lambda one, two: one != two, "<": lambda one, two: one < two,
-        "<=": lambda one, two: one <= two, ">": lambda one, two: one > two, ">=": lambda one, two: one >= two,
+        "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
     }  # fmt: skip
     numbers = st.builds(
         lambda op, value: (f"price {op} {value}", lambda item: orders[op](item["price"], value)),
@@ -58,14 +58,14 @@ def comparison() -> st.SearchStrategy[Case]:
 
 def combined(parts: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
     def joined(first: Case, second: Case, word: str) -> Case:
-        told = (lambda item: first[1](item) and second[1](item)) if word == "and" else (
+        both = (lambda item: first[1](item) and second[1](item)) if word == "and" else (
             lambda item: first[1](item) or second[1](item)
         )  # fmt: skip
-        return f"({first[0]}) {word} ({second[0]})", told
+        return f"({first[0]}) {word} ({second[0]})", both
 
     return st.one_of(
         st.builds(joined, parts, parts, st.sampled_from(["and", "or"])),
-        st.builds(lambda one: (f"not ({one[0]})", lambda item: not one[1](item)), parts),
+        st.builds(lambda part: (f"not ({part[0]})", lambda item: not part[1](item)), parts),
     )
 
 
@@ -73,16 +73,16 @@ def combined(parts: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
 def test_the_mask_is_what_plain_python_says_of_each_item(items: list[tuple[str, str, float]], case: Case) -> None:
     text, holds = case
     described = [
-        {"item_id": f"i{place}", "title": title, "price": price, "category": category}
-        for place, (title, category, price) in enumerate(items)
+        {"item_id": f"i{index}", "title": title, "price": price, "category": category}
+        for index, (title, category, price) in enumerate(items)
     ]
     columns = ItemColumns(
-        [one["item_id"] for one in described],
-        [one["title"] for one in described],
-        np.array([one["price"] for one in described], dtype=np.float32),
-        [one["category"] for one in described],
+        [item["item_id"] for item in described],
+        [item["title"] for item in described],
+        np.array([item["price"] for item in described], dtype=np.float32),
+        [item["category"] for item in described],
     )
-    assert mask_of(parse(text), columns).tolist() == [bool(holds(one)) for one in described]
+    assert mask_of(parse(text), columns).tolist() == [bool(holds(item)) for item in described]
 
 
 def test_and_binds_more_tightly_than_or_and_not_more_than_both() -> None:
@@ -97,7 +97,7 @@ def test_and_binds_more_tightly_than_or_and_not_more_than_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("price <", "character 8: the end cannot stand here; expected a number or a text in quotes"),
         ("price < 'a'", "character 9: price is a number, and 'a' is a text"),
@@ -112,10 +112,10 @@ def test_and_binds_more_tightly_than_or_and_not_more_than_both() -> None:
         ("x" * (MAX_CHARACTERS + 1), "at most 4,000 are taken"),
     ],
 )
-def test_an_error_says_where_and_what_would_do(text: str, told: str) -> None:
+def test_an_error_says_where_it_is_and_what_could_stand_there(text: str, message: str) -> None:
     with pytest.raises(FilterError) as raised:
         parse(text)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 @given(st.text(max_size=40))
@@ -123,13 +123,13 @@ def test_any_text_is_parsed_or_refused_in_words(text: str) -> None:
     try:
         parse(text)
     except FilterError as error:
-        told = str(error)
+        message = str(error)
     else:
         return
-    assert told.startswith("character ")
+    assert message.startswith("character ")
 
 
-def test_deep_nesting_is_worked_out_or_refused() -> None:
+def test_deep_nesting_is_evaluated_or_refused() -> None:
     text = "(" * 1_900 + "price < 1" + ")" * 1_900
     columns = ItemColumns(("a",), ("",), np.zeros(1, dtype=np.float32), ())
     assert mask_of(parse(text), columns).tolist() == [True]
@@ -146,7 +146,7 @@ def test_deep_nesting_is_worked_out_or_refused() -> None:
         deep_in_a_server(600)
 
 
-def test_filters_are_worked_out_once_and_the_oldest_is_forgotten() -> None:
+def test_a_filter_is_evaluated_once_and_the_least_used_is_forgotten() -> None:
     filters = ItemFilters(ItemColumns(("a", "b"), ("", ""), np.array([1, 2], dtype=np.float32), ()))
     first = filters.allowed("price < 2")
     assert first is not None
