@@ -1,4 +1,4 @@
-"""Follows one topic of the event log: every event from its beginning, then what came since, each handed over once.
+"""Follows one topic of the event log from its beginning, and hands over each event once.
 
 Knows how far it has read and nothing of what the state that is built from the events contains.
 """

@@ -1,7 +1,7 @@
-"""The candidates of one request together with what is known of their items.
+"""Holds the candidates of one request with the items behind them, for re-ranking and for the answer.
 
-What takes time and is rarely needed (the rows that an expression holds for, the values of a field, vectors) is a method
-and computed when it is called.
+What takes time and few requests need (rows that an expression holds for, values of a field, vectors) is computed when
+its method is called. Knows nothing of visitors or rules.
 """
 
 from dataclasses import dataclass

@@ -121,7 +121,7 @@ def _excluded_rows(
             reasons.append((context.candidate_set.matches(rule.when), "hide", f"hidden: {rule.when}"))
         elif (rule.kind == "bought" or rule.kind == "seen") and not rule.factor:
             rows = context.interacted(rule.kind, rule.days)
-            reasons.append((rows, rule.kind, f"{rule.kind} within {rule.days:g} days"))
+            reasons.append((rows, rule.kind, f"{rule.kind} within {rule.days:g} {'day' if rule.days == 1 else 'days'}"))
     for rows, stage, why in reasons:
         if traced:
             slate.dropped.update((row, (stage, why)) for row in np.flatnonzero(rows & ~excluded).tolist())

@@ -19,9 +19,8 @@ def chi_square_p(counts: dict[object, int], chances: dict[object, float], total:
     rare = [outcome for outcome, chance in chances.items() if chance * total < 5]
     cells = [(counts.get(outcome, 0), chance * total) for outcome, chance in chances.items() if outcome not in rare]
     if rare:
-        cells.append(
-            (sum(counts.get(outcome, 0) for outcome in rare), sum(chances[outcome] for outcome in rare) * total)
-        )
+        rare_count = sum(counts.get(outcome, 0) for outcome in rare)
+        cells.append((rare_count, sum(chances[outcome] for outcome in rare) * total))
     statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells if expected > 0)
     return float(chi2.sf(statistic, max(1, len(cells) - 1)))
 
