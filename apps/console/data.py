@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from apps.console import views
 from apps.console.health import ComponentHealth
 from apps.console.log_size import LogSizeReader
-from apps.experiments.plot import final_lift, lift_over_time
+from apps.experiments.plot import NARROW, final_lift, lift_over_time
 from apps.experiments.report import UNITS_FILE, load_units, report
 from apps.experiments.schemas import Comparison, ExperimentDefinition, MetricReport, Report
 from apps.fraud.decisions import Alert
@@ -217,7 +217,7 @@ def _gate(title: str, gate: GateResult, facts: tuple[tuple[str, str], ...]) -> v
         title=title,
         metric=gate.metric,
         bars=tuple(
-            views.Bar(name, value, "model" if name == gate.model else "floor", name == gate.served)
+            views.Bar(name, value, "model" if name == gate.model else "baseline", name == gate.served)
             for name, value in bars
         ),
         served=gate.served,
@@ -276,7 +276,7 @@ def _experiment(made: Report) -> views.ExperimentView:
             views.VariationRow(**{name: getattr(one, name) for name in fields}) for one in made.variations
         ),
         metrics=tuple(row for metric in made.metrics for row in _metric_rows(metric)),
-        plots=(lift_over_time(made), final_lift(made)),
+        plots=tuple((plot(made), plot(made, NARROW)) for plot in (lift_over_time, final_lift)),
         notes=made.notes,
     )
 

@@ -39,13 +39,13 @@ class TopicReading:
 class Bar:
     name: str
     value: float
-    role: Literal["model", "floor"]
+    role: Literal["model", "baseline"]
     served: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A model beside its floors on held-out time; bars by value, highest first."""
+    """Compares a model with its baselines on held-out time; bars by value, highest first."""
 
     title: str
     metric: str
@@ -166,8 +166,8 @@ class ExperimentView:
     ratio_message: str
     variations: tuple[VariationRow, ...]
     metrics: tuple[MetricRow, ...]
-    plots: tuple[str, ...]
-    """Whole SVG elements, their text escaped."""
+    plots: tuple[tuple[str, str], ...]
+    """Each for a wide page and for a phone: whole SVG elements, their text escaped."""
     notes: tuple[str, ...]
 
 

@@ -20,6 +20,7 @@ from apps.recommend.schemas import InExperiment, ItemReason, RecommendedItem, Re
 from apps.wiring import Services
 from features.contract import columns
 from features.contract.events import Decision, Reason, key_of, to_json
+from features.contract.release import MANIFEST, FraudModelCard, GateResult, Manifest, RecommendModelCard
 from features.contract.timestamps import DAY
 from infra import topics
 from infra.log.files import FileLog
@@ -29,7 +30,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EVIL = "<script>alert('x')</script>"
 
 
-class Hands:
+class SettableClock:
     """A clock that a test sets, in seconds since the epoch."""
 
     def __init__(self) -> None:
@@ -116,7 +117,7 @@ class EvilData(EmptyData):
         variation = views.VariationRow(EVIL, 0.5, 0, 0, 0, 0, None, 0.0, None, 0, 0, 0.0)
         metric = views.MetricRow("value", EVIL, True, EVIL, no_answer=EVIL)
         return views.ExperimentView(
-            self.SUMMARY, NOON, None, "warn", EVIL, (variation,), (metric,), ("<svg></svg>",), (EVIL,)
+            self.SUMMARY, NOON, None, "warn", EVIL, (variation,), (metric,), (("<svg></svg>", "<svg></svg>"),), (EVIL,)
         )
 
 
@@ -194,7 +195,7 @@ def decide(log: FileLog, *decisions: Decision) -> None:
 def services(folder: Path) -> Any:
     """What LiveConsoleData reads of apps.wiring.Services, over a log in `folder`; `log` is where decisions go."""
     settings = Settings(data_dir=folder)
-    clock = Hands()
+    clock = SettableClock()
     log = FileLog(settings.log_dir, clock=clock)
     return SimpleNamespace(
         settings=settings,
@@ -212,6 +213,53 @@ def feed(parts: Any, *, feature_age_seconds: float | None = None) -> LiveConsole
     return LiveConsoleData(cast(Services, parts), feature_age_seconds=lambda: feature_age_seconds, clock=parts.clock)
 
 
+def _gate(served: str) -> GateResult:
+    return GateResult(
+        metric="m",
+        scores={"popularity": 0.2, "model": 0.3, "other": 0.1},
+        model="model",
+        best_baseline="popularity",
+        served=served,
+        metrics={"model": {"m": 0.3}},
+    )
+
+
+def publish(parts: Any) -> None:
+    """Puts a release with both models on the disk: the ranking model won its gate, the fraud model lost."""
+    fraud = FraudModelCard(
+        feature_service="fraud_v1",
+        gate=_gate("popularity"),
+        features=("a",),
+        reference_values=(0.0,),
+        review_threshold=0.3,
+        decline_threshold=0.9,
+        alert_budget_per_day=10,
+    )
+    recommend = RecommendModelCard(
+        feature_service="users_v1",
+        gate=_gate("model"),
+        index_kind="Flat",
+        index_recall=0.987,
+        candidate_features=("a",),
+        catalogue_items=3,
+    )
+    manifest = Manifest(
+        version="v1",
+        created_time=NOON,
+        data_start=NOON - timedelta(days=9),
+        data_end=NOON,
+        packages={},
+        seed=1,
+        recommend=recommend,
+        fraud=fraud,
+        files={},
+    )
+    folder = parts.settings.releases_dir / "v1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    parts.releases.version = "v1"
+
+
 def run_experiment(parts: Any, key: str = "ranker", *, units: int = 40) -> None:
     """Define an experiment and write the table of units that the feature job would have written."""
     parts.experiments.put(
@@ -219,14 +267,14 @@ def run_experiment(parts: Any, key: str = "ranker", *, units: int = 40) -> None:
             {
                 "key": key,
                 "surface": "home",
-                "variations": [{"key": "floor", "weight": 0.5}, {"key": "model", "weight": 0.5}],
+                "variations": [{"key": "baseline", "weight": 0.5}, {"key": "model", "weight": 0.5}],
             }
         )
     )
     rows = [
         {
             "experiment": key,
-            "variation": ("floor", "model")[unit % 2],
+            "variation": ("baseline", "model")[unit % 2],
             "unit": f"u{unit}",
             "day": date(2026, 11, 1) + timedelta(days=unit % 5),
             "exposures": 1,

@@ -1,6 +1,5 @@
 """The console's data from running services: looking changes nothing, and a part that fails is told, not raised."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,9 @@ import pytest
 from apps.console.views import AlertFilter
 from apps.fraud.scorer import GROUP
 from features.contract.events import Transaction, key_of, to_json
-from features.contract.release import MANIFEST, FraudModelCard, GateResult, Manifest, RecommendModelCard
 from infra import topics
 from infra.log.client import START
-from tests.apps.console.fakes import NOON, decide, decision, feed, run_experiment, services
+from tests.apps.console.fakes import NOON, decide, decision, feed, publish, run_experiment, services
 
 
 @pytest.fixture
@@ -22,52 +20,6 @@ def parts(tmp_path: Path) -> Any:
 
 def states(parts: Any, **more: Any) -> dict[str, str]:
     return {one.name: one.state for one in feed(parts, **more).overview().components}
-
-
-def gate(served: str) -> GateResult:
-    return GateResult(
-        metric="m",
-        scores={"floor": 0.2, "model": 0.3, "other": 0.1},
-        model="model",
-        best_baseline="floor",
-        served=served,
-        metrics={"model": {"m": 0.3}},
-    )
-
-
-def publish(parts: Any) -> None:
-    fraud = FraudModelCard(
-        feature_service="fraud_v1",
-        gate=gate("floor"),
-        features=("a",),
-        reference_values=(0.0,),
-        review_threshold=0.3,
-        decline_threshold=0.9,
-        alert_budget_per_day=10,
-    )
-    recommend = RecommendModelCard(
-        feature_service="users_v1",
-        gate=gate("model"),
-        index_kind="Flat",
-        index_recall=0.987,
-        candidate_features=("a",),
-        catalogue_items=3,
-    )
-    manifest = Manifest(
-        version="v1",
-        created_time=NOON,
-        data_start=NOON - timedelta(days=9),
-        data_end=NOON,
-        packages={},
-        seed=1,
-        recommend=recommend,
-        fraud=fraud,
-        files={},
-    )
-    folder = parts.settings.releases_dir / "v1"
-    folder.mkdir(parents=True)
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
-    parts.releases.version = "v1"
 
 
 def test_a_system_without_anything_in_it_can_be_looked_at(parts: Any) -> None:
@@ -117,10 +69,10 @@ def test_the_release_stands_with_its_gates(parts: Any) -> None:
     recommend, fraud = release.gates
     assert [(bar.name, bar.role, bar.served) for bar in recommend.bars] == [
         ("model", "model", True),
-        ("floor", "floor", False),
-        ("other", "floor", False),
+        ("popularity", "baseline", False),
+        ("other", "baseline", False),
     ]
-    assert (fraud.served, fraud.model) == ("floor", "model")
+    assert (fraud.served, fraud.model) == ("popularity", "model")
     assert ("Index recall against exact search", "98.7 %") in recommend.facts
     assert feed(parts).alerts(AlertFilter(), limit=5).thresholds == (0.3, 0.9)
 
@@ -157,7 +109,7 @@ def test_an_experiment_is_shown_with_its_plots(parts: Any) -> None:
     assert [one.key for one in console.overview().experiments] == ["ranker"]
     view = console.experiment("ranker")
     assert view is not None
-    assert [plot[:4] for plot in view.plots] == ["<svg", "<svg"]
+    assert [svg[:4] for plot in view.plots for svg in plot] == ["<svg"] * 4
     assert [row.units for row in view.variations] == [20, 20]
     assert [row.decides for row in view.metrics] == [True, False, False, False, False]
     assert console.experiment("unknown") is None

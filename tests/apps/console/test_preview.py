@@ -87,7 +87,7 @@ def log(tmp_path: Path) -> FileLog:
 @pytest.fixture
 def service(log: FileLog) -> RecommendService:
     experiments = ExperimentStore(log, NOON.timestamp)
-    variations = [{"key": "floor", "weight": 0.5}, {"key": "model", "weight": 0.5}]
+    variations = [{"key": "baseline", "weight": 0.5}, {"key": "model", "weight": 0.5}]
     experiments.put(ExperimentDefinition.model_validate({"key": "x", "surface": "home", "variations": variations}))
     reader, release = cast(FeatureReader, Reader()), cast(Recommender, ThreeItems())
     board = ItemStats(release)

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from apps.console.pages import STATIC
-from apps.console.routes import router
+from apps.console.routes import install_missing_page, router
 from apps.console.views import AlertFilter, ConsoleData
 from tests.apps.console.fakes import EVIL, EmptyData, EvilData
 
@@ -23,15 +23,16 @@ PAGES = (
 )
 
 
-def get(path: str, data: ConsoleData) -> httpx.Response:
+def get(path: str, data: ConsoleData, *, accept: str = "text/html,*/*;q=0.8") -> httpx.Response:
     app = FastAPI()
+    install_missing_page(app)
     app.include_router(router)
     app.state.console = data
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://console") as client:
-            return await client.get(path)
+            return await client.get(path, headers={"Accept": accept})
 
     return asyncio.run(ask())
 
@@ -147,7 +148,21 @@ def test_alert_filters(query: str, wanted: AlertFilter) -> None:
     assert data.asked == [wanted]
 
 
-def test_the_alert_desk_says_where_its_stream_goes_on() -> None:
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/console/nowhere", f"/{EVIL}"])
+def test_an_unknown_address_is_a_page_in_a_browser_and_a_problem_for_a_client(path: str) -> None:
+    page = get(path, EmptyData())
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    outline = Outline(page.text)
+    assert outline.tags.count("h1") == 1
+    assert {"/", "/console/recommendations", "/console/alerts", "/console/experiments", "/docs"} <= {*outline.addresses}
+    assert EVIL not in page.text
+    for accept in ("*/*", "application/json"):
+        answer = get(path, EmptyData(), accept=accept)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+        assert answer.json() == {"type": "about:blank", "status": 404, "title": "Not Found", "detail": "Not Found"}
+
+
+def test_the_alerts_page_names_the_position_to_resume_from() -> None:
     assert 'data-position="7"' in get("/console/alerts", EvilData()).text
 
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from apps.experiments.plot import final_lift, lift_over_time
+from apps.experiments.plot import NARROW, WIDE, final_lift, lift_over_time
 from apps.experiments.report import UNITS_SCHEMA, report
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -34,6 +34,7 @@ def made(define, units_of):
 
 
 @pytest.mark.parametrize("draw", [lift_over_time, final_lift])
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -45,8 +46,8 @@ def made(define, units_of):
         {"units": 90, "days": 19},
     ],
 )
-def test_it_is_accessible_self_contained_svg(made, draw, shape):
-    text = draw(made(**shape))
+def test_it_is_accessible_self_contained_svg(made, draw, layout, shape):
+    text = draw(made(**shape), layout)
     root = ElementTree.fromstring(text)  # noqa: S314 - our own text
     assert root.tag == f"{SVG}svg"
     assert root.get("role") == "img"
@@ -80,10 +81,11 @@ def test_without_an_interval_it_says_so(made):
     assert "no answer yet: too few units" in final_lift(made(units=10))
 
 
-def test_two_plots_share_a_page(made):
+def test_plots_share_a_page(made):
     ids = [
         element.get("id")
-        for text in (lift_over_time(made()), final_lift(made()))
+        for layout in (WIDE, NARROW)
+        for text in (lift_over_time(made(), layout), final_lift(made(), layout))
         for element in ElementTree.fromstring(text).iter()  # noqa: S314
         if element.get("id")
     ]

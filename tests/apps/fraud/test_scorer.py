@@ -20,13 +20,13 @@ from infra.log.files import FileLog
 
 
 @pytest.fixture
-def scored(log: FileLog, service: FraudService, book: DecisionStore) -> Callable[[], list[Decision]]:
+def scored(log: FileLog, service: FraudService, decisions: DecisionStore) -> Callable[[], list[Decision]]:
     """Run the scorer until it has committed everything that is in the log, and give all decisions."""
 
     def run(**more: Any) -> list[Decision]:
         stop = threading.Event()
         worker = threading.Thread(
-            target=scorer.run, args=(log,), kwargs={"service": service, "decisions": book, "stop": stop, **more}
+            target=scorer.run, args=(log,), kwargs={"service": service, "decisions": decisions, "stop": stop, **more}
         )
         worker.start()
         end, until = log.end(topics.TRANSACTIONS), time.monotonic() + 20
