@@ -53,16 +53,16 @@ def recommendations(request: Request, user: Text = "", surface: Text = "home", n
 @router.get("/console/alerts")
 def alerts(request: Request, outcome: Text = "", card: Text = "", min_score: Text = "") -> Response:
     # An empty or invalid field filters nothing: forms send every field, and a page is no place for a 422.
-    shown = AlertFilter(
+    filters = AlertFilter(
         outcome=outcome if outcome in OUTCOMES else None, card_id=card.strip() or None, min_score=_score(min_score)
     )
     return page(
         "alerts.html",
         at="alerts",
-        filter=shown,
+        filters=filters,
         outcomes=OUTCOMES,
         limit=ALERTS_SHOWN,
-        view=_data(request).alerts(shown, limit=ALERTS_SHOWN),
+        view=_data(request).alerts(filters, limit=ALERTS_SHOWN),
     )
 
 

@@ -17,7 +17,7 @@ from apps.fraud import routes as fraud
 from apps.http.errors import install_errors
 from infra import topics
 from infra.log.client import START
-from tests.apps.console.fakes import decide, decision, feed, publish, run_experiment, services
+from tests.apps.console.fakes import console_data, decide, decision, publish, run_experiment, services
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -56,7 +56,7 @@ class Server:
         self.parts = services(self._folder)
         app = FastAPI()
         app.state.decisions = self.parts.decisions
-        app.state.console = feed(self.parts, feature_age_seconds=1)
+        app.state.console = console_data(self.parts, feature_age_seconds=1)
         install_errors(app)
         console.install_missing_page(app)
         app.include_router(fraud.router)
@@ -140,7 +140,7 @@ def test_an_alert_arrives_without_a_reload_and_none_is_lost_over_a_restart(serve
     assert rows(page) == ["tx_6", "tx_5", "tx_4", "tx_2", "tx_1"]
     assert page.evaluate("window.sameDocument") is True
     assert page.locator("#alerts > li:last-child details[open]").count() == 1
-    assert page.locator("#live").text_content() == "Live, 4 new since you came"
+    assert page.locator("#live").text_content() == "Live, 4 new since you opened the page"
 
 
 def test_a_filtered_list_of_alerts_stays_filtered(server: Server, page: Any) -> None:
@@ -161,7 +161,7 @@ def test_alerts_are_a_plain_list_without_scripts(server: Server, browser: Any) -
     context = browser.new_context(java_script_enabled=False)
     plain = context.new_page()
     plain.goto(f"{server.address}/console/alerts")
-    assert plain.locator("#live").text_content() == "Reload for newer alerts"
+    assert plain.locator("#live").text_content() == "Reload the page for newer alerts"
     plain.locator("#alerts summary").click()
     assert plain.get_by_text("7 payments in 24 hours, usually 1").is_visible()
     context.close()
@@ -208,15 +208,15 @@ def test_every_page_fits_its_screen_and_can_be_read(server: Server, browser: Any
     decide(server.parts.log, decision(1))
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page = context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     for path in PATHS:
         page.goto(server.address + path)
         page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         assert page.evaluate("document.scrollingElement.scrollWidth") <= width, path
         assert page.evaluate(SCROLLED_SIDEWAYS) == [], path
         assert page.evaluate(LOWEST_CONTRAST) >= 4.5, path
-    assert all(url.startswith((server.address, "data:")) for url in asked)
+    assert all(url.startswith((server.address, "data:")) for url in requested)
     context.close()
 
 
@@ -255,19 +255,19 @@ LOWEST_CONTRAST = """() => {
     canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const light = (rgb) => rgb.slice(0, 3).map((one) => one / 255)
-    .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, one, index) => sum + one * [0.2126, 0.7152, 0.0722][index], 0);
+  const light = (rgb) => rgb.slice(0, 3).map((channel) => channel / 255)
+    .map((channel) => channel <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, channel, index) => sum + channel * [0.2126, 0.7152, 0.0722][index], 0);
   const behind = (element) => {
-    for (let one = element; one; one = one.parentElement) {
-      const found = parts(getComputedStyle(one).backgroundColor);
-      if (found[3] > 250) return found;
+    for (let ancestor = element; ancestor; ancestor = ancestor.parentElement) {
+      const colour = parts(getComputedStyle(ancestor).backgroundColor);
+      if (colour[3] > 250) return colour;
     }
     return [255, 255, 255, 255];
   };
   let lowest = 21;
   for (const element of document.querySelectorAll('body *:not(svg *, .quiet, .skip)')) {
-    const text = [...element.childNodes].some((one) => one.nodeType === 3 && one.textContent.trim());
+    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
     if (!text || !element.checkVisibility()) continue;
     const [front, back] = [light(parts(getComputedStyle(element).color)), light(behind(element))];
     lowest = Math.min(lowest, (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05));

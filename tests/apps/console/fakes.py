@@ -1,4 +1,4 @@
-"""What the console's tests show: supplied data of every kind, and services with a real log and nothing trained."""
+"""Data for the console's tests: views of every kind, and services with a real log and nothing trained."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -52,7 +52,7 @@ class EmptyData:
     def user_view(self, user_id: str, *, surface: str, n: int) -> views.UserView:
         return views.UserView(NOON, user_id, problem="No release yet")
 
-    def alerts(self, wanted: views.AlertFilter, *, limit: int) -> views.AlertList:
+    def alerts(self, filters: views.AlertFilter, *, limit: int) -> views.AlertList:
         return views.AlertList((), "0", None)
 
     def experiments(self) -> tuple[views.ExperimentSummary, ...]:
@@ -106,8 +106,8 @@ class EvilData(EmptyData):
             degraded=True,
         )
 
-    def alerts(self, wanted: views.AlertFilter, *, limit: int) -> views.AlertList:
-        self.asked.append(wanted)
+    def alerts(self, filters: views.AlertFilter, *, limit: int) -> views.AlertList:
+        self.asked.append(filters)
         return views.AlertList((self.ALERT,), "7", (0.3, 0.9))
 
     def experiments(self) -> tuple[views.ExperimentSummary, ...]:
@@ -122,7 +122,7 @@ class EvilData(EmptyData):
 
 
 class FakeRecommend:
-    """Answers without a release; counts what it was asked for."""
+    """Answers without a release, and keeps the requests."""
 
     def __init__(self) -> None:
         self.previews: list[RecommendRequest] = []
@@ -189,11 +189,11 @@ def decision(number: int, *, outcome: str = "review", score: float = 0.6, card: 
 
 
 def decide(log: FileLog, *decisions: Decision) -> None:
-    log.append(topics.DECISIONS, [(key_of(one), to_json(one)) for one in decisions])
+    log.append(topics.DECISIONS, [(key_of(decision), to_json(decision)) for decision in decisions])
 
 
 def services(folder: Path) -> Any:
-    """What LiveConsoleData reads of apps.wiring.Services, over a log in `folder`; `log` is where decisions go."""
+    """Returns what LiveConsoleData reads of apps.wiring.Services, over a log in `folder`."""
     settings = Settings(data_dir=folder)
     clock = SettableClock()
     log = FileLog(settings.log_dir, clock=clock)
@@ -209,7 +209,7 @@ def services(folder: Path) -> Any:
     )
 
 
-def feed(parts: Any, *, feature_age_seconds: float | None = None) -> LiveConsoleData:
+def console_data(parts: Any, *, feature_age_seconds: float | None = None) -> LiveConsoleData:
     return LiveConsoleData(cast(Services, parts), feature_age_seconds=lambda: feature_age_seconds, clock=parts.clock)
 
 
@@ -261,7 +261,7 @@ def publish(parts: Any) -> None:
 
 
 def run_experiment(parts: Any, key: str = "ranker", *, units: int = 40) -> None:
-    """Define an experiment and write the table of units that the feature job would have written."""
+    """Defines an experiment and writes the table of units that the feature job would have written."""
     parts.experiments.put(
         ExperimentDefinition.model_validate(
             {

@@ -1,4 +1,4 @@
-"""The pages over HTTP: whole with and without data, nothing from elsewhere, nothing from outside taken for markup."""
+"""The pages over HTTP: complete with and without data, with no foreign file, and safe against markup in the data."""
 
 import asyncio
 import re
@@ -65,7 +65,7 @@ class Outline(HTMLParser):
 
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize("data", [EmptyData(), EvilData()], ids=["empty", "full"])
-def test_a_page_is_whole(path: str, data: ConsoleData) -> None:
+def test_a_page_is_complete(path: str, data: ConsoleData) -> None:
     answer = get(path, data)
     missing = path.endswith("/ranker") and type(data) is EmptyData
     assert answer.status_code == (404 if missing else 200)
@@ -77,7 +77,7 @@ def test_a_page_is_whole(path: str, data: ConsoleData) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_asks_nobody_else_for_anything(path: str) -> None:
+def test_a_page_loads_nothing_from_elsewhere(path: str) -> None:
     answer = get(path, EvilData())
     outline = Outline(answer.text)
     assert all(re.match(r"/(?!/)|#|data:", address) for address in outline.addresses), outline.addresses
@@ -86,20 +86,20 @@ def test_a_page_asks_nobody_else_for_anything(path: str) -> None:
 
 
 def test_the_files_of_a_page_name_no_other_server() -> None:
-    for name, kind in STATIC.items():
+    for name, media_type in STATIC.items():
         answer = get(f"/console/static/{name}", EmptyData())
         assert answer.status_code == 200
-        assert answer.headers["content-type"] == kind
+        assert answer.headers["content-type"] == media_type
         assert "//" not in re.sub(r"^\s*//.*$| // .*$", "", answer.text, flags=re.M)
 
 
 @pytest.mark.parametrize("name", ["nothing.css", "..%2fpages.py", "%2e%2e/routes.py"])
-def test_no_other_file_can_be_asked_for(name: str) -> None:
+def test_no_other_file_is_served(name: str) -> None:
     assert get(f"/console/static/{name}", EmptyData()).status_code == 404
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_what_comes_from_outside_is_no_markup(path: str) -> None:
+def test_data_from_outside_is_no_markup(path: str) -> None:
     assert EVIL not in get(path, EvilData()).text
 
 
@@ -111,7 +111,7 @@ def test_what_comes_from_outside_is_no_markup(path: str) -> None:
         f"/console/experiments/{EVIL}",
     ],
 )
-def test_what_the_reader_typed_is_no_markup(path: str) -> None:
+def test_typed_text_is_no_markup(path: str) -> None:
     for data in (EmptyData(), EvilData()):
         assert EVIL not in get(path, data).text
 
@@ -132,7 +132,7 @@ def test_a_number_of_items_that_is_not_offered_is_ten(n: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "wanted"),
+    ("query", "filters"),
     [
         ("", AlertFilter()),
         ("outcome=&min_score=&card=", AlertFilter()),
@@ -142,10 +142,10 @@ def test_a_number_of_items_that_is_not_offered_is_ten(n: str) -> None:
         ("min_score=0,25", AlertFilter(min_score=0.25)),
     ],
 )
-def test_alert_filters(query: str, wanted: AlertFilter) -> None:
+def test_alert_filters(query: str, filters: AlertFilter) -> None:
     data = EvilData()
     assert get(f"/console/alerts?{query}", data).status_code == 200
-    assert data.asked == [wanted]
+    assert data.asked == [filters]
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/console/nowhere", f"/{EVIL}"])
@@ -166,7 +166,7 @@ def test_the_alerts_page_names_the_position_to_resume_from() -> None:
     assert 'data-position="7"' in get("/console/alerts", EvilData()).text
 
 
-def test_a_count_that_is_not_whole_yet_says_so() -> None:
+def test_an_unfinished_count_says_so() -> None:
     assert "12,345+" in get("/", EvilData()).text
 
 

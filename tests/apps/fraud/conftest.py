@@ -23,7 +23,7 @@ START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
 
 class Reader:
-    """Stored histories by id; `broken` makes it fail as a store that is away does."""
+    """Stored histories by id; while `broken`, it fails like a store that cannot be reached."""
 
     def __init__(self) -> None:
         self.cards: dict[str, dict[str, Any]] = {}

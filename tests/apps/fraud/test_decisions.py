@@ -87,7 +87,7 @@ def test_only_so_many_decisions_and_alerts_are_kept(log: FileLog, decide: Any) -
     assert small.get("tx_2") is not None
 
 
-def test_an_unreadable_decision_is_passed_over(decisions: DecisionStore, log: FileLog, decide: Any) -> None:
+def test_an_unreadable_decision_is_skipped(decisions: DecisionStore, log: FileLog, decide: Any) -> None:
     log.append(topics.DECISIONS, [("x", b"{}"), ("x", b"not json")])
     decide(1)
     assert ids(decisions.alerts()) == ["tx_1"]

@@ -1,4 +1,4 @@
-"""The fraud endpoints over HTTP: shapes, idempotence, problems told plainly, and the alert stream."""
+"""The fraud endpoints over HTTP: shapes, idempotence, plain problems, and the alert stream."""
 
 import asyncio
 import json
@@ -65,12 +65,12 @@ def score(client: Client, **changes: Any) -> dict[str, Any]:
 
 def alerts_of(text: str) -> list[tuple[str, dict[str, Any]]]:
     """(id, data) of the stream's alerts."""
-    found = []
+    alerts = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
         if fields.get("event") == "alert":
-            found.append((fields["id"], json.loads(fields["data"])))
-    return found
+            alerts.append((fields["id"], json.loads(fields["data"])))
+    return alerts
 
 
 def test_a_score_has_the_documented_shape(client: Client) -> None:
@@ -108,7 +108,7 @@ def test_an_invalid_payment_is_refused_with_field_and_reason(
     assert log.read(topics.DECISIONS, START) == []
 
 
-def test_a_full_log_is_told_and_nothing_is_acknowledged(
+def test_a_full_log_is_reported_and_nothing_is_acknowledged(
     client: Client, log: FileLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(topic: str, records: Any) -> list[int]:

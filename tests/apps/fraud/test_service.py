@@ -1,4 +1,4 @@
-"""Scoring answers always: with a model and reasons, idempotently, and without store or model flagged as degraded."""
+"""Scoring always answers: with a model and reasons, idempotently, and flagged as degraded without store or model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ def test_a_burst_is_seen_before_the_store_knows_of_it(service: FraudService, new
     assert "review" in outcomes
 
 
-def test_reasons_are_told_in_words_with_the_numbers(service: FraudService, new_payment: NewPayment) -> None:
+def test_reasons_say_in_words_what_was_seen_and_what_is_usual(service: FraudService, new_payment: NewPayment) -> None:
     decisions = [service.score(new_payment(number, seconds=number * 3_600)) for number in range(7)]
     (burst, *rest) = decisions[-1].reasons
     assert (burst.code, burst.text) == ("CARD_BURST", "7 payments in 24 hours, usually 1")
