@@ -73,6 +73,7 @@ def create_app(settings: Settings, *, dependencies: Sequence[params.Depends] = (
     app.state.rules = services.rules
     app.state.console = LiveConsoleData(services, feature_age_seconds=lambda: stream_age_seconds(settings))
     install_errors(app)
+    console.install_missing_page(app)
     # In the order in which a path is looked for: recommendations, which every page view asks for, come first.
     for router in (
         recommend.router,

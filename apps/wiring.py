@@ -19,6 +19,7 @@ from apps.experiments.definitions import ExperimentStore
 from apps.experiments.report import load_units, report
 from apps.fraud import scorer
 from apps.fraud.decisions import DecisionStore
+from apps.fraud.recent_payments import RecentPayments
 from apps.fraud.service import FraudService
 from apps.ingest.service import IngestService
 from apps.input_drift import DriftMonitor
@@ -53,8 +54,12 @@ class Services:
         self.rules = SurfaceRuleStore(self.log, clock)
         self.new_items = NewItems(settings)
         self.clock = clock
+        recent_payments = RecentPayments(clock=clock)
         self.decisions = DecisionStore(
-            self.log, decisions_kept=settings.decisions_kept, alerts_kept=settings.alerts_kept
+            self.log,
+            decisions_kept=settings.decisions_kept,
+            alerts_kept=settings.alerts_kept,
+            on_decisions=recent_payments.observe_decided,
         )
         self.impressions = SpooledLog(
             self.log,
@@ -69,8 +74,9 @@ class Services:
             reader=self.reader,
             log=self.log,
             decisions=self.decisions,
+            recent=recent_payments,
             clock=clock,
-            watch=lambda matrix: self._observe_inputs("fraud", matrix),
+            watch=lambda features: self._observe_inputs("fraud", features),
         )
         self.ingest = IngestService(
             self.log,

@@ -1,6 +1,6 @@
-"""History into the event log, a table at a time: the quick way in for events that were checked as a whole.
+"""Appends a table of events to the event log at once: the quick way in for a history that was checked as a whole.
 
-The table of shop events is the common form of every history: real data, simulated data, your own files.
+Real data, simulated data and your own files all take the form of this table first.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,11 +18,11 @@ from infra.log.client import EventLog
 
 CHUNK = 20_000
 HOLDOUT = "holdout"
-"""Folder, below the data directory, of what happened after the time the log ends: tests and replays read it."""
+"""Folder in the data directory for events later than the end of the log: the gate and `headrace traffic` read it."""
 
 
 def append_events(log: EventLog, events: pa.Table, *, on_progress: Callable[[int], None] = lambda rows: None) -> int:
-    """Append shop events (SHOP_EVENTS_SCHEMA, checked by the caller) in their order; returns how many."""
+    """Appends shop events (SHOP_EVENTS_SCHEMA, checked by the caller) in their order; returns how many."""
     for start in range(0, events.num_rows, CHUNK):
         rows = events.slice(start, CHUNK).to_pylist()
         log.append(topics.SHOP, [(row["user_id"] or row["session_id"] or row["item_id"], _json(row)) for row in rows])
@@ -37,7 +37,7 @@ def _json(row: dict[str, Any]) -> bytes:
 
 
 def append_dead_letters(log: EventLog, letters: Iterable[tuple[str, dict[str, Any]]], *, origin: str) -> int:
-    """Keep what could not be an event: (reason, the line as it came) pairs. Returns how many."""
+    """Appends (reason, line as it came) pairs of lines that cannot be events to the dead letters; returns how many."""
     pairs = [
         (reason, orjson.dumps({"reason": reason, "origin": {"import": origin}, "value": value}, default=str))
         for reason, value in letters
@@ -48,12 +48,12 @@ def append_dead_letters(log: EventLog, letters: Iterable[tuple[str, dict[str, An
 
 
 def split_at(events: pa.Table, moment: int) -> tuple[pa.Table, pa.Table]:
-    """Events before `moment` (ms), and from it on. The catalogue belongs to the first part whole."""
+    """Returns the events before `moment` (ms) and those from it on. The whole catalogue belongs to the first part."""
     early = pc.or_(pc.less(events["event_time"], moment), pc.equal(events["type"], "item"))
     return events.filter(early), events.filter(pc.invert(early))
 
 
 def write_holdout(folder: Path, events: pa.Table) -> None:
-    """Keep later events aside in `folder`, where the gate and the replay find them."""
+    """Writes held-out events to `folder`, where the gate and `headrace traffic` read them."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(events, folder / "shop_events.parquet")

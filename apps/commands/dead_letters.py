@@ -1,7 +1,7 @@
-"""Dead letters: what could not be used, shown by reason, exported to be mended, and put back.
+"""Shows dead letters by reason, exports them for correction, and replays the corrected ones.
 
-Whoever writes one (the import, the scorer, the feature job) gives its reason, its origin and the value as it came. What
-was put back is remembered in a file, and an event's own id makes a second time count for nothing anyway.
+The import, the scorer and the feature job write them, each with its reason, its origin and the value as it came. The
+ids of replayed letters are kept in a file. A second replay of an event would count once anyway, by its event id.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from apps.ingest.service import IngestService
+from apps.wording import counted
 from infra import topics
 from infra.log.client import EventLog, read_all
 from infra.log.open import open_log
@@ -25,55 +26,55 @@ BATCH = 500
 SAMPLE_LENGTH = 200
 CENTURY_DAYS = 36_500
 REPLAYED = "replayed.txt"
-"""Ids of the letters that were put back, one a line, in the folder `dead_letters` of the data directory."""
+"""Ids of the replayed letters, one per line, in the folder `dead_letters` of the data directory."""
 
 
 class LettersError(Exception):
-    """The file of mended letters cannot be used; says which line, and why."""
+    """The file of corrected letters cannot be used; the message says which line, and why."""
 
 
 class Letter(NamedTuple):
     id: str
     reason: str
-    told: dict[str, Any]
-    """The record as it stands in the topic."""
+    record: dict[str, Any]
+    """The JSON object as it stands in the topic."""
 
 
 def letters(log: EventLog) -> Iterator[Letter]:
-    """Every dead letter once, oldest first: a crash may have written one twice."""
+    """Yields every dead letter once, oldest first: a crash may have written one twice."""
     seen: set[str] = set()
     for record in read_all(log, topics.DEAD_LETTERS):
         try:
-            told = orjson.loads(record.value)
+            content = orjson.loads(record.value)
         except orjson.JSONDecodeError:
-            told = {"reason": "unreadable letter", "value": record.value.decode("utf-8", "replace")}
-        if not isinstance(told, dict):
-            told = {"reason": "unreadable letter", "value": told}
-        letter = Letter(_id(told), str(told.get("reason") or record.key), told)
+            content = {"reason": "unreadable letter", "value": record.value.decode("utf-8", "replace")}
+        if not isinstance(content, dict):
+            content = {"reason": "unreadable letter", "value": content}
+        letter = Letter(_id(content), str(content.get("reason") or record.key), content)
         if letter.id not in seen:
             seen.add(letter.id)
             yield letter
 
 
-def _id(told: dict[str, Any]) -> str:
-    """The letter's own id, which names where it came from; of an import's letter, a hash of all it says."""
-    given = told.get("event_id")
-    if isinstance(given, str):
-        return given
-    return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+def _id(content: dict[str, Any]) -> str:
+    """Returns the letter's own id, which names its origin; for a letter of the import, a hash of its content."""
+    own_id = content.get("event_id")
+    if isinstance(own_id, str):
+        return own_id
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
 def show(settings: Settings, *, reason: str | None, samples: int, say: Say) -> None:
-    """How many letters wait, by reason, the commonest first, with a few as they came."""
-    done = _replayed(settings)
+    """Prints how many letters wait, by reason, the most frequent first, with `samples` of each as they came."""
+    replayed = _replayed(settings)
     counts: dict[str, int] = {}
     shown: dict[str, list[Letter]] = {}
-    put_back = 0
+    replayed_count = 0
     for letter in letters(open_log(settings)):
         if reason is not None and letter.reason != reason:
             continue
-        if letter.id in done:
-            put_back += 1
+        if letter.id in replayed:
+            replayed_count += 1
             continue
         counts[letter.reason] = counts.get(letter.reason, 0) + 1
         if len(shown.setdefault(letter.reason, [])) < samples:
@@ -81,31 +82,31 @@ def show(settings: Settings, *, reason: str | None, samples: int, say: Say) -> N
     for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
         say(f"{count:>9,}  {name}")
         for letter in shown[name]:
-            detail = f"{letter.told['detail']}: " if letter.told.get("detail") else ""
-            value = letter.told.get("value")
+            detail = f"{letter.record['detail']}: " if letter.record.get("detail") else ""
+            value = letter.record.get("value")
             text = value if isinstance(value, str) else orjson.dumps(value).decode()
             say(f"           {detail}{text[:SAMPLE_LENGTH]}")
-    say(f"{sum(counts.values()):,} dead letters wait, {put_back:,} were put back")
+    say(f"waiting: {counted(sum(counts.values()), 'dead letter')}; replayed: {replayed_count:,}")
 
 
 def export(settings: Settings, target: Path, *, reason: str | None, say: Say) -> None:
-    """Write the letters that wait to a JSONL file, each with its value as JSON where it is JSON."""
-    done = _replayed(settings)
+    """Writes the letters that wait to a JSONL file, each with its value as JSON where it is JSON."""
+    replayed = _replayed(settings)
     count = 0
     with target.open("wb") as file:
         for letter in letters(open_log(settings)):
-            if letter.id in done or (reason is not None and letter.reason != reason):
+            if letter.id in replayed or (reason is not None and letter.reason != reason):
                 continue
             line = {
-                "letter": letter.id, "reason": letter.reason, "detail": letter.told.get("detail"),
-                "origin": letter.told.get("origin"), "value": _opened(letter.told.get("value")),
+                "letter": letter.id, "reason": letter.reason, "detail": letter.record.get("detail"),
+                "origin": letter.record.get("origin"), "value": _parsed(letter.record.get("value")),
             }  # fmt: skip
             file.write(orjson.dumps(line) + b"\n")
             count += 1
-    say(f"{count:,} dead letters written to {target}: mend each `value`, then `headrace replay {target}`")
+    say(f"{counted(count, 'dead letter')} written to {target}: correct each `value`, then `headrace replay {target}`")
 
 
-def _opened(value: object) -> object:
+def _parsed(value: object) -> object:
     if isinstance(value, str):
         try:
             return orjson.loads(value)
@@ -115,14 +116,14 @@ def _opened(value: object) -> object:
 
 
 def replay(settings: Settings, source: Path, *, now: datetime, say: Say) -> int:
-    """Put the mended letters of a file back, each checked like an event of POST /v1/events, however old it is.
+    """Sends the corrected letters of a file, each checked like an event of POST /v1/events, however old it is.
 
-    Says line by line what is still wrong and returns how many lines are. A letter that was put back is skipped.
-    Raises LettersError for a line that is no exported letter, having put nothing back.
+    Prints line by line what is still wrong and returns how many lines are. A letter that was replayed before is
+    skipped. Raises LettersError for a line that is not an exported letter, having replayed nothing.
     """
-    found = list(_mended(source))
-    done = _replayed(settings)
-    waiting = [one for one in found if one[1] not in done]
+    corrected = list(_corrected(source))
+    replayed = _replayed(settings)
+    waiting = [letter for letter in corrected if letter[1] not in replayed]
     service = IngestService(
         open_log(settings),
         now.timestamp,
@@ -135,33 +136,33 @@ def replay(settings: Settings, source: Path, *, now: datetime, say: Say) -> int:
     for start in range(0, len(waiting), BATCH):
         batch = waiting[start : start + BATCH]
         response = service.accept([value for _, _, value in batch])
-        back = []
+        taken = []
         for (number, letter, _), result in zip(batch, response.results, strict=True):
             if result.status == "refused":
-                where = f"{result.field}: " if result.field else ""
-                say(f"line {number}: {where}{result.reason}")
+                field = f"{result.field}: " if result.field else ""
+                say(f"line {number}: {field}{result.reason}")
             else:
-                back.append(letter)
-        _remember(settings, back)
-        accepted += len(back)
+                taken.append(letter)
+        _remember(settings, taken)
+        accepted += len(taken)
         refused += response.refused
-    say(f"{accepted:,} put back, {len(found) - len(waiting):,} were back already, {refused:,} still wrong")
+    say(f"replayed: {accepted:,}; replayed before: {len(corrected) - len(waiting):,}; still wrong: {refused:,}")
     return refused
 
 
-def _mended(source: Path) -> Iterator[tuple[int, str, Any]]:
-    """(line number, letter id, value) of every line."""
+def _corrected(source: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yields the line number, letter id and value of every line."""
     with source.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                told = orjson.loads(line)
-                yield number, str(told["letter"]), _opened(told["value"])
+                letter = orjson.loads(line)
+                yield number, str(letter["letter"]), _parsed(letter["value"])
             except (orjson.JSONDecodeError, KeyError, TypeError) as error:
                 raise LettersError(
                     f"{source}, line {number} is not a letter as `headrace dead-letters --export` writes it ({error}); "
-                    "change only what stands in `value`"
+                    "change nothing but its `value`"
                 ) from error
 
 
@@ -176,6 +177,6 @@ def _remember(settings: Settings, ids: list[str]) -> None:
     folder = settings.data_dir / topics.DEAD_LETTERS
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / REPLAYED).open("a") as file:
-        file.write("".join(f"{one}\n" for one in ids))
+        file.write("".join(f"{letter_id}\n" for letter_id in ids))
         file.flush()
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""The Online Retail data (Chen, Sain and Guo 2012; UCI data set 352) as shop events.
+"""Turns the Online Retail data (Chen, Sain and Guo 2012; UCI data set 352) into shop events.
 
 541,909 invoice lines of a British web shop, 2010-12-01 to 2011-12-09. Purchases and cancellations become purchase
 and return events; lines that cannot be events come back with a reason. Times are moved forward by whole weeks, so
@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 from python_calamine import CalamineError
 
+from apps.wording import counted
 from features.contract.columns import SHOP_EVENTS_SCHEMA
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
@@ -31,22 +32,25 @@ WEEK = timedelta(weeks=1)
 
 
 class DataError(Exception):
-    """The data is not what it should be, or cannot be had; says what to do."""
+    """The data is not what it should be, or is not available; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Imported:
+    """Events to append to the log, and the lines that cannot be events."""
+
     events: pa.Table
     """Schema SHOP_EVENTS_SCHEMA, ascending in time, the catalogue first."""
     rejected: list[tuple[str, dict[str, Any]]]
     """Reason and line of everything that is not an event."""
     shift: timedelta
+    """How far times were moved forward."""
     quality: dict[str, float]
     """Shares of lines, 0 to 1: completeness, accuracy, consistency."""
 
 
 def download(url: str, folder: Path, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Fetch the archive into `folder`, going on where an earlier try stopped; returns its path.
+    """Downloads the archive into `folder`, resuming an earlier download that stopped; returns its path.
 
     Raises DataError when the server cannot be reached or answers with an error.
     """
@@ -54,13 +58,13 @@ def download(url: str, folder: Path, *, on_progress: Callable[[int, int], None] 
     path, part = folder / ARCHIVE, folder / f"{ARCHIVE}.part"
     if path.exists():
         return path
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    received = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={received}-"} if received else {})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             resumed = answer.status == 206
-            total = int(answer.headers.get("Content-Length") or 0) + (have if resumed else 0)
-            done = have if resumed else 0
+            total = int(answer.headers.get("Content-Length") or 0) + (received if resumed else 0)
+            done = received if resumed else 0
             with part.open("ab" if resumed else "wb") as file:
                 while chunk := answer.read(1 << 16):
                     file.write(chunk)
@@ -68,32 +72,32 @@ def download(url: str, folder: Path, *, on_progress: Callable[[int, int], None] 
                     on_progress(done, total)
     except urllib.error.HTTPError as error:
         # Refused range: the part is the whole file already, or a part of another one.
-        complete = error.code == 416 and error.headers.get("Content-Range", "").endswith(f"/{have}")
+        complete = error.code == 416 and error.headers.get("Content-Range", "").endswith(f"/{received}")
         if error.code == 416 and not complete:
             part.unlink()
         if not complete:
-            raise DataError(f"{url} cannot be fetched ({error}); try again later") from error
-        total = done = have
+            raise DataError(f"{url} cannot be downloaded ({error}); try again later") from error
+        total = done = received
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{url} cannot be fetched ({error}); what came is kept and the next try goes on") from error
+        raise DataError(f"{url} cannot be downloaded ({error}); try again: the download resumes") from error
     if total and done != total:
-        raise DataError(f"{url} broke off after {done} of {total} bytes; try again, it goes on from there")
+        raise DataError(f"the download of {url} stopped after {done:,} of {total:,} bytes; try again: it resumes")
     part.replace(path)
     return path
 
 
 def read_lines(path: Path, *, expected: int | None = LINES) -> pd.DataFrame:
-    """The invoice lines of a Parquet file, an Excel sheet, a zip with one, or a folder that holds one of these.
+    """Returns the invoice lines of a Parquet file, an Excel sheet, a zip with one, or a folder with one of these.
 
     Raises DataError when the columns or (unless None) the number of lines are not those of the data set.
     """
     if path.is_dir():
-        found = [p for pattern in ("*.parquet", "*.zip", "*.xlsx") for p in sorted(path.glob(pattern))]
-        if not found:
-            raise DataError(f"{path} holds no Parquet, Excel or zip file; give the file itself with --data")
-        path = found[0]
+        files = [file for pattern in ("*.parquet", "*.zip", "*.xlsx") for file in sorted(path.glob(pattern))]
+        if not files:
+            raise DataError(f"{path} holds no Parquet, Excel or zip file; name the file itself with --data")
+        path = files[0]
     if not path.exists():
-        raise DataError(f"{path} does not exist; give the Online Retail file with --data")
+        raise DataError(f"{path} does not exist; name the Online Retail file with --data")
     try:
         lines = _read(path)
     except (ValueError, OSError, RuntimeError, pa.ArrowException, zipfile.BadZipFile, CalamineError) as error:
@@ -101,7 +105,9 @@ def read_lines(path: Path, *, expected: int | None = LINES) -> pd.DataFrame:
     if missing := [name for name in COLUMNS if name not in lines.columns]:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}: it is not the Online Retail data")
     if expected is not None and len(lines) != expected:
-        raise DataError(f"{path} has {len(lines):,} lines instead of {expected:,}: remove it and fetch it again")
+        raise DataError(
+            f"{path} has {counted(len(lines), 'line')} instead of {expected:,}: remove it and download it again"
+        )
     return lines[list(COLUMNS)]
 
 
@@ -119,7 +125,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def to_events(lines: pd.DataFrame, *, now: datetime, customers: int | None = None) -> Imported:
-    """Invoice lines to events whose last one lies in the week before `now`.
+    """Turns invoice lines into events, the last of which lies in the week before `now`.
 
     customers: keep only that many customers, chosen by a fixed hash of their number (None: all).
     """
@@ -131,8 +137,8 @@ def to_events(lines: pd.DataFrame, *, now: datetime, customers: int | None = Non
     reason = _reasons(lines)
     quality = _quality(lines, reason)
     rejected: list[tuple[str, dict[str, Any]]] = [
-        (str(why), {str(name): value for name, value in line.items()})
-        for why, line in zip(reason[reason != ""], lines[reason != ""].to_dict("records"), strict=True)
+        (str(text), {str(name): value for name, value in line.items()})
+        for text, line in zip(reason[reason != ""], lines[reason != ""].to_dict("records"), strict=True)
     ]
     last = lines["InvoiceDate"].max()
     shift = (now.replace(tzinfo=None) - last.to_pydatetime()) // WEEK * WEEK
@@ -142,17 +148,17 @@ def to_events(lines: pd.DataFrame, *, now: datetime, customers: int | None = Non
 
 
 def _sample(lines: pd.DataFrame, customers: int) -> pd.DataFrame:
-    known = np.sort(lines["CustomerID"].dropna().unique().astype(np.int64))
-    order = np.argsort(pd.util.hash_array(known), kind="stable")
-    chosen = set(known[order[:customers]].tolist())
+    ids = np.sort(lines["CustomerID"].dropna().unique().astype(np.int64))
+    order = np.argsort(pd.util.hash_array(ids), kind="stable")
+    chosen = set(ids[order[:customers]].tolist())
     # Lines without a customer stay in the same proportion, to be counted and refused like the rest.
-    share = min(1.0, customers / max(1, len(known)))
-    nobody = lines["CustomerID"].isna() & (pd.util.hash_array(np.arange(len(lines))) % 1000 < share * 1000)
-    return lines[lines["CustomerID"].isin(chosen) | nobody]
+    share = min(1.0, customers / max(1, len(ids)))
+    anonymous = lines["CustomerID"].isna() & (pd.util.hash_array(np.arange(len(lines))) % 1000 < share * 1000)
+    return lines[lines["CustomerID"].isin(chosen) | anonymous]
 
 
 def _reasons(lines: pd.DataFrame) -> pd.Series:
-    """Why each line is not an event; empty where it is one."""
+    """Returns why each line is not an event; an empty text where it is one."""
     reason = pd.Series("", index=lines.index, dtype=object)
     checks = (
         ("no time or quantity", lines[["InvoiceDate", "Quantity"]].isna().any(axis=1)),
@@ -205,27 +211,27 @@ def _purchases(good: pd.DataFrame, shift: timedelta) -> pa.Table:
 
 
 def _catalogue(good: pd.DataFrame, shift: timedelta) -> pa.Table:
-    """One item event for each product: its commonest description and latest price, at its first sale."""
-    said = good.groupby(["StockCode", "Description"], as_index=False).size().sort_values("size", kind="stable")
-    titles = said.drop_duplicates("StockCode", keep="last").set_index("StockCode")["Description"]
+    """Returns one item event per product: its most frequent description and latest price, at its first sale."""
+    descriptions = good.groupby(["StockCode", "Description"], as_index=False).size().sort_values("size", kind="stable")
+    titles = descriptions.drop_duplicates("StockCode", keep="last").set_index("StockCode")["Description"]
     items = good.groupby("StockCode").agg(price=("UnitPrice", "last"), first=("InvoiceDate", "min"))
     items["title"] = titles.reindex(items.index).fillna("")
     count = len(items)
-    nothing = pa.nulls(count, pa.string())
+    no_text = pa.nulls(count, pa.string())
     return pa.table(
         {
             "event_id": [f"item:{code}" for code in items.index],
             "type": ["item"] * count,
             "event_time": _milliseconds(items["first"], shift),
-            "user_id": nothing,
-            "session_id": nothing,
+            "user_id": no_text,
+            "session_id": no_text,
             "item_id": items.index.to_numpy(),
             "quantity": pa.nulls(count, pa.float64()),
             "price": items["price"].to_numpy(),
-            "order_id": nothing,
-            "request_id": nothing,
+            "order_id": no_text,
+            "request_id": no_text,
             "title": [str(title).strip().title() for title in items["title"]],
-            "category": nothing,
+            "category": no_text,
         },
         schema=SHOP_EVENTS_SCHEMA,
     )

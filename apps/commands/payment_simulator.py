@@ -1,10 +1,10 @@
-"""A simulator of card payments with known ground truth: made-up cards, terminals and frauds, nobody's real data.
+"""Simulates card payments with known ground truth: made-up cards, terminals and frauds, no real data.
 
 Cards have habits (amount, pace, hours, terminals nearby, liking for online shops). Fraud comes three ways, each with
 honest look-alikes so that no rule is perfect:
 
     terminal   for some weeks a share of a compromised terminal's payments is fraud, at nearly ordinary amounts
-    card       for two weeks someone else pays too: in bursts, often online, at new terminals, often for more,
+    card       for two weeks somebody else pays too: in bursts, often online, at new terminals, often for more,
                after a tiny payment that tests the card
     amount     single payments far above the card's habit; a third of such payments are honest
 
@@ -49,6 +49,8 @@ CHUNK = 10_000
 
 @dataclass(frozen=True, slots=True)
 class _World:
+    """Habits of the cards and prices of the terminals, as parallel arrays."""
+
     card_log_amount: NDArray[np.float64]
     card_rate: NDArray[np.float64]
     card_hour: NDArray[np.float64]
@@ -78,10 +80,10 @@ SCENARIOS = ("", "terminal", "card", "amount")
 
 
 def simulate(*, cards: int, terminals: int, days: int, end: datetime, seed: int) -> tuple[pa.Table, pa.Table]:
-    """Payments of the `days` days before `end`, and what becomes known of them.
+    """Simulates the payments of the `days` days before `end`, and the labels that become known.
 
     Returns (transactions, labels), both in time order: transactions has event_id, event_time (int64 ms), card_id,
-    terminal_id, amount, channel and the truth: fraud, scenario, known_time (int64 ms, null when nobody will ever
+    terminal_id, amount, channel and the truth: fraud, scenario, known_time (int64 ms, null where nobody will ever
     look). labels has event_id, transaction_id, event_time (when known, also after `end`), fraud, card_id,
     terminal_id, transaction_time. About 0.9 payments a card and day, FRAUD_SHARE of them fraud.
     """
@@ -97,12 +99,12 @@ def simulate(*, cards: int, terminals: int, days: int, end: datetime, seed: int)
 
 def _build(rng: np.random.Generator, *, cards: int, terminals: int) -> _World:
     shops = rng.permutation(terminals)[: max(1, round(terminals * ONLINE_TERMINALS))]
-    places, homes = rng.random((terminals, 2)), rng.random((cards, 2))
-    places[shops] += 10  # nobody lives near an online shop
+    positions, homes = rng.random((terminals, 2)), rng.random((cards, 2))
+    positions[shops] += 10  # nobody lives near an online shop
     near = min(NEARBY, terminals)
     nearby = np.empty((cards, near), dtype=np.int64)
     for start in range(0, cards, 1_000):
-        distance = ((homes[start : start + 1_000, None, :] - places[None, :, :]) ** 2).sum(axis=2)
+        distance = ((homes[start : start + 1_000, None, :] - positions[None, :, :]) ** 2).sum(axis=2)
         nearby[start : start + 1_000] = np.argsort(distance, axis=1)[:, :near]
     return _World(
         card_log_amount=rng.normal(np.log(32), 0.6, cards),
@@ -126,13 +128,13 @@ def _ordinary(rng: np.random.Generator, world: _World, *, days: int) -> _Payment
     time = day * DAY + (hour * HOUR).astype(np.int64)
     time = np.where(outing, np.roll(time, 1) + rng.exponential(1.2 * HOUR, n).astype(np.int64), time)
     time = np.minimum(time, days * DAY - 1)
-    terminal, online = _places(rng, world, card, online_share=world.card_online[card], away_share=0.05)
+    terminal, online = _choose_terminals(rng, world, card, online_share=world.card_online[card], away_share=0.05)
     amount = np.exp(world.card_log_amount[card] + world.terminal_level[terminal] + rng.normal(0, 0.5, n))
     channel = np.where(online, 2, rng.random(n) < 0.55)
     return _Payments(time, card, terminal, amount, channel.astype(np.int64), np.zeros(n, dtype=np.int64))
 
 
-def _places(
+def _choose_terminals(
     rng: np.random.Generator,
     world: _World,
     card: NDArray[np.int64],
@@ -140,7 +142,7 @@ def _places(
     online_share: NDArray[np.float64] | float,
     away_share: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Where each payment is made: near home, away, or online (the second array)."""
+    """Chooses each payment's terminal: near home, away, or online (where the second array is true)."""
     n, near = len(card), world.nearby.shape[1]
     rank = np.minimum(rng.exponential(near / 3, n).astype(np.int64), near - 1)
     terminal = world.nearby[card, rank]
@@ -154,7 +156,7 @@ def _places(
 def _compromise_terminals(
     rng: np.random.Generator, payments: _Payments, *, terminals: int, days: int, frauds: float
 ) -> None:
-    """Turn a share of the payments of some terminals into fraud, for some weeks each, until `frauds` are made."""
+    """Turns a share of some terminals' payments into fraud, for some weeks each, until there are about `frauds`."""
     start = rng.uniform(-10, days, terminals)
     length = rng.uniform(21, 42, terminals)
     share = rng.uniform(0.4, 0.95, terminals)
@@ -163,16 +165,16 @@ def _compromise_terminals(
     within = (day >= begin) & (day < begin + length[payments.terminal])
     hit = within & (rng.random(len(day)) < share[payments.terminal])
     order = rng.permutation(terminals)
-    made = np.cumsum(np.bincount(payments.terminal[hit], minlength=terminals)[order])
+    total = np.cumsum(np.bincount(payments.terminal[hit], minlength=terminals)[order])
     chosen = np.zeros(terminals, dtype=bool)
-    chosen[order[: np.searchsorted(made, frauds) + 1]] = True
+    chosen[order[: np.searchsorted(total, frauds) + 1]] = True
     hit &= chosen[payments.terminal]
     payments.scenario[hit] = 1
     payments.amount[hit] *= np.exp(rng.normal(0.15, 0.3, int(hit.sum())))
 
 
 def _inflate(rng: np.random.Generator, payments: _Payments, *, frauds: float) -> None:
-    """Make single payments very large; two thirds of them are fraud."""
+    """Makes single payments very large; two thirds of them are fraud."""
     honest = np.flatnonzero(payments.scenario == 0)
     large = rng.choice(honest, size=min(len(honest), max(1, round(frauds * 1.5))), replace=False)
     payments.amount[large] *= np.exp(rng.normal(2.2, 0.4, len(large)))
@@ -180,7 +182,7 @@ def _inflate(rng: np.random.Generator, payments: _Payments, *, frauds: float) ->
 
 
 def _card_frauds(rng: np.random.Generator, world: _World, *, days: int, frauds: float) -> _Payments:
-    """What is paid with stolen cards: about 9 payments each within two weeks, in bursts of about 3."""
+    """Simulates payments with stolen cards: about 9 each within two weeks, in bursts of about 3."""
     stolen = rng.integers(0, len(world.card_rate), max(1, round(frauds / 9)))
     begin = rng.uniform(0, max(days - 14, 1), len(stolen))
     bursts = rng.poisson(2.0, len(stolen)) + 1
@@ -193,7 +195,7 @@ def _card_frauds(rng: np.random.Generator, world: _World, *, days: int, frauds: 
     # The first of a burst is the test, the others follow within hours.
     follows = np.roll(burst, 1) == burst
     time = (burst_time[burst] + follows * rng.exponential(0.8 * HOUR, n)).astype(np.int64)
-    terminal, online = _places(rng, world, card, online_share=0.65, away_share=0.8)
+    terminal, online = _choose_terminals(rng, world, card, online_share=0.65, away_share=0.8)
     amount = np.exp(world.card_log_amount[card] + rng.normal(1.2, 0.8, n))
     tested = ~follows & (rng.random(len(thief)) < 0.6)[burst]
     amount[tested] = rng.uniform(0.5, 3, int(tested.sum()))
@@ -211,9 +213,9 @@ def _merged(first: _Payments, second: _Payments) -> _Payments:
 
 
 def _tokens(rng: np.random.Generator, prefix: str, count: int) -> NDArray[Any]:
-    """Random ids such as a payment processor hands out instead of card numbers."""
+    """Returns random ids such as a payment processor hands out instead of card numbers."""
     digits = rng.bytes(8 * count).hex()
-    return np.array([f"{prefix}_{digits[at : at + 16]}" for at in range(0, 16 * count, 16)], dtype=object)
+    return np.array([f"{prefix}_{digits[start : start + 16]}" for start in range(0, 16 * count, 16)], dtype=object)
 
 
 def _tables(
@@ -241,17 +243,17 @@ def _tables(
             "known_time": pa.array(known, mask=~looked_into),
         }
     )
-    which = np.flatnonzero(looked_into)
-    which = which[np.argsort(known[which], kind="stable")]
+    labelled = np.flatnonzero(looked_into)
+    labelled = labelled[np.argsort(known[labelled], kind="stable")]
     labels = pa.table(
         {
-            "event_id": pa.array([f"label_{token[3:]}" for token in ids[which]], pa.string()),
-            columns.TRANSACTION: pa.array(ids[which], pa.string()),
-            "event_time": known[which],
-            "fraud": fraud[which],
-            columns.CARD: pa.array(card[which], pa.string()),
-            columns.TERMINAL: pa.array(terminal[which], pa.string()),
-            "transaction_time": time[which],
+            "event_id": pa.array([f"label_{token[3:]}" for token in ids[labelled]], pa.string()),
+            columns.TRANSACTION: pa.array(ids[labelled], pa.string()),
+            "event_time": known[labelled],
+            "fraud": fraud[labelled],
+            columns.CARD: pa.array(card[labelled], pa.string()),
+            columns.TERMINAL: pa.array(terminal[labelled], pa.string()),
+            "transaction_time": time[labelled],
         }
     )
     return transactions, labels
@@ -259,6 +261,8 @@ def _tables(
 
 @dataclass(frozen=True, slots=True)
 class Written:
+    """Rows that went to the log, and rows that were kept for `headrace traffic`."""
+
     transactions: int
     labels: int
     frauds: int
@@ -269,25 +273,25 @@ class Written:
 def write(
     log: EventLog, *, transactions: pa.Table, labels: pa.Table, end: datetime, live_days: int, live_dir: Path
 ) -> Written:
-    """Append what is past to the log, and keep what is to come for the live replay.
+    """Appends past payments and labels to the log, and writes later ones to files for `headrace traffic`.
 
-    The past ends `live_days` before `end`: payments of it go to TRANSACTIONS and what was known by then to LABELS, in
+    The past ends `live_days` before `end`: its payments go to TRANSACTIONS and the labels known by then to LABELS, in
     time order. The rest goes to LIVE_TRANSACTIONS and LIVE_LABELS (also labels of older payments that become known
     between then and `end`) below `live_dir`. Raises LogFullError when the log has no room.
     """
     now, last = milliseconds(end) - live_days * DAY, milliseconds(end)
     times, known = transactions["event_time"].to_numpy(), labels["event_time"].to_numpy()
     past, live = transactions.slice(0, int((times < now).sum())), transactions.slice(int((times < now).sum()))
-    told = labels.slice(0, int((known <= now).sum()))
-    to_come = labels.slice(told.num_rows, int((known <= last).sum()) - told.num_rows)
+    past_labels = labels.slice(0, int((known <= now).sum()))
+    live_labels = labels.slice(past_labels.num_rows, int((known <= last).sum()) - past_labels.num_rows)
     events = past.select(["event_id", "event_time", columns.CARD, columns.TERMINAL, "amount", "channel"])
     _append(log, topics.TRANSACTIONS, events, type_="transaction", times=("event_time",))
-    _append(log, topics.LABELS, told, type_="label", times=("event_time", "transaction_time"))
+    _append(log, topics.LABELS, past_labels, type_="label", times=("event_time", "transaction_time"))
     live_dir.mkdir(parents=True, exist_ok=True)
     pq.write_table(live, live_dir / LIVE_TRANSACTIONS)
-    pq.write_table(to_come, live_dir / LIVE_LABELS)
+    pq.write_table(live_labels, live_dir / LIVE_LABELS)
     frauds = int(past["fraud"].to_numpy().sum())
-    return Written(past.num_rows, told.num_rows, frauds, live.num_rows, to_come.num_rows)
+    return Written(past.num_rows, past_labels.num_rows, frauds, live.num_rows, live_labels.num_rows)
 
 
 def _append(log: EventLog, topic: str, table: pa.Table, *, type_: str, times: tuple[str, ...]) -> None:

@@ -1,14 +1,15 @@
-"""`headrace simulate`: simulated card payments into the event log, the latest days kept aside for the replay."""
+"""`headrace simulate`: appends simulated card payments to the event log and keeps the latest days for `traffic`."""
 
 from collections.abc import Callable
 from datetime import datetime
 
 from apps.commands import payment_simulator
+from apps.wording import counted
 from infra.log.open import open_log
 from infra.settings import Settings
 
 LIVE = "live"
-"""Folder, below the data directory, of the payments that are still to come."""
+"""Folder in the data directory for the payments that `headrace traffic` is to send."""
 
 
 def run(
@@ -22,7 +23,7 @@ def run(
     now: datetime,
     say: Callable[[str], None],
 ) -> None:
-    """Simulate `days` up to `now` and write them; `live_days` of them stay out of the log."""
+    """Simulates `days` days up to `now` and writes them; the last `live_days` of them stay out of the log."""
     transactions, labels = payment_simulator.simulate(cards=cards, terminals=terminals, days=days, end=now, seed=seed)
     written = payment_simulator.write(
         open_log(settings),
@@ -33,6 +34,7 @@ def run(
         live_dir=settings.data_dir / LIVE,
     )
     say(
-        f"payments: {written.transactions:,} simulated ({written.frauds:,} frauds, {written.labels:,} labels known); "
-        f"{written.live_transactions:,} of the last {live_days} days kept for the replay"
+        f"payments: {written.transactions:,} simulated "
+        f"({counted(written.frauds, 'fraud')}, {counted(written.labels, 'known label')}); "
+        f"{written.live_transactions:,} of the last {counted(live_days, 'day')} kept for `headrace traffic`"
     )

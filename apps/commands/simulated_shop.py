@@ -1,10 +1,10 @@
-"""A simulated shop, for a first look without data: it is a simulator, and what it sells is made up.
+"""Simulates a shop, for a first look without data: all that it sells is made up.
 
-Shoppers have a taste (a few categories) and come back at their own pace. A visit is a row of looks at what their taste
-holds and at what they bought before; some of it goes into the cart, and in some visits a part of the cart is bought at
-the end. Items differ in how often they are looked at, how often a look ends in the cart, a cart in a purchase, and a
-purchase in a return; the four have nothing to do with each other, so what is looked at most is not what is kept
-most. Some shoppers only ever look. The range of goods changes slowly over the year.
+Shoppers have a taste (a few categories) and come back at their own pace. In a visit they view items of their taste and
+items that they bought before; some go into the cart, and in some visits a part of the cart is bought at the end. Items
+differ in how often they are viewed, how often a view ends in the cart, a cart in a purchase, and a purchase in a
+return. The four are independent, so the items viewed most are not those kept most. Some shoppers never buy. The range
+of goods changes slowly over the year.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from features.contract.timestamps import DAY, milliseconds
 CATEGORIES, ITEMS_EACH, DAYS = 40, 40, 365
 SECOND = 1000
 AGAIN = 0.25
-"""Share of looks at what was bought before, where anything was."""
-ONLY_LOOK = 0.12
+"""Share of views that go to items bought before, where there are any."""
+NEVER_BUY = 0.12
 """Share of shoppers who never put anything into the cart."""
-VIEW, CART, PURCHASE, RETURN = (EVENT_TYPE_CODES[kind] for kind in ("view", "cart", "purchase", "return"))
+VIEW, CART, PURCHASE, RETURN = (EVENT_TYPE_CODES[event_type] for event_type in ("view", "cart", "purchase", "return"))
 
 Chances = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -33,22 +33,22 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ShopItems:
-    """What the shop sells, and what is true of it; every array has shape [items]."""
+    """Holds what the shop sells; every array has shape [items]."""
 
     prices: Chances
     appeal: Chances
-    """How much it is looked at, beside the others of its category."""
+    """How often it is viewed, relative to the others of its category."""
     carted: Chances
-    """Chance that a look ends in the cart."""
+    """Chance that a view ends in the cart."""
     bought: Chances
-    """Chance that what is in the cart is bought, in a visit that buys."""
+    """Chance that an item in the cart is bought, in a visit that buys."""
     returned: Chances
-    """Chance that a purchase comes back."""
+    """Chance that a purchase is returned."""
     appears: Whole
-    """From when on it is listed, ms."""
+    """When it is listed, ms."""
 
     @staticmethod
-    def made(rng: np.random.Generator, *, start: int) -> "ShopItems":
+    def sample(rng: np.random.Generator, *, start: int) -> "ShopItems":
         items = CATEGORIES * ITEMS_EACH
         return ShopItems(
             prices=np.round(rng.lognormal(1.0, 0.8, items) + 0.2, 2),
@@ -61,43 +61,43 @@ class ShopItems:
 
 
 def simulate(*, customers: int, end: datetime, seed: int) -> Imported:
-    """A year of the shop's events up to `end`, in order of time; the same for the same arguments."""
+    """Returns a year of the shop's events up to `end`, in order of time; the same for the same arguments."""
     rng = np.random.default_rng(seed)
     start = milliseconds(end) - DAYS * DAY
-    goods = ShopItems.made(rng, start=start)
+    goods = ShopItems.sample(rng, start=start)
     shoppers = _Shoppers(customers, rng)
     pace = rng.gamma(2.0, 10.0, customers) + 3
     now = start + (rng.random(customers) * 90 * DAY).astype(np.int64)
-    found = []
+    visits = []
     while len(here := np.flatnonzero(now < start + DAYS * DAY)):
-        found.append(shoppers.visit(here, now[here], goods, rng))  # everyone's next visit at once
+        visits.append(shoppers.visit(here, now[here], goods, rng))  # everyone's next visit at once
         now[here] += ((rng.exponential(pace[here]) + 1) * DAY).astype(np.int64)
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    columns = [np.concatenate(column) for column in zip(*visits, strict=True)]
     events = _table(columns, goods, rng, end=start + DAYS * DAY)
     return Imported(events, [], timedelta(0), {"completeness": 1.0, "accuracy": 1.0, "consistency": 1.0})
 
 
 class _Shoppers:
-    """Who comes, what they like, and what they own by now."""
+    """Holds what each shopper likes, and what they own by now."""
 
     def __init__(self, count: int, rng: np.random.Generator) -> None:
         taste = rng.permuted(np.tile(np.arange(CATEGORIES), (count, 1)), axis=1)[:, :3]
         self._shelf = (taste[:, :, None] * ITEMS_EACH + np.arange(ITEMS_EACH)).reshape(count, -1)
-        self._buys = rng.beta(2.0, 3.0, count) * (rng.random(count) >= ONLY_LOOK)
+        self._buys = rng.beta(2.0, 3.0, count) * (rng.random(count) >= NEVER_BUY)
         self._owned = np.zeros((count, 1), dtype=np.int64)
         self._owns = np.zeros(count, dtype=np.int64)
 
     def visit(self, here: Whole, now: Whole, goods: ShopItems, rng: np.random.Generator) -> tuple[Whole, ...]:
-        """One visit of each of `here`: customers, starts of their visits, items, kinds and times of all events of these
-        visits, and of the returns that follow from them."""
+        """Simulates one visit of each of `here`: returns customers, starts of visits, items, event types and times of
+        all events of these visits, and of the returns that follow from them."""
         looks = rng.geometric(0.1, len(here))
         row = np.repeat(np.arange(len(here)), looks)
         shelf = self._shelf[here]
         reach = np.cumsum(goods.appeal[shelf] * (goods.appears[shelf] <= now[:, None]))
         width, ends = shelf.shape[1], reach[shelf.shape[1] - 1 :: shelf.shape[1]]
         begins = np.concatenate(([0.0], ends[:-1]))
-        drawn = begins[row] + rng.random(len(row)) * (ends - begins)[row]
-        seen = shelf.ravel()[np.clip(np.searchsorted(reach, drawn, side="right"), row * width, row * width + width - 1)]
+        spot = begins[row] + rng.random(len(row)) * (ends - begins)[row]
+        seen = shelf.ravel()[np.clip(np.searchsorted(reach, spot, side="right"), row * width, row * width + width - 1)]
         owns = self._owns[here[row]]
         again = (rng.random(len(row)) < AGAIN) & (owns > 0)
         seen = np.where(again, self._owned[here[row], (rng.random(len(row)) * owns).astype(np.int64)], seen)
@@ -105,7 +105,7 @@ class _Shoppers:
         times = now[row] + steps - np.repeat(steps[np.cumsum(looks) - looks], looks)
         last = times[np.cumsum(looks) - 1]
 
-        # Whoever looks again at what they own mostly wants it again.
+        # A shopper who views an item that they own mostly buys it again.
         put = rng.random(len(row)) < np.maximum(goods.carted[seen], 0.5 * again)
         put &= self._buys[here[row]] > 0
         cart, first = np.unique(row[put] * len(goods.prices) + seen[put], return_index=True)
@@ -120,34 +120,34 @@ class _Shoppers:
         )  # fmt: skip
         rows = np.concatenate((row, cart_row, cart_row[taken], cart_row[back]))
         items = np.concatenate((seen, carted, carted[taken], carted[back]))
-        kinds = np.repeat([VIEW, CART, PURCHASE, RETURN], [len(one) for one in moments])
-        return here[rows], now[rows], items, kinds, np.concatenate(moments)
+        types = np.repeat([VIEW, CART, PURCHASE, RETURN], [len(times_of_type) for times_of_type in moments])
+        return here[rows], now[rows], items, types, np.concatenate(moments)
 
     def _take(self, customers: Whole, items: Whole) -> None:
-        """Remember what was bought; `customers` in ascending order."""
+        """Adds bought items to what customers own; `customers` in ascending order."""
         counts = np.bincount(customers, minlength=len(self._owns))
-        place = np.arange(len(customers)) - (np.cumsum(counts) - counts)[customers]
+        position = np.arange(len(customers)) - (np.cumsum(counts) - counts)[customers]
         missing = int((self._owns + counts).max()) - self._owned.shape[1]
         if missing > 0:
             self._owned = np.pad(self._owned, ((0, 0), (0, missing)))
-        self._owned[customers, self._owns[customers] + place] = items
+        self._owned[customers, self._owns[customers] + position] = items
         self._owns += counts
 
 
 def _table(columns: list[Whole], goods: ShopItems, rng: np.random.Generator, *, end: int) -> pa.Table:
-    """The catalogue and everything that happened before `end`."""
+    """Returns the catalogue and everything that happened before `end`."""
     order = np.lexsort((columns[0], columns[4]))
     order = order[columns[4][order] < end]
-    customers, visits, items, kinds, times = (column[order] for column in columns)
-    moved = kinds >= PURCHASE
-    # What a visit bought is one order. An id is an event's place among all, so it is the same for the same arguments.
-    orders = np.array([f"o{who}-{at}" for who, at in zip(customers.tolist(), visits.tolist(), strict=True)], object)
+    customers, visits, items, types, times = (column[order] for column in columns)
+    moved = types >= PURCHASE
+    # What a visit bought is one order. Ids are positions in the table, so they are the same for the same arguments.
+    orders = np.array([f"o{user}-{at}" for user, at in zip(customers.tolist(), visits.tolist(), strict=True)], object)
     orders[~moved] = None
     happened = {
-        "event_id": [f"s{place:08d}" for place in range(len(order))],
-        "type": np.array(list(EVENT_TYPE_CODES), dtype=object)[kinds],
+        "event_id": [f"s{row:08d}" for row in range(len(order))],
+        "type": np.array(list(EVENT_TYPE_CODES), dtype=object)[types],
         "event_time": times,
-        "user_id": [f"u{who}" for who in customers.tolist()],
+        "user_id": [f"u{user}" for user in customers.tolist()],
         "item_id": [f"S{item:05d}" for item in items.tolist()],
         "quantity": np.where(moved, rng.integers(1, 4, len(items)), 1).astype(np.float64),
         "price": goods.prices[items],

@@ -1,9 +1,9 @@
-"""`headrace traffic`: what was held back, sent as live traffic through the public API.
+"""`headrace traffic`: sends held-out visits and payments as live traffic through the public API.
 
-At the first moment of each held-out visit that bought something the site asks for recommendations, as of that moment;
-then it sends what the visit did, naming the request for every bought item that had been shown. Half of the kept-back
-payments ask for a score, half arrive as events. Open loop: every call has its intended moment and latency counts from
-there, so that a slow server cannot slow the load down (Tene, How NOT to Measure Latency).
+At the first moment of each held-out visit with a purchase it asks for recommendations as of that moment; then it sends
+what the visit did, with the id of the request for every bought item that had been shown. Half of the held-out payments
+ask for a score, half are sent as events. Open loop: every call has an intended time and latency counts from there, so
+that a slow server cannot slow the load down (Tene, How NOT to Measure Latency).
 """
 
 import http.client
@@ -21,6 +21,7 @@ import orjson
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from apps.wording import counted
 from features.contract.timestamps import rfc3339
 from features.recommender.recency import VISIT_GAP_MS
 from infra.settings import Settings
@@ -33,14 +34,15 @@ DELIVERY_PAUSE_SECONDS = 0.5
 
 
 class TrafficError(Exception):
-    """The traffic cannot be sent; says what is missing."""
+    """The traffic cannot be sent; the message says what is missing."""
 
 
 @dataclass
 class Outcome:
-    """What the traffic met."""
+    """Counts and latencies of all calls."""
 
-    orders: int = 0
+    visits: int = 0
+    """Visits that asked for recommendations."""
     recommend_ms: list[float] = field(default_factory=list)
     score_ms: list[float] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
@@ -55,27 +57,30 @@ SendRequest = Callable[[http.client.HTTPConnection, float], None]
 
 @dataclass(frozen=True)
 class Planned:
-    """One thing to send: `share` of the whole time after the start, by the worker that has this key."""
+    """One call to send when `share` of the whole time has passed, by the worker that has this key."""
 
     share: float
     key: str
     call: SendRequest
 
 
-def run(settings: Settings, *, seconds: float, orders: int | None, surface: str, say: Callable[[str], None]) -> Outcome:
-    """Send held-out orders and payments over `seconds`; the result also goes to status/traffic.json.
+def run(settings: Settings, *, seconds: float, visits: int | None, surface: str, say: Callable[[str], None]) -> Outcome:
+    """Sends held-out visits and payments over `seconds`; the result also goes to status/traffic.json.
 
-    Raises TrafficError when nothing was held back or the API does not answer.
+    visits: at most so many of them, spread evenly. Raises TrafficError when nothing was held out or the API does not
+    answer.
     """
     outcome, lock = Outcome(), threading.Lock()
-    planned = _plan_orders(settings, outcome, lock, orders=orders, surface=surface)
+    planned = _plan_visits(settings, outcome, lock, most=visits, surface=surface)
     planned += _plan_payments(settings, outcome, lock)
     if not planned:
-        raise TrafficError("nothing was held back; import with --hold-out-days, or simulate with --live-days")
-    planned.sort(key=lambda one: one.share)
+        raise TrafficError(
+            "nothing was held out; run `headrace import` with --hold-out-days or `headrace simulate` with --live-days"
+        )
+    planned.sort(key=lambda call: call.share)
     lanes: list[list[Planned]] = [[] for _ in range(WORKERS)]
-    for one in planned:
-        lanes[zlib.crc32(one.key.encode()) % WORKERS].append(one)
+    for call in planned:
+        lanes[zlib.crc32(call.key.encode()) % WORKERS].append(call)
     start = time.monotonic() + 0.2
     failures: list[Exception] = []
     with tqdm(total=len(planned), desc="traffic", unit="call", leave=False) as bar:
@@ -97,13 +102,13 @@ def _drive(
     settings: Settings, lane: list[Planned], start: float, seconds: float, bar: Any, failures: list[Exception]
 ) -> None:
     connection = http.client.HTTPConnection(settings.host, settings.port, timeout=PATIENCE_SECONDS)
-    for one in lane:
+    for planned in lane:
         if failures:
             return
-        intended = start + one.share * seconds
+        intended = start + planned.share * seconds
         time.sleep(max(0.0, intended - time.monotonic()))
         try:
-            one.call(connection, intended)
+            planned.call(connection, intended)
         except (OSError, http.client.HTTPException, ValueError) as error:
             failures.append(error)
             return
@@ -111,14 +116,14 @@ def _drive(
 
 
 def post(connection: http.client.HTTPConnection, path: str, body: Any) -> tuple[int, Any]:
-    """POST JSON; returns the status and the answer."""
+    """Posts JSON; returns the status and the answer."""
     connection.request("POST", path, orjson.dumps(body), {"Content-Type": "application/json"})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
 
 
 def deliver(connection: http.client.HTTPConnection, path: str, body: Any) -> tuple[int, Any]:
-    """POST what must not be lost, as a site does: again after a moment, while an overloaded server refuses it."""
+    """Posts what must not be lost, as a site does: repeats it after a pause while an overloaded server refuses it."""
     for _ in range(DELIVERIES):
         status, answer = post(connection, path, body)
         if status != 503:
@@ -130,37 +135,37 @@ def deliver(connection: http.client.HTTPConnection, path: str, body: Any) -> tup
 Visit = list[dict[str, Any]]
 
 
-def _held_out_visits(settings: Settings, orders: int | None) -> list[tuple[int, str, Visit]]:
-    """(moment, user, lines) of every held-out visit, in order of time; at most `orders` of them."""
+def _held_out_visits(settings: Settings, most: int | None) -> list[tuple[int, str, Visit]]:
+    """Returns (moment, user, lines) of every held-out visit, in order of time; at most `most`, spread evenly."""
     path = settings.data_dir / "holdout" / "shop_events.parquet"
     if not path.exists():
         return []
     visits: list[tuple[int, str, Visit]] = []
     latest: dict[str, Visit] = {}
-    known = (row for row in pq.read_table(path).to_pylist() if row["user_id"])
-    for row in sorted(known, key=lambda row: row["event_time"]):
+    rows = (row for row in pq.read_table(path).to_pylist() if row["user_id"])
+    for row in sorted(rows, key=lambda row: row["event_time"]):
         user, moment = row["user_id"], row["event_time"]
         if user not in latest or moment - latest[user][-1]["event_time"] > VISIT_GAP_MS:
             latest[user] = []
             visits.append((moment, user, latest[user]))
         latest[user].append(row)
-    if orders is not None and orders < len(visits):
-        visits = [visits[place] for place in np.unique(np.linspace(0, len(visits) - 1, orders).astype(int))]
+    if most is not None and most < len(visits):
+        visits = [visits[index] for index in np.unique(np.linspace(0, len(visits) - 1, most).astype(int))]
     return visits
 
 
-def _plan_orders(
-    settings: Settings, outcome: Outcome, lock: threading.Lock, *, orders: int | None, surface: str
+def _plan_visits(
+    settings: Settings, outcome: Outcome, lock: threading.Lock, *, most: int | None, surface: str
 ) -> list[Planned]:
-    visits = _held_out_visits(settings, orders)
+    visits = _held_out_visits(settings, most)
 
     def ask(connection: http.client.HTTPConnection, intended: float, moment: int, user: str) -> tuple[set[str], str]:
-        """What is shown to the user at that moment, and the id of the request."""
+        """Returns the items shown to the user at that moment, and the id of the request."""
         context = {"request_time": rfc3339(moment)}
         body = {"user_id": user, "surface": surface, "n": LIST_LENGTH, "context": context}
         status, answer = post(connection, "/v1/recommend", body)
         with lock:
-            outcome.orders += 1
+            outcome.visits += 1
             outcome.recommend_ms.append((time.monotonic() - intended) * 1000)
             outcome.statuses[f"recommend {status}"] += 1
             outcome.models[answer.get("model", "none")] += 1
@@ -184,8 +189,8 @@ def _plan_orders(
         return call
 
     return [
-        Planned((place + 0.5) / len(visits), user, visit(moment, user, lines))
-        for place, (moment, user, lines) in enumerate(visits)
+        Planned((index + 0.5) / len(visits), user, visit(moment, user, lines))
+        for index, (moment, user, lines) in enumerate(visits)
     ]
 
 
@@ -225,14 +230,14 @@ def _plan_payments(settings: Settings, outcome: Outcome, lock: threading.Lock) -
         return call
 
     planned = [
-        Planned((place + 0.5) / len(rows), row["card_id"], payment(row, ask=place % 2 == 0))
-        for place, row in enumerate(rows)
+        Planned((index + 0.5) / len(rows), row["card_id"], payment(row, ask=index % 2 == 0))
+        for index, row in enumerate(rows)
     ]
     return planned + _plan_labels(settings, outcome, lock)
 
 
 def _plan_labels(settings: Settings, outcome: Outcome, lock: threading.Lock) -> list[Planned]:
-    """Labels that become known meanwhile, some hundred at a time."""
+    """Plans the labels that become known meanwhile, 100 to a call."""
     rows = pq.read_table(settings.data_dir / "live" / "live_labels.parquet").to_pylist()
     chunks = [rows[first : first + 100] for first in range(0, len(rows), 100)]
 
@@ -253,11 +258,11 @@ def _plan_labels(settings: Settings, outcome: Outcome, lock: threading.Lock) -> 
 
         return call
 
-    return [Planned((place + 0.5) / len(chunks), f"labels-{place}", send(chunk)) for place, chunk in enumerate(chunks)]
+    return [Planned((index + 0.5) / len(chunks), f"labels-{index}", send(chunk)) for index, chunk in enumerate(chunks)]
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """Milliseconds at the 50th and 99th percentile, and how many there were."""
+    """Returns the 50th and 99th percentile of milliseconds, and their count."""
     if not values:
         return {"p50": 0.0, "p99": 0.0, "count": 0}
     p50, p99 = np.percentile(values, [50, 99])
@@ -266,15 +271,18 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def _report(settings: Settings, outcome: Outcome, say: Callable[[str], None]) -> None:
     recommend, scored = percentiles(outcome.recommend_ms), percentiles(outcome.score_ms)
-    # vars, not asdict: that would take the counters apart.
+    # vars, not asdict, which would rebuild each Counter from its pairs and count those.
     summary = vars(outcome) | {"recommend_ms": recommend, "score_ms": scored}
     settings.traffic_status.parent.mkdir(parents=True, exist_ok=True)
     settings.traffic_status.write_text(json.dumps(summary, indent=2))
     say(
-        f"traffic: {outcome.orders:,} orders and {scored['count']:,} score requests in {outcome.seconds:.0f} s; "
+        f"traffic: {counted(outcome.visits, 'visit')} and {counted(int(scored['count']), 'score request')} "
+        f"in {outcome.seconds:.0f} s; "
         f"recommend p50 {recommend['p50']} ms, p99 {recommend['p99']} ms; score p50 {scored['p50']} ms, "
-        f"p99 {scored['p99']} ms; {outcome.shown_and_bought:,} shown items were bought"
+        f"p99 {scored['p99']} ms; bought of what was shown: {counted(outcome.shown_and_bought, 'item')}"
     )
-    odd = {name: count for name, count in outcome.statuses.items() if not name.endswith(("200", "201"))}
-    if odd or outcome.events["refused"]:
-        say(f"traffic: not all went well: {odd or ''} {outcome.events['refused']} events refused")
+    failed = {name: count for name, count in outcome.statuses.items() if not name.endswith(("200", "201"))}
+    refused = outcome.events["refused"]
+    if failed or refused:
+        calls = [f"{name}: {counted(count, 'call')}" for name, count in failed.items()]
+        say("traffic: not all went well: " + ", ".join([*calls, f"{counted(refused, 'event')} refused"]))

@@ -1,6 +1,6 @@
-"""What the console's pages show, gathered from the running services: the one that knows both sides.
+"""Gathers what the console's pages show from the running services: the only module that knows both.
 
-Looking changes nothing: no impression is logged, no exposure counted, no history loaded that a request would not load.
+A page changes nothing: it logs no impression, counts no exposure and loads no history that a request would not load.
 """
 
 import time
@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from apps.console import views
 from apps.console.health import ComponentHealth
 from apps.console.log_size import LogSizeReader
-from apps.experiments.plot import final_lift, lift_over_time
+from apps.console.pages import percent
+from apps.experiments.plot import NARROW, final_lift, lift_over_time
 from apps.experiments.report import UNITS_FILE, load_units, report
 from apps.experiments.schemas import Comparison, ExperimentDefinition, MetricReport, Report
 from apps.fraud.decisions import Alert
@@ -28,42 +29,45 @@ from infra import topics
 
 RECENT_ALERTS = 5
 HISTORY_SHOWN = 40
-EVENT_TYPE_NAMES = {code: kind for kind, code in columns.EVENT_TYPE_CODES.items()}
+EVENT_TYPE_NAMES = {code: name for name, code in columns.EVENT_TYPE_CODES.items()}
 RATIO_STATES: Mapping[str, views.State] = {"ok": "ok", "unusual": "warn", "alarm": "down", "unknown": "idle"}
 
 
 class LiveConsoleData:
-    """See apps.console.views.ConsoleData. `feature_age_seconds`: since the feature job's last batch, None before it."""
+    """Implements apps.console.views.ConsoleData over the services of a process."""
 
     def __init__(
         self, services: Services, *, feature_age_seconds: Callable[[], float | None], clock: Clock = time.time
     ) -> None:
+        """feature_age_seconds: seconds since the feature job's last batch; None before the first."""
         self._services = services
-        self._meter = LogSizeReader(services.log)
-        self._stations = ComponentHealth(services, self._meter, feature_age_seconds=feature_age_seconds, clock=clock)
+        self._log_size = LogSizeReader(services.log)
+        self._health = ComponentHealth(services, self._log_size, feature_age_seconds=feature_age_seconds, clock=clock)
         self._clock = clock
         self._reports: dict[str, tuple[object, Report]] = {}
 
     def overview(self) -> views.Overview:
         services = self._services
         manifest = self._manifest()
-        readings = {topic: self._meter.read(topic) for topic in topics.ALL}
-        found = services.decisions.alerts(limit=services.settings.alerts_kept)
+        readings = {topic: self._log_size.read(topic) for topic in topics.ALL}
+        alerts = services.decisions.alerts(limit=services.settings.alerts_kept)
         return views.Overview(
             now=self._now(),
-            components=tuple(self._stations.read(readings)),
+            components=tuple(self._health.read(readings)),
             release=_release(manifest) if manifest else None,
             topics=tuple(readings.values()),
-            alerts_known=len(found),
-            alerts=tuple(_alert(one) for one in found[:RECENT_ALERTS]),
+            alerts_known=len(alerts),
+            alerts=tuple(_alert(alert) for alert in alerts[:RECENT_ALERTS]),
             thresholds=_thresholds(manifest),
             experiments=tuple(
-                _summary(self._report(one)) for one in services.experiments.all() if one.status == "running"
+                _summary(self._report(experiment))
+                for experiment in services.experiments.all()
+                if experiment.status == "running"
             ),
         )
 
     def example_users(self, count: int) -> tuple[str, ...]:
-        return self._meter.recent_keys(topics.SHOP, count)
+        return self._log_size.recent_keys(topics.SHOP, count)
 
     def user_view(self, user_id: str, *, surface: str, n: int) -> views.UserView:
         try:
@@ -81,20 +85,20 @@ class LiveConsoleData:
             row = {}
         return self._user_view(user_id, answer, row)
 
-    def alerts(self, wanted: views.AlertFilter, *, limit: int) -> views.AlertList:
+    def alerts(self, filters: views.AlertFilter, *, limit: int) -> views.AlertList:
         position = self._services.decisions.end()
-        found = self._services.decisions.alerts(
-            outcome=wanted.outcome, card_id=wanted.card_id, min_score=wanted.min_score, limit=limit
+        alerts = self._services.decisions.alerts(
+            outcome=filters.outcome, card_id=filters.card_id, min_score=filters.min_score, limit=limit
         )
         return views.AlertList(
-            alerts=tuple(_alert(one) for one in found),
+            alerts=tuple(_alert(alert) for alert in alerts),
             position=str(position),
             thresholds=_thresholds(self._manifest()),
         )
 
     def experiments(self) -> tuple[views.ExperimentSummary, ...]:
-        known = sorted(self._services.experiments.all(), key=lambda one: one.status != "running")
-        return tuple(_summary(self._report(definition)) for definition in known)
+        definitions = sorted(self._services.experiments.all(), key=lambda definition: definition.status != "running")
+        return tuple(_summary(self._report(definition)) for definition in definitions)
 
     def experiment(self, key: str) -> views.ExperimentView | None:
         definition = self._services.experiments.get(key)
@@ -104,28 +108,28 @@ class LiveConsoleData:
         return datetime.fromtimestamp(self._clock(), tz=UTC)
 
     def _report(self, definition: ExperimentDefinition) -> Report:
-        """The report, made anew only when its definition or the table of units changed."""
+        """Returns the report, computed again only after its definition or the table of units changed."""
         folder = self._services.settings.offline_dir
         try:
             state = (folder / UNITS_FILE).stat()
             version: object = (definition, state.st_mtime_ns, state.st_ino)
         except FileNotFoundError:
             version = definition
-        known = self._reports.get(definition.key)
-        if known is None or known[0] != version:
-            made = report(load_units(folder, definition.key), definition, now=self._services.experiments.now())
-            known = self._reports[definition.key] = (version, made)
-        return known[1]
+        cached = self._reports.get(definition.key)
+        if cached is None or cached[0] != version:
+            computed = report(load_units(folder, definition.key), definition, now=self._services.experiments.now())
+            cached = self._reports[definition.key] = (version, computed)
+        return cached[1]
 
     def _manifest(self) -> Manifest | None:
-        """The manifest of the release that is served."""
+        """Returns the manifest of the served release."""
         releases = self._services.releases
         if releases.version is None:
             return None
         try:
             path = self._services.settings.releases_dir / releases.version / MANIFEST
             return Manifest.model_validate_json(path.read_bytes())
-        except (OSError, ValueError):  # removed behind our back: what is loaded serves on
+        except (OSError, ValueError):  # the folder was removed; the loaded release is still served
             return releases.recommender.manifest if releases.recommender else None
 
     def _user_view(self, user_id: str, answer: RecommendResponse, row: Mapping[str, Any]) -> views.UserView:
@@ -133,8 +137,8 @@ class LiveConsoleData:
         catalogue = recommender.catalogue if recommender else None
 
         def title(item: str) -> str:
-            place = catalogue.index.get(item) if catalogue else None
-            return catalogue.titles[place] if catalogue and place is not None else ""
+            row = catalogue.index.get(item) if catalogue else None
+            return catalogue.titles[row] if catalogue and row is not None else ""
 
         names = (columns.TIMES, columns.EVENT_TYPES, columns.ITEMS, columns.QUANTITIES, columns.PRICES)
         entries = list(zip(*(row.get(name) or () for name in names), strict=False))
@@ -144,9 +148,9 @@ class LiveConsoleData:
             user_id=user_id,
             history=tuple(
                 views.HistoryEntry(
-                    from_milliseconds(at), EVENT_TYPE_NAMES.get(kind, "?"), item, title(item), quantity, price
+                    from_milliseconds(at), EVENT_TYPE_NAMES.get(event_type, "?"), item, title(item), quantity, price
                 )
-                for at, kind, item, quantity, price in entries[: -HISTORY_SHOWN - 1 : -1]
+                for at, event_type, item, quantity, price in entries[: -HISTORY_SHOWN - 1 : -1]
             ),
             history_length=len(entries),
             items=tuple(
@@ -192,9 +196,9 @@ def _release(manifest: Manifest) -> views.ReleaseView:
 def _recommend_gate(card: RecommendModelCard) -> views.Gate:
     facts = (
         ("Index", card.index_kind),
-        ("Index recall against exact search", f"{card.index_recall * 100:.1f} %"),
-        ("Items it knows", f"{card.catalogue_items:,}"),
-        ("Features of a candidate", str(len(card.candidate_features))),
+        ("Index recall against exact search", percent(card.index_recall)),
+        ("Items in the release", f"{card.catalogue_items:,}"),
+        ("Features per candidate", str(len(card.candidate_features))),
         ("Feature service", card.feature_service),
     )
     return _gate("Recommendations", card.gate, facts)
@@ -204,7 +208,7 @@ def _fraud_gate(card: FraudModelCard) -> views.Gate:
     facts = (
         ("Review from score", f"{card.review_threshold:.3g}"),
         ("Decline from score", f"{card.decline_threshold:.3g}"),
-        ("Alert budget", f"{card.alert_budget_per_day:g} a day"),
+        ("Alert budget", f"{card.alert_budget_per_day:g} per day"),
         ("Features", str(len(card.features))),
         ("Feature service", card.feature_service),
     )
@@ -212,12 +216,12 @@ def _fraud_gate(card: FraudModelCard) -> views.Gate:
 
 
 def _gate(title: str, gate: GateResult, facts: tuple[tuple[str, str], ...]) -> views.Gate:
-    bars = sorted(gate.scores.items(), key=lambda one: -one[1])
+    bars = sorted(gate.scores.items(), key=lambda bar: -bar[1])
     return views.Gate(
         title=title,
         metric=gate.metric,
         bars=tuple(
-            views.Bar(name, value, "model" if name == gate.model else "floor", name == gate.served)
+            views.Bar(name, value, "model" if name == gate.model else "baseline", name == gate.served)
             for name, value in bars
         ),
         served=gate.served,
@@ -243,14 +247,14 @@ def _alert(alert: Alert) -> views.AlertView:
         amount=decision.amount,
         score=decision.score,
         outcome=decision.outcome,
-        reasons=tuple(views.ReasonView(one.code, one.text, one.weight) for one in decision.reasons),
+        reasons=tuple(views.ReasonView(reason.code, reason.text, reason.weight) for reason in decision.reasons),
         model=decision.model,
         degraded=decision.degraded,
     )
 
 
-def _summary(made: Report) -> views.ExperimentSummary:
-    definition = made.experiment
+def _summary(report: Report) -> views.ExperimentSummary:
+    definition = report.experiment
     return views.ExperimentSummary(
         key=definition.key,
         surface=definition.surface,
@@ -259,32 +263,32 @@ def _summary(made: Report) -> views.ExperimentSummary:
         status=definition.status,
         coverage=definition.coverage,
         description=definition.description,
-        variations=tuple((one.key, one.weight) for one in definition.variations),
-        verdict=made.verdict,
+        variations=tuple((variation.key, variation.weight) for variation in definition.variations),
+        verdict=report.verdict,
     )
 
 
-def _experiment(made: Report) -> views.ExperimentView:
+def _experiment(report: Report) -> views.ExperimentView:
     fields = views.VariationRow.__dataclass_fields__
     return views.ExperimentView(
-        summary=_summary(made),
-        generated=made.generated_at,
-        days=(made.series[0].day, made.series[-1].day) if made.series else None,
-        ratio_state=RATIO_STATES[made.sample_ratio.verdict],
-        ratio_message=made.sample_ratio.message,
+        summary=_summary(report),
+        generated=report.generated_at,
+        days=(report.series[0].day, report.series[-1].day) if report.series else None,
+        ratio_state=RATIO_STATES[report.sample_ratio.verdict],
+        ratio_message=report.sample_ratio.message,
         variations=tuple(
-            views.VariationRow(**{name: getattr(one, name) for name in fields}) for one in made.variations
+            views.VariationRow(**{name: getattr(variation, name) for name in fields}) for variation in report.variations
         ),
-        metrics=tuple(row for metric in made.metrics for row in _metric_rows(metric)),
-        plots=(lift_over_time(made), final_lift(made)),
-        notes=made.notes,
+        metrics=tuple(row for metric in report.metrics for row in _metric_rows(metric)),
+        plots=tuple((plot(report), plot(report, NARROW)) for plot in (lift_over_time, final_lift)),
+        notes=report.notes,
     )
 
 
 def _metric_rows(metric: MetricReport) -> Iterator[views.MetricRow]:
-    for one in metric.results:
-        head = (metric.metric.value, metric.title, metric.decides, one.variation)
-        result = one.result
+    for compared in metric.results:
+        head = (metric.metric.value, metric.title, metric.decides, compared.variation)
+        result = compared.result
         if not isinstance(result, Comparison):
             yield views.MetricRow(*head, no_answer=result.message)
             continue

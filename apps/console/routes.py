@@ -1,13 +1,17 @@
-"""The console's pages over HTTP. Needs `app.state.console`, a ConsoleData; knows nothing of what stands behind it."""
+"""Serves the console's pages over HTTP.
+
+`app.state.console` must hold a ConsoleData; where its data comes from is not known here.
+"""
 
 from pathlib import PurePath
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from apps.console.pages import HERE, STATIC, page
 from apps.console.views import AlertFilter, ConsoleData
+from apps.http.errors import problem_response
 
 router = APIRouter(include_in_schema=False)
 
@@ -32,7 +36,7 @@ def home(request: Request) -> Response:
 @router.get("/console/recommendations")
 def recommendations(request: Request, user: Text = "", surface: Text = "home", n: Text = "10") -> Response:
     data = _data(request)
-    wanted = int(n) if n.isascii() and n.isdigit() and int(n) in ITEMS_SHOWN else 10
+    count = int(n) if n.isascii() and n.isdigit() and int(n) in ITEMS_SHOWN else 10
     user, surface = user.strip(), surface.strip() or "home"
     return page(
         "recommendations.html",
@@ -41,24 +45,24 @@ def recommendations(request: Request, user: Text = "", surface: Text = "home", n
         sizes=ITEMS_SHOWN,
         user=user,
         surface=surface,
-        n=wanted,
-        view=data.user_view(user, surface=surface, n=wanted) if user else None,
+        n=count,
+        view=data.user_view(user, surface=surface, n=count) if user else None,
     )
 
 
 @router.get("/console/alerts")
 def alerts(request: Request, outcome: Text = "", card: Text = "", min_score: Text = "") -> Response:
-    # An empty or senseless field is no filter: forms send every field, and a page is no place for a 422.
-    wanted = AlertFilter(
+    # An empty or invalid field filters nothing: forms send every field, and a page is no place for a 422.
+    filters = AlertFilter(
         outcome=outcome if outcome in OUTCOMES else None, card_id=card.strip() or None, min_score=_score(min_score)
     )
     return page(
         "alerts.html",
         at="alerts",
-        wanted=wanted,
+        filters=filters,
         outcomes=OUTCOMES,
         limit=ALERTS_SHOWN,
-        view=_data(request).alerts(wanted, limit=ALERTS_SHOWN),
+        view=_data(request).alerts(filters, limit=ALERTS_SHOWN),
     )
 
 
@@ -84,8 +88,18 @@ def static(name: str) -> Response:
     return FileResponse(HERE / "static" / PurePath(name).name, media_type=STATIC[name], headers=headers)
 
 
+def install_missing_page(app: FastAPI) -> None:
+    """Answers an unknown address with a page where a browser asks; API clients get problem+json."""
+
+    @app.exception_handler(404)
+    async def on_missing(request: Request, error: Exception) -> Response:
+        if "text/html" in request.headers.get("Accept", ""):
+            return page("missing.html", status=404, at="", what=f"There is nothing at {request.url.path}.")
+        return problem_response(404, "Not Found", "Not Found")
+
+
 def _score(text: str) -> float:
-    """A score from 0 to 1; 0 for what is none."""
+    """Returns a score from 0 to 1; 0 for text that is no such number."""
     try:
         score = float(text.replace(",", "."))
     except ValueError:

@@ -1,7 +1,4 @@
-"""What the console's pages show, as plain data, and the protocol of whoever supplies it.
-
-Knows nothing of where the data comes from: the capabilities do not know the console, nor the console them.
-"""
+"""The data that the console's pages show, and the protocol of its supplier. Knows nothing of where it comes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +6,12 @@ from datetime import date, datetime
 from typing import Literal, Protocol
 
 State = Literal["ok", "idle", "warn", "down"]
-"""idle: nothing is wrong and nothing to do; warn: answers suffer; down: the part does not answer."""
+"""idle: nothing is wrong and there is nothing to do; warn: needs a look; down: the part does not work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One part of the flow, in the order in which an event passes it."""
+    """The state of one part of the system, what it last did, and a detail."""
 
     name: str
     state: State
@@ -24,14 +21,14 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class TopicReading:
-    """How much one topic of the event log holds."""
+    """The size of one topic of the event log."""
 
     topic: str
     records: int
     whole: bool
     """False while older records are still being counted: there are at least this many."""
     size_bytes: int | None
-    """None where the log does not tell."""
+    """None where the log does not say."""
     last_append: datetime | None
 
 
@@ -39,13 +36,13 @@ class TopicReading:
 class Bar:
     name: str
     value: float
-    role: Literal["model", "floor"]
+    role: Literal["model", "baseline"]
     served: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A model beside its floors on held-out time; bars by value, highest first."""
+    """Compares a model with its baselines on held-out time; bars by value, highest first."""
 
     title: str
     metric: str
@@ -53,9 +50,9 @@ class Gate:
     served: str
     model: str
     measured: Mapping[str, Mapping[str, float]]
-    """Everything measured, by name and then metric."""
+    """All measured values, by candidate and then metric."""
     facts: tuple[tuple[str, str], ...]
-    """(name, value) pairs for people to read."""
+    """(name, value) pairs, ready to print."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +101,9 @@ class AlertList:
     alerts: tuple[AlertView, ...]
     """Newest first."""
     position: str
-    """Where a stream goes on that wants what is not in this list yet; taken before the list was."""
+    """Where a stream resumes for alerts that are not in this list yet; read before the list was."""
     thresholds: tuple[float, float] | None
-    """Scores from which on a payment is reviewed and declined; None without a fraud model."""
+    """Scores from which a payment is reviewed and declined; None without a fraud model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +163,8 @@ class ExperimentView:
     ratio_message: str
     variations: tuple[VariationRow, ...]
     metrics: tuple[MetricRow, ...]
-    plots: tuple[str, ...]
-    """Whole SVG elements, their text escaped."""
+    plots: tuple[tuple[str, str], ...]
+    """Each for a wide page and for a phone: whole SVG elements, their text escaped."""
     notes: tuple[str, ...]
 
 
@@ -210,7 +207,7 @@ class ItemView:
 
 @dataclass(frozen=True, slots=True)
 class UserView:
-    """A user's recommendations beside that user's history, newest first; `problem` says why there are none."""
+    """A user's recommendations and history, newest first; `problem` says why there are none."""
 
     now: datetime
     user_id: str
@@ -227,20 +224,20 @@ class UserView:
 
 
 class ConsoleData(Protocol):
-    """Looking at a page changes nothing: no impression, no exposure, no decision comes from it."""
+    """Supplies the pages. Reading changes nothing: no impression, no exposure, no decision comes from it."""
 
     def overview(self) -> Overview: ...
 
     def example_users(self, count: int) -> tuple[str, ...]:
-        """Users that were active last, the latest first; cheap, so maybe fewer than asked for."""
+        """Returns users that were active last, the latest first; from the last records alone, so maybe fewer."""
         ...
 
     def user_view(self, user_id: str, *, surface: str, n: int) -> UserView: ...
 
-    def alerts(self, wanted: AlertFilter, *, limit: int) -> AlertList: ...
+    def alerts(self, filters: AlertFilter, *, limit: int) -> AlertList: ...
 
     def experiments(self) -> tuple[ExperimentSummary, ...]:
-        """Every experiment, running ones first."""
+        """Returns every experiment, running ones first."""
         ...
 
     def experiment(self, key: str) -> ExperimentView | None: ...

@@ -1,4 +1,4 @@
-"""The decisions that the log holds, as the API looks them up: by transaction, as alerts, and as a stream to resume.
+"""Holds the decisions of the log for lookup: by transaction, as alerts, and as a stream that can be resumed.
 
 Of several decisions on one transaction the first in the log holds, wherever and however often it was scored: that is
 what makes scoring idempotent. Knows nothing of models.
@@ -21,32 +21,39 @@ APPROVE = "approve"
 @dataclass(frozen=True, slots=True)
 class Alert:
     resume: Position
-    """Where a reader that has seen this alert goes on in DECISIONS."""
+    """Where in DECISIONS a reader that has seen this alert resumes."""
     decision: Decision
 
 
 class DecisionStore:
     """The latest `decisions_kept` decisions and `alerts_kept` alerts, as far as the log was read by `refresh`."""
 
-    def __init__(self, log: EventLog, *, decisions_kept: int, alerts_kept: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        decisions_kept: int,
+        alerts_kept: int,
+        on_decisions: Callable[[Sequence[Decision]], None] = lambda decisions: None,
+    ) -> None:
+        """on_decisions: receives every first decision on a transaction once, whichever process made it."""
         self._topic = TopicProjection(log, topics.DECISIONS, parse=Decision.model_validate_json, apply=self._apply)
         self._decisions_kept = decisions_kept
         self._first: OrderedDict[str, tuple[str, Decision]] = OrderedDict()
         self._alerts: deque[Alert] = deque(maxlen=alerts_kept)
-        self.on_decisions: Callable[[Sequence[Decision]], None] = lambda decisions: None
-        """Told of every first decision on a transaction, once, whichever process took it."""
+        self._on_decisions = on_decisions
         self.closing = threading.Event()
         """Set when the process ends: streams of alerts finish."""
 
     def refresh(self) -> None:
-        """Read what the log got since the last call."""
+        """Reads what was appended to the log since the last call."""
         self._topic.catch_up()
 
     def _apply(self, entries: Sequence[Entry[Decision]]) -> None:
-        self.on_decisions([entry.event for entry in entries if self._enter(entry)])
+        self._on_decisions([entry.event for entry in entries if self._enter(entry)])
 
     def _enter(self, entry: Entry[Decision]) -> bool:
-        """Keep a decision; False where an earlier one on the transaction holds."""
+        """Keeps a decision; returns False where an earlier one on the transaction holds."""
         decision = entry.event
         if decision.event_id in self._first:
             return False
@@ -58,9 +65,9 @@ class DecisionStore:
         return True
 
     def get(self, transaction_id: str) -> Decision | None:
-        """The first decision on a transaction; None when none is known any more, or yet."""
-        found = self._first.get(transaction_id)
-        return found[1] if found else None
+        """Returns the first decision on a transaction; None when there is none yet, or it is no longer kept."""
+        first = self._first.get(transaction_id)
+        return first[1] if first else None
 
     def alerts(
         self,
@@ -71,11 +78,11 @@ class DecisionStore:
         since: datetime | None = None,
         limit: int = 100,
     ) -> list[Alert]:
-        """The newest alerts that pass every filter, newest first; `since` is of the payment's time."""
+        """Returns the newest alerts that pass every filter, newest first; `since` compares with the payment's time."""
         self.refresh()
         with self._topic.lock:
             alerts = list(self._alerts)
-        found: list[Alert] = []
+        passed: list[Alert] = []
         for alert in reversed(alerts):
             decision = alert.decision
             if (
@@ -84,20 +91,20 @@ class DecisionStore:
                 and decision.score >= min_score
                 and (since is None or decision.event_time >= since)
             ):
-                found.append(alert)
-                if len(found) == limit:
+                passed.append(alert)
+                if len(passed) == limit:
                     break
-        return found
+        return passed
 
     def end(self) -> Position:
-        """Where a stream starts that wants only what comes from now on."""
+        """Returns the end of the log, where a stream of new alerts alone starts."""
         return self._topic.end()
 
     def alerts_after(self, position: Position) -> tuple[list[Alert], Position]:
-        """The next alerts behind a position, oldest first by card, and the position to go on from.
+        """Returns the next alerts after a position, oldest first per card, and the position to resume from.
 
-        Reads the log itself, so that an alert is never lost, however old, whichever process is asked. A position
-        behind the log's end (the log was replaced) starts again from its beginning.
+        Reads the log itself, so that an alert is never lost, however old it is and whichever process is asked. A
+        position beyond the log's end (the log was replaced) starts again from its beginning.
         """
         self.refresh()
         if position == self._topic.position:  # nothing new: the many that wait cost one look at the log each, not three

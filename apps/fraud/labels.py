@@ -1,4 +1,4 @@
-"""Late fraud labels on their way into the log: completed from the decision book, each verdict once."""
+"""Takes late fraud labels into the log: completes them from the decisions and records each verdict once."""
 
 import hashlib
 import threading
@@ -16,6 +16,8 @@ REMEMBERED = 100_000
 
 
 class LabelService:
+    """Records labels. Safe to use from many threads."""
+
     def __init__(self, log: EventLog, *, decisions: DecisionStore) -> None:
         self._log = log
         self._decisions = decisions
@@ -23,10 +25,10 @@ class LabelService:
         self._lock = threading.Lock()
 
     def add(self, requests: Sequence[LabelRequest], *, now: datetime) -> list[bool]:
-        """Record labels; False for one that was recorded before. Raises LogFullError, having recorded none.
+        """Records labels; returns False for one that was recorded before. Raises LogFullError, having recorded none.
 
         The event's id follows from the verdict, so that readers of the log also count a repeat once, whichever
-        process took it.
+        process recorded it.
         """
         self._decisions.refresh()
         labels = [self._complete(request, now=now) for request in requests]
@@ -36,9 +38,9 @@ class LabelService:
             for label in labels:
                 fresh.append(label.event_id not in self._seen and label.event_id not in new)
                 new.setdefault(label.event_id, label)
-            wanted = [label for label in new.values() if label.event_id not in self._seen]
-            self._log.append(topics.LABELS, [(key_of(label), to_json(label)) for label in wanted])
-            self._seen.update((label.event_id, None) for label in wanted)
+            unseen = [label for label in new.values() if label.event_id not in self._seen]
+            self._log.append(topics.LABELS, [(key_of(label), to_json(label)) for label in unseen])
+            self._seen.update((label.event_id, None) for label in unseen)
             while len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
         return fresh

@@ -1,4 +1,4 @@
-"""The fraud endpoints: score a payment, report a label, list and follow alerts. Knows HTTP and nothing of models.
+"""The fraud endpoints: score a payment, report a label, list and follow alerts. Knows nothing of models.
 
 app.state must hold `fraud` (FraudService) and `decisions` (DecisionStore).
 """
@@ -132,9 +132,9 @@ def list_alerts(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
 ) -> AlertsResponse:
     """The newest alerts that pass every filter, newest first."""
-    book: DecisionStore = request.app.state.decisions
-    found = book.alerts(outcome=outcome, card_id=card_id, min_score=min_score, since=since, limit=limit)
-    return AlertsResponse(alerts=[alert_out(alert.resume, alert.decision) for alert in found])
+    decisions: DecisionStore = request.app.state.decisions
+    alerts = decisions.alerts(outcome=outcome, card_id=card_id, min_score=min_score, since=since, limit=limit)
+    return AlertsResponse(alerts=[alert_out(alert.resume, alert.decision) for alert in alerts])
 
 
 @router.get(
@@ -148,10 +148,10 @@ async def stream_alerts(
     after: Annotated[str | None, Query(description="As Last-Event-ID, for a first connection.")] = None,
 ) -> StreamingResponse:
     """Alerts as they happen, as server-sent events; with Last-Event-ID from there on, with nothing lost."""
-    book: DecisionStore = request.app.state.decisions
+    decisions: DecisionStore = request.app.state.decisions
     resume = last_event_id or after
     if resume is None:
-        position = await run_in_threadpool(book.end)
+        position = await run_in_threadpool(decisions.end)
     else:
         try:
             position = Position.parse(resume)
@@ -159,19 +159,19 @@ async def stream_alerts(
             detail = f"Last-Event-ID {resume!r} was not given by this stream; leave it out"
             raise Problem(400, "Unknown event id", detail) from error
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(alert_events(book, position), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(alert_events(decisions, position), media_type="text/event-stream", headers=headers)
 
 
-async def alert_events(book: DecisionStore, position: Position) -> AsyncIterator[str]:
-    """Server-sent events from a position on, until the book closes.
+async def alert_events(decisions: DecisionStore, position: Position) -> AsyncIterator[str]:
+    """Yields server-sent events after a position, until the process ends.
 
-    A heartbeat carries the position too: after a long quiet time a client need not read all of it again.
+    A heartbeat carries the position too: a client that reconnects after a quiet time resumes from there.
     """
     yield f"retry: {RETRY_MILLISECONDS}\nid: {position}\n\n"
     quiet_since = time.monotonic()
     while True:
-        closing = book.closing.is_set()
-        alerts, reached = await run_in_threadpool(book.alerts_after, position)
+        closing = decisions.closing.is_set()
+        alerts, reached = await run_in_threadpool(decisions.alerts_after, position)
         for alert in alerts:
             out = alert_out(alert.resume, alert.decision)
             yield f"id: {out.alert_id}\nevent: alert\ndata: {out.model_dump_json()}\n\n"

@@ -1,4 +1,4 @@
-"""What the fraud endpoints take and give. Times are RFC 3339 with an offset."""
+"""Requests and answers of the fraud endpoints. Times are RFC 3339 with an offset."""
 
 from typing import Annotated, Literal
 

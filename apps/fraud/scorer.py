@@ -1,4 +1,4 @@
-"""Scores payments that arrive in the log: one consumer, at least once, never stuck on a bad record.
+"""Scores payments that arrive in the log: as one consumer, at least once, never stuck on a bad record.
 
 Decisions are written before the position is committed, so a crash scores a few payments again; readers keep the first
 decision. A payment that reaches the log long after it was made is history: it counts in the features of others and gets
@@ -46,7 +46,7 @@ Pairs = list[tuple[str, bytes]]
 
 
 def skip_history(log: EventLog) -> None:
-    """Let the scorer start after everything that is in TRANSACTIONS now: imported history needs no decisions."""
+    """Makes the scorer start after everything that is in TRANSACTIONS now: imported history needs no decisions."""
     log.commit(GROUP, topics.TRANSACTIONS, log.end(topics.TRANSACTIONS))
 
 
@@ -59,10 +59,10 @@ def run(
     share: PartitionShare = ALL_PARTITIONS,
     history_after: timedelta | None = None,
 ) -> None:
-    """Score what the log holds and gets, from the last committed position on, until `stop` is set.
+    """Scores what is in the log and what arrives, from the last committed position, until `stop` is set.
 
-    While the log cannot be read it tries again, from what was committed. Several scorers divide the topic by `share`:
-    a card's payments lie in one partition, so one scorer sees them all.
+    While the log cannot be read it tries again from the committed position. Several scorers divide the topic by
+    `share`: a card's payments lie in one partition, so one scorer sees them all.
     """
     threading.Thread(target=_count_behind, args=(log, share, stop), name="behind", daemon=True).start()
     while not stop.is_set():
@@ -105,7 +105,7 @@ def _work(
 
 
 def _retry(step: Callable[[], None], *, stop: threading.Event) -> bool:
-    """Take a step until the log lets it; False when `stop` was set first."""
+    """Repeats a step until the log accepts it; returns False when `stop` was set first."""
     while not stop.is_set():
         try:
             step()
@@ -118,7 +118,7 @@ def _retry(step: Callable[[], None], *, stop: threading.Event) -> bool:
 
 
 def _count_behind(log: EventLog, share: PartitionShare, stop: threading.Event) -> None:
-    """Show how many payments wait, by looking: what offsets are is the log's business."""
+    """Sets the metric of waiting payments. It reads and counts them: only the log knows what its offsets mean."""
     while not stop.is_set():
         try:
             position = log.committed(GROUP, topics.TRANSACTIONS)
@@ -136,7 +136,7 @@ def score_records(
     decisions: DecisionStore,
     history_after: timedelta | None = None,
 ) -> tuple[list[Decision], Pairs]:
-    """Decisions on the payments that need one, and dead letters of the records that are none.
+    """Returns decisions on the payments that need one, and dead letters of the records that are not payments.
 
     Payments of several partitions are taken in the order in which they were appended. Those that were appended
     `history_after` their own time, or later, get no decision; how long they then wait for the scorer does not matter.
@@ -153,7 +153,7 @@ def score_records(
             refused.append(_refuse(record, reason="malformed", detail=f"{field}: {first['msg']}"))
             continue
         if decisions.get(payment.event_id) is not None and not payment.scored:
-            continue  # met before
+            continue  # decided before
         late = timedelta(milliseconds=record.timestamp_ms - milliseconds(payment.event_time))
         history = history_after is not None and late >= history_after
         if history:
@@ -165,20 +165,20 @@ def score_records(
         return service.score_many([payment for _, payment in arrived.values()], decided=decided), refused
     except Exception:
         logger.exception("a batch could not be scored as one; trying each payment alone")
-    found: list[Decision] = []
+    scored: list[Decision] = []
     for record, payment in arrived.values():
         try:
-            found += service.score_many([payment], decided=decided)
+            scored += service.score_many([payment], decided=decided)
         except Exception as error:
             refused.append(_refuse(record, reason="unscorable", detail=str(error)))
-    return found, refused
+    return scored, refused
 
 
 def _in_arrival_order(records: Sequence[Record]) -> list[Record]:
-    places = [
+    positions = [
         np.array([getattr(record, name) for record in records]) for name in ("partition", "offset", "timestamp_ms")
     ]
-    return [records[row] for row in arrival_order(*places)]
+    return [records[row] for row in arrival_order(*positions)]
 
 
 def _refuse(record: Record, *, reason: str, detail: str) -> tuple[str, bytes]:

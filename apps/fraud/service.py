@@ -1,7 +1,7 @@
-"""Scores card payments: features now, model, thresholds, reasons, decision. The API and the log scorer share it.
+"""Scores card payments for the API and for the log scorer: gather histories, encode features, judge, record.
 
-It always answers. Without stored histories it looks at what it has met itself, without a model at two plain rules;
-either way the decision says `degraded`. Knows nothing of HTTP, Feast or releases.
+It always answers. Without stored histories it uses the payments it has seen itself, and without a model two plain
+rules; either way the decision says `degraded`. Knows nothing of HTTP, Feast or releases.
 """
 
 import logging
@@ -10,24 +10,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
-from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps import metrics
-from apps.fraud.decisions import DecisionStore
-from apps.fraud.detector import FraudModel, explain
+from apps.fraud.decisions import APPROVE, DecisionStore
+from apps.fraud.detector import FraudModel
+from apps.fraud.gathering import CardReader, gather
+from apps.fraud.judgement import RULES, Judgement, judge
 from apps.fraud.labels import LabelService
-from apps.fraud.recent_payments import RecentHistory, RecentPayments
-from features.contract import columns
-from features.contract.events import Decision, Reason, Transaction, key_of, to_json
-from features.contract.timestamps import milliseconds
-from features.fraud import velocity
-from features.history import arrays
-from features.history.arrays import History, from_lists, hash_ids
-from features.history.fold import fold
-from features.history.point_in_time import PointInTimeHistory
+from apps.fraud.recent_payments import RecentPayments
+from features.contract.events import Decision, Transaction, key_of, to_json
 from infra import topics
 from infra.log.client import EventLog
 from infra.observability.logs import pseudonym
@@ -35,36 +29,13 @@ from infra.observability.traces import span
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["approve", "review", "decline"]
-
-RULES = "rules"
-RULE_AMOUNT_RATIO, RULE_AMOUNT = 10.0, 100.0
-"""Without a model: review a payment of this many times the card's usual, if it is at least of this amount."""
-RULE_BURST = 5
-"""Without a model: review this many payments of a card in one hour, and more."""
-EXPLAINED_FROM = 0.5
-"""Share of the review threshold from which an approved payment gets reasons too."""
 LOCKS = 64
-STORED_KEPT = 100_000
-RECENT_SECONDS = 600.0
-"""How long a payment is remembered that the stored histories may lack."""
-
-_AMOUNT, _AMOUNT_RATIO, _BURST = (velocity.FEATURES.index(name) for name in ("amount", "amount_ratio", "card_count_1h"))
-
-
-class CardReader(Protocol):
-    """Stored histories now, one row an id, empty where nothing is stored."""
-
-    def card_histories(self, ids: Sequence[str]) -> History:
-        """Columns of arrays.CARD_COLUMNS."""
-        ...
-
-    def terminal_histories(self, ids: Sequence[str]) -> tuple[History, History]:
-        """Columns of arrays.TERMINAL_COLUMNS, and of arrays.FRAUD_COLUMNS."""
-        ...
+LOGGED_IDS_KEPT = 100_000
 
 
 class FraudService:
+    """Decides on payments, once per transaction id whichever process is asked. Safe to use from many threads."""
+
     def __init__(
         self,
         model: Callable[[], FraudModel | None],
@@ -72,212 +43,113 @@ class FraudService:
         reader: CardReader,
         log: EventLog,
         decisions: DecisionStore,
+        recent: RecentPayments,
         clock: Callable[[], float] = time.time,
-        watch: Callable[[NDArray[np.float32]], None] = lambda matrix: None,
+        watch: Callable[[NDArray[np.float32]], None] = lambda features: None,
     ) -> None:
-        """model: what to score with now, so that a new release is picked up; clock: seconds since the epoch; watch:
-        sees the features of every call, float32 [N, len(FEATURES)]."""
+        """model: returns the model to score with now, so that a new release is picked up; recent: should also observe
+        what `decisions` reads; clock: seconds since the epoch; watch: receives the features of every call, shape
+        [N, len(velocity.FEATURES)]."""
         self._model = model
         self._reader = reader
         self._log = log
         self._decisions = decisions
+        self._recent = recent
         self._clock = clock
         self._watch = watch
-        self._recent = RecentPayments(clock=clock, seconds=RECENT_SECONDS)
-        decisions.on_decisions = self._met_elsewhere
         self.labels = LabelService(log, decisions=decisions)
         self._locks = [threading.Lock() for _ in range(LOCKS)]
-        self._stored: OrderedDict[str, None] = OrderedDict()
-        self._met_here: OrderedDict[str, None] = OrderedDict()
+        self._logged_ids: OrderedDict[str, None] = OrderedDict()
 
     def score(self, payment: Transaction) -> Decision:
-        """Score and record one payment; a transaction that was decided before gets that decision back.
+        """Scores and records one payment; a transaction that was decided before gets that decision back.
 
         The decision is in the log before the payment is, and both are before this returns. Raises LogFullError when
         the log has no room: then asking again is safe.
         """
         with self._locks[hash(payment.event_id) % LOCKS]:
-            decision = self._decisions.get(payment.event_id)
-            if decision is None:
-                (decision,) = self.score_many([payment])
-                with span("log append", topic=topics.DECISIONS):
-                    self._log.append(topics.DECISIONS, [(key_of(decision), to_json(decision))])
-                # Another process may have been faster: the log's order says whose decision holds.
-                self._decisions.refresh()
-                decision = self._decisions.get(payment.event_id) or decision
-            self._store(payment)
+            decision = self._decisions.get(payment.event_id) or self._decide(payment)
+            self._log_payment(payment)
         return decision
 
-    def _store(self, payment: Transaction) -> None:
-        """Record the payment, unless this process did: a crash between the two appends is mended by the repeat."""
-        if payment.event_id in self._stored:
+    def _decide(self, payment: Transaction) -> Decision:
+        (decision,) = self.score_many([payment])
+        with span("log append", topic=topics.DECISIONS):
+            self._log.append(topics.DECISIONS, [(key_of(decision), to_json(decision))])
+        # Another process may have been faster: the log's order says whose decision holds.
+        self._decisions.refresh()
+        return self._decisions.get(payment.event_id) or decision
+
+    def _log_payment(self, payment: Transaction) -> None:
+        """Appends the payment unless this process did: a repeat mends a crash between the two appends."""
+        if payment.event_id in self._logged_ids:
             return
         marked = payment.model_copy(update={"scored": True})
         self._log.append(topics.TRANSACTIONS, [(key_of(marked), to_json(marked))])
-        self._stored[payment.event_id] = None
-        if len(self._stored) > STORED_KEPT:
-            self._stored.popitem(last=False)
-
-    def _met_elsewhere(self, decisions: Sequence[Decision]) -> None:
-        """Payments that other processes decided count in this one's windows too."""
-        since = self._clock() - RECENT_SECONDS
-        payments = [
-            Transaction(
-                type="transaction",
-                event_id=decision.event_id,
-                event_time=decision.event_time,
-                card_id=decision.card_id,
-                terminal_id=decision.terminal_id,
-                amount=decision.amount,
-            )
-            for decision in decisions
-            if decision.decided_time.timestamp() >= since and decision.event_id not in self._met_here
-        ]
-        self._recent.observe(payments, hash_ids([payment.event_id for payment in payments]).tolist())
+        self._logged_ids[payment.event_id] = None
+        if len(self._logged_ids) > LOGGED_IDS_KEPT:
+            self._logged_ids.popitem(last=False)
 
     @metrics.FRAUD_SECONDS.time()
     def score_many(self, arrived: Sequence[Transaction], *, decided: Collection[str] = ()) -> list[Decision]:
-        """Decisions on payments, in their order, which is that of their arrival; records nothing.
+        """Returns decisions on payments, in the order of their arrival, and appends nothing to the log.
 
-        Each sees of its past what arrived before it, of `arrived` too, where no event_id is twice. Those whose ids are
-        in `decided` count for the others and get no decision.
+        Each payment sees of its past what arrived before it, in `arrived` too, where no event_id occurs twice. Those
+        whose ids are in `decided` count for the others and get no decision.
         """
         if not arrived:
             return []
-        wanted = [row for row, payment in enumerate(arrived) if payment.event_id not in decided]
-        payments = [arrived[row] for row in wanted]
-        with span("read features", payments=len(payments)):
-            matrix, degraded = self._features(arrived, np.array(wanted, dtype=np.int64))
-        if not payments:
+        rows = [row for row, payment in enumerate(arrived) if payment.event_id not in decided]
+        with span("read features", payments=len(rows)):
+            context = gather(arrived, rows, recent=self._recent, reader=self._reader)
+            features = context.features()
+        if not rows:
             return []
-        self._watch(matrix)
+        self._watch(features)
         now = datetime.fromtimestamp(self._clock(), tz=UTC)
-        with span("score", payments=len(payments)):
-            name, scores, outcomes, reasons, ruled = self._judge(matrix)
-        decisions = [
-            Decision(
-                type="decision",
-                event_id=payment.event_id,
-                event_time=payment.event_time,
-                card_id=payment.card_id,
-                terminal_id=payment.terminal_id,
-                amount=payment.amount,
-                score=scores[row],
-                outcome=outcomes[row],
-                reasons=reasons[row],
-                model=name,
-                degraded=degraded or ruled,
-                decided_time=now,
-                http_request_id=payment.http_request_id,
-            )
-            for row, payment in enumerate(payments)
-        ]
-        for decision in decisions:
-            metrics.DECISIONS.labels(decision.outcome, str(decision.degraded).lower()).inc()
-            if decision.outcome != "approve":
-                _tell(decision)
+        with span("score", payments=len(rows)):
+            judgement = judge(features, self._model())
+        decisions = _decisions([arrived[row] for row in rows], judgement, degraded=context.degraded, now=now)
+        _count_and_log(decisions)
         return decisions
 
-    def _features(self, arrived: Sequence[Transaction], wanted: NDArray[np.int64]) -> tuple[NDArray[np.float32], bool]:
-        """The features of those payments that are `wanted`, and whether stored histories were missing."""
-        hashes = hash_ids([payment.event_id for payment in arrived])
-        self._met_here.update((payment.event_id, None) for payment in arrived)
-        while len(self._met_here) > STORED_KEPT:
-            self._met_here.popitem(last=False)
-        cards = list(dict.fromkeys(payment.card_id for payment in arrived))
-        terminals = list(dict.fromkeys(payment.terminal_id for payment in arrived))
-        of_cards, of_terminals = self._recent.observe_arrived(
-            arrived, hashes.tolist(), cards=cards, terminals=terminals
+
+def _decisions(
+    payments: Sequence[Transaction], judgement: Judgement, *, degraded: bool, now: datetime
+) -> list[Decision]:
+    return [
+        Decision(
+            type="decision",
+            event_id=payment.event_id,
+            event_time=payment.event_time,
+            card_id=payment.card_id,
+            terminal_id=payment.terminal_id,
+            amount=payment.amount,
+            score=score,
+            outcome=outcome,
+            reasons=reasons,
+            model=judgement.model,
+            degraded=degraded or judgement.model == RULES,
+            decided_time=now,
+            http_request_id=payment.http_request_id,
         )
-        degraded = False
-        try:
-            card_rows = self._reader.card_histories(cards)
-            terminal_rows, frauds = self._reader.terminal_histories(terminals)
-        except Exception:
-            logger.warning("the feature store did not answer; scoring with recent payments alone", exc_info=True)
-            card_rows = from_lists([{} for _ in cards], arrays.CARD_COLUMNS)
-            terminal_rows = from_lists([{} for _ in terminals], arrays.TERMINAL_COLUMNS)
-            frauds = from_lists([{} for _ in terminals], arrays.FRAUD_COLUMNS)
-            degraded = True
-        own = hashes[wanted]
-        card = _known_then(card_rows, of_cards, own, cap=arrays.CARD_CAP, horizon=arrays.CARD_HORIZON)
-        terminal = _known_then(
-            terminal_rows, of_terminals, own, cap=arrays.TERMINAL_CAP, horizon=arrays.TERMINAL_HORIZON
+        for payment, score, outcome, reasons in zip(
+            payments, judgement.scores, judgement.outcomes, judgement.reasons, strict=True
         )
-        payments = [arrived[row] for row in wanted]
-        place = {name: row for row, name in enumerate(terminals)}
-        known = frauds.take(np.array([place[payment.terminal_id] for payment in payments], dtype=np.int64))
-        return velocity.encode(card, terminal, known, _as_arrays(payments, own)), degraded
-
-    def _judge(
-        self, matrix: NDArray[np.float32]
-    ) -> tuple[str, list[float], list[Outcome], list[tuple[Reason, ...]], bool]:
-        """(model, scores, outcomes, reasons, whether the rules had to stand in)."""
-        model = self._model()
-        if model is not None:
-            try:
-                if model.card.features != velocity.FEATURES:
-                    raise ValueError("it was trained on other features than this version computes; train again")
-                scores = model.score(matrix)
-                review, decline = model.card.review_threshold, model.card.decline_threshold
-                reasons: list[tuple[Reason, ...]] = [() for _ in scores]
-                told = np.flatnonzero(scores >= EXPLAINED_FROM * review)
-                for row, found in zip(told.tolist(), explain(model, matrix[told]), strict=True):
-                    reasons[row] = found
-            except Exception:
-                logger.exception("the fraud model of release %s failed; the rules stand in", model.version)
-            else:
-                outcomes = [_outcome(score, review=review, decline=decline) for score in scores.tolist()]
-                return model.version[:64], scores.tolist(), outcomes, reasons, False
-        reasons = [_rules(row) for row in matrix]
-        by_rule: list[Outcome] = ["review" if found else "approve" for found in reasons]
-        return RULES, [0.5 if found else 0.0 for found in reasons], by_rule, reasons, True
+    ]
 
 
-def _tell(decision: Decision) -> None:
-    told = {
-        "transaction": pseudonym(decision.event_id), "card": pseudonym(decision.card_id), "outcome": decision.outcome,
-        "score": round(decision.score, 4), "reasons": [reason.code for reason in decision.reasons],
-    }  # fmt: skip
-    if decision.http_request_id is not None:
-        told["request_id"] = decision.http_request_id
-    logger.info("alert", extra=told)
-
-
-def _outcome(score: float, *, review: float, decline: float) -> Outcome:
-    """Decline is looked at first, but never below review; a decline threshold of 1 declines nothing."""
-    if score >= decline and decline < 1:
-        return "decline"
-    return "review" if score >= review else "approve"
-
-
-def _rules(values: NDArray[np.float32]) -> tuple[Reason, ...]:
-    found = []
-    if values[_AMOUNT_RATIO] >= RULE_AMOUNT_RATIO and values[_AMOUNT] >= RULE_AMOUNT:
-        found.append(_AMOUNT_RATIO)
-    if values[_BURST] >= RULE_BURST:
-        found.append(_BURST)
-    return tuple(
-        Reason(code=reason.code, weight=1.0, text=reason.text.format(value=float(values[feature]), usual=1.0))
-        for feature in found
-        for reason in [velocity.REASONS[velocity.FEATURES[feature]]]
-    )
-
-
-def _known_then(stored: History, lately: RecentHistory, own: NDArray[np.int64], *, cap: int, horizon: int) -> History:
-    """What was known of the card or terminal of each payment, told by its hash, when it arrived. Shape: as own."""
-    folded = fold(stored, lately.key, lately.entries)
-    then = PointInTimeHistory(folded, lately.key, lately.entries[columns.TIMES], cap=cap, horizon=horizon)
-    order = np.argsort(lately.entries[columns.EVENT_HASHES])
-    return then.rows(order[np.searchsorted(lately.entries[columns.EVENT_HASHES][order], own)])
-
-
-def _as_arrays(payments: Sequence[Transaction], hashes: NDArray[np.int64]) -> velocity.Payments:
-    return velocity.Payments(
-        times=np.array([milliseconds(payment.event_time) for payment in payments], dtype=np.int64),
-        amounts=np.array([payment.amount for payment in payments], dtype=np.float64),
-        channels=np.array([velocity.CHANNEL_CODES[payment.channel] for payment in payments], dtype=np.int64),
-        cards=np.array([payment.card_id for payment in payments], dtype=object),
-        terminals=np.array([payment.terminal_id for payment in payments], dtype=object),
-        event_hashes=hashes,
-    )
+def _count_and_log(decisions: Sequence[Decision]) -> None:
+    """Counts decisions in the metrics and writes a log line for each alert."""
+    for decision in decisions:
+        metrics.DECISIONS.labels(decision.outcome, str(decision.degraded).lower()).inc()
+        if decision.outcome == APPROVE:
+            continue
+        fields = {
+            "transaction": pseudonym(decision.event_id), "card": pseudonym(decision.card_id),
+            "outcome": decision.outcome, "score": round(decision.score, 4),
+            "reasons": [reason.code for reason in decision.reasons],
+        }  # fmt: skip
+        if decision.http_request_id is not None:
+            fields["request_id"] = decision.http_request_id
+        logger.info("alert", extra=fields)

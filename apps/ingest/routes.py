@@ -1,4 +1,4 @@
-"""HTTP for events: parses the body, whose size apps/http/admission.py has bounded, and hands it to the service."""
+"""Takes events over HTTP: parses the body, whose size apps/http/admission.py has bounded, and calls the service."""
 
 from typing import Any, cast
 
@@ -62,8 +62,8 @@ _BATCH = {
     },
 )
 async def post_events(request: Request) -> IngestResponse:
-    """Each event of a batch is judged alone: valid ones are stored, invalid ones come back with the field and the
-    reason. An event_id that was sent before is a duplicate and counts once. What is accepted survives a crash."""
+    """Each event of a batch is checked alone: valid ones are stored, invalid ones come back with the field and the
+    reason. An event_id that was sent before is a duplicate and counts once. An accepted event survives a crash."""
     settings = cast(Settings, request.app.state.settings)
     try:
         payload = orjson.loads(await request.body())

@@ -1,4 +1,4 @@
-"""Taking events in: each is checked alone, recognised when it was sent before, and stored before it is accepted."""
+"""Accepts events: checks each alone, recognises one that was sent before, and stores it before it answers."""
 
 import threading
 from collections import OrderedDict
@@ -11,18 +11,19 @@ from pydantic import BaseModel, Field, ValidationError
 
 from apps import metrics
 from apps.ports import Clock
+from apps.wording import counted
 from features.contract import events
 from infra.log.client import EventLog
 from infra.observability.logs import REQUEST_ID
 from infra.observability.traces import span
 
 FIELDS = frozenset(
-    name for kind in (events.ItemPurchased, events.ItemListed, events.Transaction) for name in kind.model_fields
+    name for event in (events.ItemPurchased, events.ItemListed, events.Transaction) for name in event.model_fields
 )
 
 
 class EventResult(BaseModel):
-    """What became of one event of a batch."""
+    """Says what became of one event of a batch."""
 
     index: int
     event_id: str | None
@@ -39,8 +40,11 @@ class IngestResponse(BaseModel):
 
 
 class IngestService:
-    """`recent` bounds the memory of event ids. What it forgets, and what another API process took, lands in the log
-    again: every reader of the log counts an event_id once, so that this memory only spares work."""
+    """Checks and stores events. Safe to use from many threads.
+
+    It remembers the last `recent` event ids. An event that it forgot, or that another process accepted, is appended
+    again: every reader of the log counts an event_id once, so this memory only saves work.
+    """
 
     def __init__(
         self,
@@ -62,9 +66,9 @@ class IngestService:
         self._lock = threading.Lock()
 
     def accept(self, batch: list[Any]) -> IngestResponse:
-        """Check and store a batch. Raises LogFullError when it cannot be stored: it can be sent again as it is.
+        """Checks and stores a batch. Raises LogFullError when it cannot be stored: it can be sent again unchanged.
 
-        Of two calls that bring one event at the same moment both may store it: readers of the log count it once.
+        Two calls with the same event at the same moment may both store it: readers of the log count it once.
         """
         now = datetime.fromtimestamp(self._clock(), tz=UTC)
         results: list[EventResult] = []
@@ -79,11 +83,11 @@ class IngestService:
                     fresh.add(event.event_id)
                     by_topic.setdefault(events.TOPIC_OF[event.type], []).append(event)
             results.append(result)
-        for topic, taken in by_topic.items():
-            with span("log append", topic=topic, records=len(taken)):
-                self._log.append(topic, [(events.key_of(event), events.to_json(_marked(event))) for event in taken])
-            # At once: when the next topic finds no room, the whole batch comes again.
-            self._remember(event.event_id for event in taken)
+        for topic, new in by_topic.items():
+            with span("log append", topic=topic, records=len(new)):
+                self._log.append(topic, [(events.key_of(event), events.to_json(_marked(event))) for event in new])
+            # At once: when there is no room for the next topic, the whole batch is sent again.
+            self._remember(event.event_id for event in new)
         counts = {
             status: sum(result.status == status for result in results)
             for status in ("accepted", "duplicate", "refused")
@@ -114,20 +118,20 @@ class IngestService:
             return refused("", "nested too deep")
         if size > self._max_event_bytes:
             return refused("", f"larger than {self._max_event_bytes} bytes")
-        for ours in ("scored", "http_request_id"):
-            if raw.get(ours):
-                return refused(ours, "only Headrace sets this; leave it out")
+        for field in ("scored", "http_request_id"):
+            if raw.get(field):
+                return refused(field, "only Headrace sets this; leave it out")
         try:
             event = events.ACCEPTED.validate_python(raw)
         except ValidationError as error:
-            return refused(*_told(error))
+            return refused(*_first_error(error))
         if event.event_time > now + self._max_future:
             return refused(
                 "event_time", f"lies more than {self._max_future.total_seconds():.0f} s in the future; check the clock"
             )
         if event.event_time < now - self._max_age:
             return refused(
-                "event_time", f"older than {self._max_age.days} days; bring history in with `headrace import`"
+                "event_time", f"older than {counted(self._max_age.days, 'day')}; append history with `headrace import`"
             )
         return EventResult(index=index, event_id=event.event_id, status="accepted"), event
 
@@ -143,7 +147,7 @@ class IngestService:
 
 
 def _marked(event: events.ItemEvent | events.Transaction) -> events.ItemEvent | events.Transaction:
-    """A payment remembers the call that brought it: its decision and alert will name it."""
+    """Adds to a payment the id of the call that brought it: its decision and alert will name it."""
     request_id = REQUEST_ID.get()
     if request_id is None or not isinstance(event, events.Transaction):
         return event
@@ -151,16 +155,17 @@ def _marked(event: events.ItemEvent | events.Transaction) -> events.ItemEvent | 
 
 
 def _known_field(field: str | None) -> str:
-    """The field as a label of a metric: what callers make up must not become labels without end."""
+    """Returns the field as a label of a metric: names that callers make up must not become labels without end."""
     return field if field in FIELDS else "other"
 
 
-def _told(error: ValidationError) -> tuple[str, str]:
-    """The field and the reason of the first thing that is wrong with an event."""
+def _first_error(error: ValidationError) -> tuple[str, str]:
+    """Returns the field and the reason of the first error in an event."""
     first = error.errors(include_url=False)[0]
-    kind, place = first["type"], ".".join(str(part) for part in first["loc"][1:])  # the first part is the event's type
-    if kind.startswith("union_tag"):
+    error_type = first["type"]
+    field = ".".join(str(part) for part in first["loc"][1:])  # the first part is the event's type
+    if error_type.startswith("union_tag"):
         return "type", first["msg"]
-    if kind == "string_pattern_mismatch":
-        return place, "holds a control character"
-    return place or "user_id", first["msg"].removeprefix("Value error, ")
+    if error_type == "string_pattern_mismatch":
+        return field, "holds a control character"
+    return field or "user_id", first["msg"].removeprefix("Value error, ")

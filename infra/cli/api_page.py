@@ -17,7 +17,7 @@ BASE = "localhost:8000"
 JSON = "application/json"
 HEAD = """# HTTP API
 
-For developers of clients. For developers of clients. Written by `python -m infra.cli.api_page` from the OpenAPI document; do not edit. The server
+For developers of clients. Written by `python -m infra.cli.api_page` from the OpenAPI document; do not edit. The server
 has the same at `/openapi.json`, and pages to try it at `/docs`. Bodies are JSON with `content-type: application/json`.
 An error is an `application/problem+json` object with `type`, `status`, `title` and `detail`. A server that has too much
 to do answers 503 with `Retry-After` ([operations.md](operations.md#overload)). Every answer carries `X-Request-ID`.

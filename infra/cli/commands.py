@@ -78,7 +78,7 @@ def import_(
 
     run(
         import_events.run, settings(), source=source, data=data, customers=customers, hold_out_days=hold_out_days,
-        mapping=dict(pair(text) for text in mapping), kind=kind, now=datetime.now(UTC), say=click.echo,
+        mapping=dict(pair(text) for text in mapping), event_type=kind, now=datetime.now(UTC), say=click.echo,
     )  # fmt: skip
 
 
@@ -184,13 +184,14 @@ def score() -> None:
 
 @cli.command()
 @click.option("--seconds", default=60.0, show_default=True, help="How long it takes.")
-@click.option("--orders", type=int, help="At most that many orders, spread evenly.")
+@click.option("--visits", type=int, help="At most that many visits, spread evenly.")
+@click.option("--orders", "visits", type=int, hidden=True)
 @click.option("--surface", default="home", show_default=True)
-def traffic(seconds: float, orders: int | None, surface: str) -> None:
+def traffic(seconds: float, visits: int | None, surface: str) -> None:
     """Send what was held back as live traffic through the public API."""
     from apps.commands import traffic as held_out
 
-    run(held_out.run, settings(), seconds=seconds, orders=orders, surface=surface, say=click.echo)
+    run(held_out.run, settings(), seconds=seconds, visits=visits, surface=surface, say=click.echo)
 
 
 @cli.command("dead-letters")

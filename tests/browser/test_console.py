@@ -17,12 +17,22 @@ from apps.fraud import routes as fraud
 from apps.http.errors import install_errors
 from infra import topics
 from infra.log.client import START
-from tests.apps.console.fakes import decide, decision, feed, run_experiment, services
+from tests.apps.console.fakes import console_data, decide, decision, publish, run_experiment, services
 
 playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = Path("/usr/bin/chromium")
-PATHS = ("/", "/console/recommendations?user=17850", "/console/alerts", "/console/experiments/ranker")
+PATHS = (
+    "/",
+    "/console/recommendations",
+    "/console/recommendations?user=17850",
+    "/console/recommendations?user=nobody",
+    "/console/alerts",
+    "/console/experiments",
+    "/console/experiments/ranker",
+    "/console/experiments/unknown",
+    "/nowhere",
+)
 
 pytestmark = [
     pytest.mark.browser,
@@ -46,8 +56,9 @@ class Server:
         self.parts = services(self._folder)
         app = FastAPI()
         app.state.decisions = self.parts.decisions
-        app.state.console = feed(self.parts, feature_age_seconds=1)
+        app.state.console = console_data(self.parts, feature_age_seconds=1)
         install_errors(app)
+        console.install_missing_page(app)
         app.include_router(fraud.router)
         app.include_router(console.router)
         config = uvicorn.Config(
@@ -129,10 +140,10 @@ def test_an_alert_arrives_without_a_reload_and_none_is_lost_over_a_restart(serve
     assert rows(page) == ["tx_6", "tx_5", "tx_4", "tx_2", "tx_1"]
     assert page.evaluate("window.sameDocument") is True
     assert page.locator("#alerts > li:last-child details[open]").count() == 1
-    assert page.locator("#live").text_content() == "Live, 4 new since you came"
+    assert page.locator("#live").text_content() == "Live, 4 new since you opened the page"
 
 
-def test_a_filtered_desk_stays_filtered(server: Server, page: Any) -> None:
+def test_a_filtered_list_of_alerts_stays_filtered(server: Server, page: Any) -> None:
     decide(server.parts.log, decision(1, card="card_a"), decision(2, card="card_b", score=0.95, outcome="decline"))
     page.goto(f"{server.address}/console/alerts")
     page.get_by_label("Outcome").select_option("decline")
@@ -145,12 +156,12 @@ def test_a_filtered_desk_stays_filtered(server: Server, page: Any) -> None:
     assert rows(page) == ["tx_4", "tx_2"]
 
 
-def test_the_desk_is_a_plain_list_without_scripts(server: Server, browser: Any) -> None:
+def test_alerts_are_a_plain_list_without_scripts(server: Server, browser: Any) -> None:
     decide(server.parts.log, decision(1))
     context = browser.new_context(java_script_enabled=False)
     plain = context.new_page()
     plain.goto(f"{server.address}/console/alerts")
-    assert plain.locator("#live").text_content() == "Reload for newer alerts"
+    assert plain.locator("#live").text_content() == "Reload the page for newer alerts"
     plain.locator("#alerts summary").click()
     assert plain.get_by_text("7 payments in 24 hours, usually 1").is_visible()
     context.close()
@@ -173,13 +184,13 @@ def test_the_report_shows_both_plots(server: Server, page: Any) -> None:
     run_experiment(server.parts, units=400)
     page.goto(server.address)
     page.get_by_role("link", name="ranker").click()
-    plots = page.locator("figure svg")
+    plots = page.locator("figure .wide svg")
     assert plots.count() == 2
     for index in range(2):
         box = plots.nth(index).bounding_box()
         assert box["width"] > 600
         assert box["height"] > 100
-    assert page.locator("figure svg circle").count() > 0
+    assert page.locator("figure .wide svg circle").count() > 0
 
 
 def test_home_renews_itself(server: Server, page: Any) -> None:
@@ -193,18 +204,49 @@ def test_home_renews_itself(server: Server, page: Any) -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_page_fits_its_screen_and_can_be_read(server: Server, browser: Any, scheme: str, width: int) -> None:
     run_experiment(server.parts)
+    publish(server.parts)
     decide(server.parts.log, decision(1))
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page = context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     for path in PATHS:
         page.goto(server.address + path)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width, path
+        assert page.evaluate(SCROLLED_SIDEWAYS) == [], path
         assert page.evaluate(LOWEST_CONTRAST) >= 4.5, path
-    assert all(url.startswith((server.address, "data:")) for url in asked)
+    assert all(url.startswith((server.address, "data:")) for url in requested)
     context.close()
 
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_text_of_a_plot_is_readable_and_lies_within_it(server: Server, browser: Any, width: int) -> None:
+    run_experiment(server.parts, units=400)
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    page = context.new_page()
+    page.goto(f"{server.address}/console/experiments/ranker")
+    texts = page.evaluate(PLOT_TEXTS)
+    assert len(texts) > 20
+    assert min(text["pixels"] for text in texts) >= 12
+    assert [text["words"] for text in texts if text["cut"]] == []
+    context.close()
+
+
+PLOT_TEXTS = """() => [...document.querySelectorAll('figure svg text')]
+  .filter((text) => text.checkVisibility())
+  .map((text) => {
+    const svg = text.ownerSVGElement, plot = svg.getBoundingClientRect(), box = text.getBoundingClientRect();
+    return {
+      words: text.textContent,
+      pixels: parseFloat(getComputedStyle(text).fontSize) * plot.width / svg.viewBox.baseVal.width,
+      cut: box.left < plot.left - 1 || box.right > plot.right + 1,
+    };
+  })"""
+
+SCROLLED_SIDEWAYS = """() => [...document.querySelectorAll('.scroll')]
+  .filter((element) => element.scrollWidth > element.clientWidth)
+  .map((element) => element.getAttribute('aria-label'))"""
 
 LOWEST_CONTRAST = """() => {
   // WCAG 2 contrast of every visible text with the colour behind it.
@@ -213,19 +255,19 @@ LOWEST_CONTRAST = """() => {
     canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const light = (rgb) => rgb.slice(0, 3).map((one) => one / 255)
-    .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, one, index) => sum + one * [0.2126, 0.7152, 0.0722][index], 0);
+  const light = (rgb) => rgb.slice(0, 3).map((channel) => channel / 255)
+    .map((channel) => channel <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, channel, index) => sum + channel * [0.2126, 0.7152, 0.0722][index], 0);
   const behind = (element) => {
-    for (let one = element; one; one = one.parentElement) {
-      const found = parts(getComputedStyle(one).backgroundColor);
-      if (found[3] > 250) return found;
+    for (let ancestor = element; ancestor; ancestor = ancestor.parentElement) {
+      const colour = parts(getComputedStyle(ancestor).backgroundColor);
+      if (colour[3] > 250) return colour;
     }
     return [255, 255, 255, 255];
   };
   let lowest = 21;
   for (const element of document.querySelectorAll('body *:not(svg *, .quiet, .skip)')) {
-    const text = [...element.childNodes].some((one) => one.nodeType === 3 && one.textContent.trim());
+    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
     if (!text || !element.checkVisibility()) continue;
     const [front, back] = [light(parts(getComputedStyle(element).color)), light(behind(element))];
     lowest = Math.min(lowest, (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05));

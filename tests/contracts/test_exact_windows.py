@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from apps.adapters.feast_reader import FeastReader
 from apps.fraud import scorer
 from apps.fraud.decisions import DecisionStore
+from apps.fraud.recent_payments import RecentPayments
 from apps.fraud.service import FraudService
 from features.contract.events import Transaction, key_of, to_json
 from features.contract.timestamps import DAY, HOUR, from_milliseconds
@@ -85,19 +86,26 @@ class Run:
         self.arrived: dict[str, dict[str, Any]] = {}
         """Every payment, in the order of its first arrival."""
         self._seen: list[NDArray[np.float32]] = []
-        self._decisions = DecisionStore(self._log, decisions_kept=1_000, alerts_kept=10)
-        self._scorer = self._service(self._decisions)
-        self._api = self._service(DecisionStore(self._log, decisions_kept=1_000, alerts_kept=10))
+        self._scorer, self._decisions = self._service()
+        self._api, _ = self._service()
         self._position = LOG_START
         self._batch: list[dict[str, Any]] = []
         self._frauds: list[dict[str, Any]] = []
         self._again: dict[int, dict[str, Any]] = {}
 
-    def _service(self, decisions: DecisionStore) -> FraudService:
-        reader = FeastReader(self._job.settings)
-        return FraudService(
-            lambda: None, reader=reader, log=self._log, decisions=decisions, clock=time.time, watch=self._seen.append
+    def _service(self) -> tuple[FraudService, DecisionStore]:
+        recent = RecentPayments(clock=time.time)
+        decisions = DecisionStore(self._log, decisions_kept=1_000, alerts_kept=10, on_decisions=recent.observe_decided)
+        service = FraudService(
+            lambda: None,
+            reader=FeastReader(self._job.settings),
+            log=self._log,
+            decisions=decisions,
+            recent=recent,
+            clock=time.time,
+            watch=self._seen.append,
         )
+        return service, decisions
 
     def take(self, number: int, arrival: Arrival, *, now: int) -> None:
         name, moment = f"{self._name}-{number}", now - arrival.late_minutes * MINUTE

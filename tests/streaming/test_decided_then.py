@@ -16,6 +16,7 @@ import pytest
 
 from apps.adapters.feast_reader import FeastReader
 from apps.fraud.decisions import DecisionStore
+from apps.fraud.recent_payments import RecentPayments
 from apps.fraud.service import FraudService
 from features.contract import columns
 from features.contract.events import Transaction
@@ -45,6 +46,7 @@ def test_decided_then_is_known_now(
         reader=FeastReader(settings),
         log=log,
         decisions=DecisionStore(log, decisions_kept=1_000, alerts_kept=10),
+        recent=RecentPayments(clock=time.time),
         clock=time.time,
         watch=seen.append,
     )

@@ -1,8 +1,8 @@
-// Keeps an open page current. Every page is whole without it: the server renders all there is to see, and this only
-// asks it again and puts what is new in place.
+// Keeps an open page current. Every page is complete without it: the server renders everything, and this script only
+// asks again and inserts what is new.
 "use strict";
 
-async function freshPage() {
+async function fetchPage() {
   const answer = await fetch(location.href, { cache: "no-store" });
   if (!answer.ok) throw new Error(`the page answered ${answer.status}`);
   return new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -10,11 +10,11 @@ async function freshPage() {
 
 function renew(main, seconds) {
   setInterval(async () => {
-    // Not under somebody's hands: a reader who opened or focused something keeps it.
+    // Not while somebody reads: what was opened or focused stays.
     const inUse = main.contains(document.activeElement) || main.querySelector("details[open]");
     if (document.hidden || inUse || String(getSelection())) return;
     try {
-      main.innerHTML = (await freshPage()).querySelector("main").innerHTML;
+      main.innerHTML = (await fetchPage()).querySelector("main").innerHTML;
       main.classList.remove("cut-off");
     } catch {
       main.classList.add("cut-off");
@@ -35,7 +35,7 @@ function follow(list, live) {
     while (asked) {
       asked = false;
       try {
-        const rows = (await freshPage()).querySelectorAll("#alerts > li");
+        const rows = (await fetchPage()).querySelectorAll("#alerts > li");
         const fresh = [...rows].filter((row) => !document.getElementById(row.id));
         for (const row of fresh) row.classList.add("new");
         list.prepend(...fresh);
@@ -46,16 +46,16 @@ function follow(list, live) {
       } catch {
         asked = true;
       }
-      say();
+      showState();
       await new Promise((done) => setTimeout(done, 500)); // a burst of alerts asks once, not a hundred times
     }
     asking = false;
   }
 
   let connected = false;
-  function say() {
-    const count = arrived ? `, ${arrived} new since you came` : "";
-    const words = connected ? `Live${count}` : `Connecting again${count}`;
+  function showState() {
+    const count = arrived ? `, ${arrived} new since you opened the page` : "";
+    const words = connected ? `Live${count}` : `Reconnecting${count}`;
     live.classList.toggle("on", connected);
     if (live.textContent !== words) live.textContent = words;
   }
@@ -64,7 +64,7 @@ function follow(list, live) {
     const stream = new EventSource(`${list.dataset.stream}?after=${encodeURIComponent(position)}`);
     stream.onopen = () => {
       connected = true;
-      say();
+      showState();
     };
     stream.addEventListener("alert", (event) => {
       position = event.lastEventId;
@@ -72,8 +72,8 @@ function follow(list, live) {
     });
     stream.onerror = () => {
       connected = false;
-      say();
-      // The browser resumes by itself where it can; where it gave up, begin again behind the last alert seen.
+      showState();
+      // The browser reconnects by itself where it can; where it gave up, resume after the last alert seen.
       if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 2000);
     };
   }

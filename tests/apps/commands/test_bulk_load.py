@@ -1,4 +1,4 @@
-"""A history into the log: in order, in the words of the API's events, with dead letters and a part held out."""
+"""A history is appended in order, as the API would store it, with dead letters and a part held out."""
 
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,11 @@ def test_events_are_appended_in_order_as_the_api_would_store_them(log: FileLog, 
     monkeypatch.setattr(bulk_load, "CHUNK", 2)
     item = row("item:i", type="item", user_id=None, quantity=None, order_id=None, title="Ä")
     visit = row("v", type="view", user_id=None, session_id="s", order_id=None)
-    told: list[int] = []
-    assert append_events(log, table(item, row("a"), row("b"), visit), on_progress=told.append) == 4
+    progress: list[int] = []
+    assert append_events(log, table(item, row("a"), row("b"), visit), on_progress=progress.append) == 4
     records = log.read(topics.SHOP, START)
     assert [record.key for record in records] == ["i", "u", "u", "s"]
-    assert told == [2, 2]
+    assert progress == [2, 2]
     events = [ACCEPTED.validate_json(record.value) for record in records]
     assert [event.event_id for event in events] == ["item:i", "a", "b", "v"]
     assert {milliseconds(event.event_time) for event in events} == {1_795_000_000_123}

@@ -1,4 +1,4 @@
-"""Invoice lines as events: what is refused and why, where times go, and how the file is had and recognised."""
+"""Invoice lines become events: what is refused and why, how times move, how the file is downloaded and recognised."""
 
 import http.server
 import threading
@@ -49,14 +49,14 @@ REFUSED = {
 @pytest.mark.parametrize(("reason", "change"), REFUSED.items(), ids=REFUSED)
 def test_a_line_that_is_no_event_comes_back_with_its_reason(reason: str, change: dict[str, Any]) -> None:
     imported = to_events(frame(line(), line(**change)), now=NOW)
-    assert [why for why, _ in imported.rejected] == [reason]
+    assert [text for text, _ in imported.rejected] == [reason]
     assert imported.rejected[0][1]["Description"] == "WHITE HEART"
     assert imported.events["type"].to_pylist() == ["item", "purchase"]
 
 
 @pytest.mark.parametrize("code", ["M", "D", "C2", "DOT", "BANK CHARGES", "AMAZONFEE", "S", "gift_0001_20", None])
 def test_adjustments_are_no_products(code: str) -> None:
-    assert [why for why, _ in to_events(frame(line(), line(code=code)), now=NOW).rejected] == [
+    assert [text for text, _ in to_events(frame(line(), line(code=code)), now=NOW).rejected] == [
         "adjustment, not a product"
     ]
 
@@ -65,7 +65,7 @@ def test_lines_are_either_events_or_refused_and_are_counted() -> None:
     lines = frame(*(line(**change) for change in REFUSED.values()), line(), line(UnitPrice=-1.0, CustomerID=None))
     imported = to_events(lines, now=NOW)
     assert pc.sum(pc.not_equal(imported.events["type"], "item")).as_py() + len(imported.rejected) == len(lines)
-    assert Counter(why for why, _ in imported.rejected)["no customer"] == 2
+    assert Counter(text for text, _ in imported.rejected)["no customer"] == 2
     assert imported.quality == {"completeness": 5 / 8, "accuracy": 4 / 8, "consistency": 1.0}
 
 
@@ -111,9 +111,9 @@ def test_times_move_by_whole_weeks_into_the_week_that_ends_now(days: float) -> N
 
 def test_a_sample_keeps_whole_customers_and_is_always_the_same() -> None:
     lines = frame(*(line(str(536365 + number), CustomerID=float(number % 40)) for number in range(400)))
-    one, two = (to_events(lines, now=NOW, customers=10).events for _ in range(2))
-    assert one.equals(two)
-    sizes = Counter(one.filter(pc.equal(one["type"], "purchase"))["user_id"].to_pylist())
+    first, second = (to_events(lines, now=NOW, customers=10).events for _ in range(2))
+    assert first.equals(second)
+    sizes = Counter(first.filter(pc.equal(first["type"], "purchase"))["user_id"].to_pylist())
     assert (len(sizes), set(sizes.values())) == (10, {10})
 
 
@@ -136,7 +136,7 @@ def test_a_sheet_in_a_zip_reads_as_the_same_lines_do_from_parquet(tmp_path: Path
     for path in (tmp_path / "data.zip", tmp_path / "folder", tmp_path / "data.xlsx"):
         imported = to_events(read_lines(path, expected=2), now=NOW)
         assert imported.events.equals(expected.events)
-        assert [why for why, _ in imported.rejected] == ["no customer"]
+        assert [text for text, _ in imported.rejected] == ["no customer"]
 
 
 def test_what_is_not_the_data_is_refused_in_clear_words(tmp_path: Path) -> None:
@@ -148,14 +148,14 @@ def test_what_is_not_the_data_is_refused_in_clear_words(tmp_path: Path) -> None:
     write_zip(tmp_path / "two.zip", frame(line()), sheets=2)
     (tmp_path / "empty").mkdir()
     for name, words in {
-        "short.parquet": "has 1 lines instead of 541,909: remove it and fetch it again",
+        "short.parquet": "has 1 line instead of 541,909: remove it and download it again",
         "columns.parquet": "lacks the columns UnitPrice, Country: it is not the Online Retail data",
         "page.zip": "cannot be read as Online Retail data",
         "page.xlsx": "cannot be read as Online Retail data",
         "page.parquet": "cannot be read as Online Retail data",
         "two.zip": "should hold one Excel sheet",
         "empty": "holds no Parquet, Excel or zip file",
-        "absent.zip": "does not exist; give the Online Retail file with --data",
+        "absent.zip": "does not exist; name the Online Retail file with --data",
     }.items():
         with pytest.raises(DataError, match=words):
             read_lines(tmp_path / name)
@@ -216,24 +216,24 @@ def server(tmp_path: Path) -> Iterator[Server]:
         server.shutdown()
 
 
-def test_a_download_that_broke_off_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
-    server.breaks, told = 2, []
+def test_a_download_that_stopped_resumes(server: Server, tmp_path: Path) -> None:
+    server.breaks, progress = 2, []
     for _ in range(2):
-        with pytest.raises(DataError, match=r"broke off after \d+ of \d+ bytes; try again"):
+        with pytest.raises(DataError, match=r"stopped after [\d,]+ of [\d,]+ bytes; try again: it resumes"):
             download(server.url, tmp_path / "to")
-    path = download(server.url, tmp_path / "to", on_progress=lambda done, total: told.append((done, total)))
+    path = download(server.url, tmp_path / "to", on_progress=lambda done, total: progress.append((done, total)))
     assert path.read_bytes() == server.content
     assert server.starts == [0, *sorted(server.starts[1:])]
     assert server.starts[2] > server.starts[1] > 0
-    assert told[-1] == (len(server.content), len(server.content))
+    assert progress[-1] == (len(server.content), len(server.content))
     assert len(read_lines(path, expected=2)) == 2
     assert download(server.url, tmp_path / "to") == path
     assert len(server.starts) == 3
 
 
-def test_a_download_without_a_length_that_breaks_off_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_download_without_a_length_that_stops_is_reported(server: Server, tmp_path: Path) -> None:
     server.breaks, server.chunked = 1, True
-    with pytest.raises(DataError, match="cannot be fetched"):
+    with pytest.raises(DataError, match="cannot be downloaded"):
         download(server.url, tmp_path)
     assert not (tmp_path / online_retail.ARCHIVE).exists()
 
@@ -251,7 +251,7 @@ def test_a_part_that_is_whole_already_is_taken_and_one_of_another_file_is_droppe
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x cannot be fetched"):
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x cannot be downloaded"):
         download("http://127.0.0.1:9/x", tmp_path)
 
 
@@ -259,10 +259,10 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not WHOLE.exists(), reason="the whole data set is not beside the project")
 def test_every_line_of_the_whole_data_set_is_accounted_for() -> None:
     imported = to_events(read_lines(WHOLE), now=NOW)
-    kinds = Counter(imported.events["type"].to_pylist())
-    reasons = Counter(why for why, _ in imported.rejected)
-    assert kinds["purchase"] + kinds["return"] + len(imported.rejected) == LINES
-    assert kinds == {"purchase": 396_337, "return": 8_539, "item": 3_676}
+    types = Counter(imported.events["type"].to_pylist())
+    reasons = Counter(text for text, _ in imported.rejected)
+    assert types["purchase"] + types["return"] + len(imported.rejected) == LINES
+    assert types == {"purchase": 396_337, "return": 8_539, "item": 3_676}
     assert reasons == {"no customer": 135_080, "adjustment, not a product": 1_920, "price is not above 0": 33}
     assert len(set(imported.events["event_id"].to_pylist())) == imported.events.num_rows
     times = imported.events["event_time"]

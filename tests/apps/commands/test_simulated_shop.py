@@ -1,4 +1,4 @@
-"""The simulated shop: the same for the same seed, in order, and what it says of its items shows in what happens."""
+"""The simulated shop is the same for the same seed, in order, and its events follow the rates of its items."""
 
 from datetime import UTC, datetime
 
@@ -56,15 +56,15 @@ def test_some_only_look(year: pd.DataFrame) -> None:
     assert 0.05 < len(only) / 300 < 0.25
 
 
-def test_what_is_true_of_the_items_shows(year: pd.DataFrame) -> None:
-    goods = ShopItems.made(np.random.default_rng(3), start=milliseconds(END) - DAYS * DAY)
+def test_events_follow_the_rates_of_the_items(year: pd.DataFrame) -> None:
+    goods = ShopItems.sample(np.random.default_rng(3), start=milliseconds(END) - DAYS * DAY)
     counts = year[year["user_id"].notna()].groupby(["type", "item_id"]).size().unstack(0).fillna(0)
-    place = counts.index.str[1:].astype(int)
+    row = counts.index.str[1:].astype(int)
 
     def corresponds(above: str, below: str, truth: np.ndarray[tuple[int], np.dtype[np.float64]], least: int) -> float:
         enough = (counts[below] >= least).to_numpy()
         shares = (counts[above] / counts[below].clip(lower=1)).to_numpy()[enough]
-        return float(np.corrcoef(shares, truth[place][enough])[0, 1])
+        return float(np.corrcoef(shares, truth[row][enough])[0, 1])
 
     assert corresponds("cart", "view", goods.carted, 30) > 0.8
     assert corresponds("purchase", "cart", goods.bought, 10) > 0.6

@@ -1,4 +1,4 @@
-"""Held-out events are sent visit by visit: what one user did in one go, asked about at its first moment."""
+"""Held-out events are sent visit by visit, each with a request for recommendations at its first moment."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def test_a_visit_ends_after_half_an_hour_without_an_event(tmp_path: Path) -> Non
     rows = [{"user_id": user, "event_time": moment, "type": "view"} for user, moment in moments]
     (tmp_path / "holdout").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "holdout" / "shop_events.parquet")
-    found = _held_out_visits(Settings(data_dir=tmp_path), None)
-    told = [(moment, user, [line["event_time"] for line in lines]) for moment, user, lines in found]
-    assert told == [(0, "u1", [0, VISIT_GAP_MS]), (5, "u2", [5]), (2 * VISIT_GAP_MS + 1, "u1", [2 * VISIT_GAP_MS + 1])]
+    visits = _held_out_visits(Settings(data_dir=tmp_path), None)
+    times = [(moment, user, [line["event_time"] for line in lines]) for moment, user, lines in visits]
+    assert times == [(0, "u1", [0, VISIT_GAP_MS]), (5, "u2", [5]), (2 * VISIT_GAP_MS + 1, "u1", [2 * VISIT_GAP_MS + 1])]
     assert [moment for moment, _, _ in _held_out_visits(Settings(data_dir=tmp_path), 2)] == [0, 2 * VISIT_GAP_MS + 1]

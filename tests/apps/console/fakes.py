@@ -1,4 +1,4 @@
-"""What the console's tests show: supplied data of every kind, and services with a real log and nothing trained."""
+"""Data for the console's tests: views of every kind, and services with a real log and nothing trained."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -20,6 +20,7 @@ from apps.recommend.schemas import InExperiment, ItemReason, RecommendedItem, Re
 from apps.wiring import Services
 from features.contract import columns
 from features.contract.events import Decision, Reason, key_of, to_json
+from features.contract.release import MANIFEST, FraudModelCard, GateResult, Manifest, RecommendModelCard
 from features.contract.timestamps import DAY
 from infra import topics
 from infra.log.files import FileLog
@@ -29,7 +30,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 EVIL = "<script>alert('x')</script>"
 
 
-class Hands:
+class SettableClock:
     """A clock that a test sets, in seconds since the epoch."""
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class EmptyData:
     def user_view(self, user_id: str, *, surface: str, n: int) -> views.UserView:
         return views.UserView(NOON, user_id, problem="No release yet")
 
-    def alerts(self, wanted: views.AlertFilter, *, limit: int) -> views.AlertList:
+    def alerts(self, filters: views.AlertFilter, *, limit: int) -> views.AlertList:
         return views.AlertList((), "0", None)
 
     def experiments(self) -> tuple[views.ExperimentSummary, ...]:
@@ -105,8 +106,8 @@ class EvilData(EmptyData):
             degraded=True,
         )
 
-    def alerts(self, wanted: views.AlertFilter, *, limit: int) -> views.AlertList:
-        self.asked.append(wanted)
+    def alerts(self, filters: views.AlertFilter, *, limit: int) -> views.AlertList:
+        self.asked.append(filters)
         return views.AlertList((self.ALERT,), "7", (0.3, 0.9))
 
     def experiments(self) -> tuple[views.ExperimentSummary, ...]:
@@ -116,12 +117,12 @@ class EvilData(EmptyData):
         variation = views.VariationRow(EVIL, 0.5, 0, 0, 0, 0, None, 0.0, None, 0, 0, 0.0)
         metric = views.MetricRow("value", EVIL, True, EVIL, no_answer=EVIL)
         return views.ExperimentView(
-            self.SUMMARY, NOON, None, "warn", EVIL, (variation,), (metric,), ("<svg></svg>",), (EVIL,)
+            self.SUMMARY, NOON, None, "warn", EVIL, (variation,), (metric,), (("<svg></svg>", "<svg></svg>"),), (EVIL,)
         )
 
 
 class FakeRecommend:
-    """Answers without a release; counts what it was asked for."""
+    """Answers without a release, and keeps the requests."""
 
     def __init__(self) -> None:
         self.previews: list[RecommendRequest] = []
@@ -188,13 +189,13 @@ def decision(number: int, *, outcome: str = "review", score: float = 0.6, card: 
 
 
 def decide(log: FileLog, *decisions: Decision) -> None:
-    log.append(topics.DECISIONS, [(key_of(one), to_json(one)) for one in decisions])
+    log.append(topics.DECISIONS, [(key_of(decision), to_json(decision)) for decision in decisions])
 
 
 def services(folder: Path) -> Any:
-    """What LiveConsoleData reads of apps.wiring.Services, over a log in `folder`; `log` is where decisions go."""
+    """Returns what LiveConsoleData reads of apps.wiring.Services, over a log in `folder`."""
     settings = Settings(data_dir=folder)
-    clock = Hands()
+    clock = SettableClock()
     log = FileLog(settings.log_dir, clock=clock)
     return SimpleNamespace(
         settings=settings,
@@ -208,25 +209,72 @@ def services(folder: Path) -> Any:
     )
 
 
-def feed(parts: Any, *, feature_age_seconds: float | None = None) -> LiveConsoleData:
+def console_data(parts: Any, *, feature_age_seconds: float | None = None) -> LiveConsoleData:
     return LiveConsoleData(cast(Services, parts), feature_age_seconds=lambda: feature_age_seconds, clock=parts.clock)
 
 
+def _gate(served: str) -> GateResult:
+    return GateResult(
+        metric="m",
+        scores={"popularity": 0.2, "model": 0.3, "other": 0.1},
+        model="model",
+        best_baseline="popularity",
+        served=served,
+        metrics={"model": {"m": 0.3}},
+    )
+
+
+def publish(parts: Any) -> None:
+    """Puts a release with both models on the disk: the ranking model won its gate, the fraud model lost."""
+    fraud = FraudModelCard(
+        feature_service="fraud_v1",
+        gate=_gate("popularity"),
+        features=("a",),
+        reference_values=(0.0,),
+        review_threshold=0.3,
+        decline_threshold=0.9,
+        alert_budget_per_day=10,
+    )
+    recommend = RecommendModelCard(
+        feature_service="users_v1",
+        gate=_gate("model"),
+        index_kind="Flat",
+        index_recall=0.987,
+        candidate_features=("a",),
+        catalogue_items=3,
+    )
+    manifest = Manifest(
+        version="v1",
+        created_time=NOON,
+        data_start=NOON - timedelta(days=9),
+        data_end=NOON,
+        packages={},
+        seed=1,
+        recommend=recommend,
+        fraud=fraud,
+        files={},
+    )
+    folder = parts.settings.releases_dir / "v1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    parts.releases.version = "v1"
+
+
 def run_experiment(parts: Any, key: str = "ranker", *, units: int = 40) -> None:
-    """Define an experiment and write the table of units that the feature job would have written."""
+    """Defines an experiment and writes the table of units that the feature job would have written."""
     parts.experiments.put(
         ExperimentDefinition.model_validate(
             {
                 "key": key,
                 "surface": "home",
-                "variations": [{"key": "floor", "weight": 0.5}, {"key": "model", "weight": 0.5}],
+                "variations": [{"key": "baseline", "weight": 0.5}, {"key": "model", "weight": 0.5}],
             }
         )
     )
     rows = [
         {
             "experiment": key,
-            "variation": ("floor", "model")[unit % 2],
+            "variation": ("baseline", "model")[unit % 2],
             "unit": f"u{unit}",
             "day": date(2026, 11, 1) + timedelta(days=unit % 5),
             "exposures": 1,

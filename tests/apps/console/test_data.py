@@ -1,6 +1,5 @@
-"""The console's data from running services: looking changes nothing, and a part that fails is told, not raised."""
+"""The console's data from running services: reading changes nothing, and a failing part is shown, not raised."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,9 @@ import pytest
 from apps.console.views import AlertFilter
 from apps.fraud.scorer import GROUP
 from features.contract.events import Transaction, key_of, to_json
-from features.contract.release import MANIFEST, FraudModelCard, GateResult, Manifest, RecommendModelCard
 from infra import topics
 from infra.log.client import START
-from tests.apps.console.fakes import NOON, decide, decision, feed, run_experiment, services
+from tests.apps.console.fakes import NOON, console_data, decide, decision, publish, run_experiment, services
 
 
 @pytest.fixture
@@ -21,57 +19,11 @@ def parts(tmp_path: Path) -> Any:
 
 
 def states(parts: Any, **more: Any) -> dict[str, str]:
-    return {one.name: one.state for one in feed(parts, **more).overview().components}
+    return {component.name: component.state for component in console_data(parts, **more).overview().components}
 
 
-def gate(served: str) -> GateResult:
-    return GateResult(
-        metric="m",
-        scores={"floor": 0.2, "model": 0.3, "other": 0.1},
-        model="model",
-        best_baseline="floor",
-        served=served,
-        metrics={"model": {"m": 0.3}},
-    )
-
-
-def publish(parts: Any) -> None:
-    fraud = FraudModelCard(
-        feature_service="fraud_v1",
-        gate=gate("floor"),
-        features=("a",),
-        reference_values=(0.0,),
-        review_threshold=0.3,
-        decline_threshold=0.9,
-        alert_budget_per_day=10,
-    )
-    recommend = RecommendModelCard(
-        feature_service="users_v1",
-        gate=gate("model"),
-        index_kind="Flat",
-        index_recall=0.987,
-        candidate_features=("a",),
-        catalogue_items=3,
-    )
-    manifest = Manifest(
-        version="v1",
-        created_time=NOON,
-        data_start=NOON - timedelta(days=9),
-        data_end=NOON,
-        packages={},
-        seed=1,
-        recommend=recommend,
-        fraud=fraud,
-        files={},
-    )
-    folder = parts.settings.releases_dir / "v1"
-    folder.mkdir(parents=True)
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
-    parts.releases.version = "v1"
-
-
-def test_a_system_without_anything_in_it_can_be_looked_at(parts: Any) -> None:
-    view = feed(parts).overview()
+def test_an_empty_system_can_be_shown(parts: Any) -> None:
+    view = console_data(parts).overview()
     assert view.release is None
     assert {topic.records for topic in view.topics} == {0}
     assert states(parts) == {
@@ -84,13 +36,13 @@ def test_a_system_without_anything_in_it_can_be_looked_at(parts: Any) -> None:
     }
 
 
-def test_a_store_that_fails_is_told(parts: Any) -> None:
+def test_a_store_that_fails_is_shown(parts: Any) -> None:
     parts.reader.broken = True
     assert states(parts)["Online store"] == "down"
-    assert feed(parts).user_view("17850", surface="home", n=5).history == ()
+    assert console_data(parts).user_view("17850", surface="home", n=5).history == ()
 
 
-def test_a_quiet_feature_job_is_well_until_records_wait_for_it(parts: Any) -> None:
+def test_a_quiet_feature_job_is_fine_until_records_wait_for_it(parts: Any) -> None:
     assert states(parts, feature_age_seconds=5)["Feature job"] == "ok"
     assert states(parts, feature_age_seconds=3_000)["Feature job"] == "idle"
     parts.log.append(topics.SHOP, [("u", b"{}")])
@@ -100,7 +52,7 @@ def test_a_quiet_feature_job_is_well_until_records_wait_for_it(parts: Any) -> No
     assert states(parts, feature_age_seconds=10)["Feature job"] == "ok"
 
 
-def test_a_scorer_that_lags_is_told(parts: Any) -> None:
+def test_a_scorer_that_lags_is_shown(parts: Any) -> None:
     payment = Transaction(type="transaction", event_id="t", event_time=NOON, card_id="c", terminal_id="t", amount=1.0)
     parts.log.append(topics.TRANSACTIONS, [(key_of(payment), to_json(payment))])
     assert states(parts)["Fraud scorer"] == "ok"
@@ -110,23 +62,23 @@ def test_a_scorer_that_lags_is_told(parts: Any) -> None:
     assert states(parts)["Fraud scorer"] == "ok"
 
 
-def test_the_release_stands_with_its_gates(parts: Any) -> None:
+def test_the_release_is_shown_with_its_gates(parts: Any) -> None:
     publish(parts)
-    release = feed(parts).overview().release
+    release = console_data(parts).overview().release
     assert release is not None
     recommend, fraud = release.gates
     assert [(bar.name, bar.role, bar.served) for bar in recommend.bars] == [
         ("model", "model", True),
-        ("floor", "floor", False),
-        ("other", "floor", False),
+        ("popularity", "baseline", False),
+        ("other", "baseline", False),
     ]
-    assert (fraud.served, fraud.model) == ("floor", "model")
+    assert (fraud.served, fraud.model) == ("popularity", "model")
     assert ("Index recall against exact search", "98.7 %") in recommend.facts
-    assert feed(parts).alerts(AlertFilter(), limit=5).thresholds == (0.3, 0.9)
+    assert console_data(parts).alerts(AlertFilter(), limit=5).thresholds == (0.3, 0.9)
 
 
-def test_looking_at_a_user_writes_nothing(parts: Any) -> None:
-    view = feed(parts).user_view("17850", surface="home", n=5)
+def test_showing_a_user_writes_nothing(parts: Any) -> None:
+    view = console_data(parts).user_view("17850", surface="home", n=5)
     assert [request.user_id for request in parts.recommend.previews] == ["17850"]
     assert all(parts.log.end(topic) == START for topic in topics.ALL)
     assert [(entry.event_type, entry.item_id) for entry in view.history] == [("view", "kettle"), ("purchase", "teapot")]
@@ -135,29 +87,29 @@ def test_looking_at_a_user_writes_nothing(parts: Any) -> None:
 
 
 @pytest.mark.parametrize("user", ["nobody", "x" * 200, "tab\there"])
-def test_a_user_who_cannot_be_answered_is_told_why(parts: Any, user: str) -> None:
-    assert feed(parts).user_view(user, surface="home", n=5).problem
+def test_a_user_without_an_answer_gets_the_reason(parts: Any, user: str) -> None:
+    assert console_data(parts).user_view(user, surface="home", n=5).problem
 
 
 def test_alerts_pass_the_filters_and_the_position_misses_none(parts: Any) -> None:
     decide(
         parts.log, decision(1), decision(2, outcome="approve", score=0.1), decision(3, outcome="decline", score=0.95)
     )
-    shown = feed(parts).alerts(AlertFilter(), limit=10)
-    assert [one.transaction_id for one in shown.alerts] == ["tx_3", "tx_1"]
+    shown = console_data(parts).alerts(AlertFilter(), limit=10)
+    assert [alert.transaction_id for alert in shown.alerts] == ["tx_3", "tx_1"]
     assert shown.alerts[0].reasons[0].weight == 1.72
     assert shown.position == str(parts.log.end(topics.DECISIONS))
-    wanted = AlertFilter(outcome="review", card_id="card_1", min_score=0.5)
-    assert [one.transaction_id for one in feed(parts).alerts(wanted, limit=10).alerts] == ["tx_1"]
+    filters = AlertFilter(outcome="review", card_id="card_1", min_score=0.5)
+    assert [alert.transaction_id for alert in console_data(parts).alerts(filters, limit=10).alerts] == ["tx_1"]
 
 
 def test_an_experiment_is_shown_with_its_plots(parts: Any) -> None:
     run_experiment(parts)
-    console = feed(parts)
-    assert [one.key for one in console.overview().experiments] == ["ranker"]
+    console = console_data(parts)
+    assert [experiment.key for experiment in console.overview().experiments] == ["ranker"]
     view = console.experiment("ranker")
     assert view is not None
-    assert [plot[:4] for plot in view.plots] == ["<svg", "<svg"]
+    assert [svg[:4] for plot in view.plots for svg in plot] == ["<svg"] * 4
     assert [row.units for row in view.variations] == [20, 20]
     assert [row.decides for row in view.metrics] == [True, False, False, False, False]
     assert console.experiment("unknown") is None
@@ -165,7 +117,7 @@ def test_an_experiment_is_shown_with_its_plots(parts: Any) -> None:
 
 def test_a_report_follows_its_table(parts: Any) -> None:
     run_experiment(parts)
-    console = feed(parts)
+    console = console_data(parts)
     first = console.experiment("ranker")
     run_experiment(parts, units=60)
     second = console.experiment("ranker")

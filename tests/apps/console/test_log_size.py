@@ -1,4 +1,4 @@
-"""Reading off the log what the console shows of it: its size, the last append, who was active last."""
+"""The console reads from the log its size, the last append, and who was active last."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +23,10 @@ def fill(log: FileLog, count: int, *, start: int = 0) -> None:
 
 
 def test_a_topic_is_measured_with_its_last_append(log: FileLog) -> None:
-    meter = LogSizeReader(log)
-    assert (meter.read(topics.SHOP).records, meter.read(topics.SHOP).last_append) == (0, None)
+    log_size = LogSizeReader(log)
+    assert (log_size.read(topics.SHOP).records, log_size.read(topics.SHOP).last_append) == (0, None)
     fill(log, 150)
-    reading = meter.read(topics.SHOP)
+    reading = log_size.read(topics.SHOP)
     assert (reading.topic, reading.records, reading.whole) == (topics.SHOP, 150, True)
     assert reading.size_bytes == log.end_offset(topics.SHOP)
     assert reading.last_append == datetime.fromtimestamp(SECOND, tz=UTC)
@@ -39,7 +39,7 @@ def test_the_last_keys_come_latest_first_and_once(log: FileLog) -> None:
     assert LogSizeReader(log).recent_keys(topics.LABELS, 3) == ()
 
 
-def test_damage_in_the_tail_is_passed_over(log: FileLog, tmp_path: Path) -> None:
+def test_a_damaged_record_is_skipped(log: FileLog, tmp_path: Path) -> None:
     fill(log, 3)
     (path,) = (tmp_path / topics.SHOP).glob("*.log")
     path.write_bytes(path.read_bytes().replace(b"user-2", b"user-X"))
@@ -50,10 +50,10 @@ def test_the_first_record_behind_a_moment(tmp_path: Path) -> None:
     seconds = iter((100, 200, 300))
     log = FileLog(tmp_path, clock=lambda: next(seconds))
     fill(log, 3)
-    meter = LogSizeReader(log)
+    log_size = LogSizeReader(log)
 
     def after(second: int) -> float | None:
-        found = meter.first_after(topics.SHOP, datetime.fromtimestamp(second, tz=UTC))
-        return found.timestamp() if found else None
+        appended = log_size.first_after(topics.SHOP, datetime.fromtimestamp(second, tz=UTC))
+        return appended.timestamp() if appended else None
 
     assert [after(50), after(100), after(250), after(300)] == [100, 200, 300, None]

@@ -1,4 +1,4 @@
-"""The preview that the console shows: the visitor's answer to the letter, and no trace of it."""
+"""The preview that the console shows equals the visitor's answer and leaves no trace."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.apps.recommend.fakes import FakeImpressions
 
 
 class Reader:
-    """A store that knows nobody, and that every item was ordered yesterday."""
+    """A store without users, in which every item was ordered yesterday."""
 
     remote = False
 
@@ -43,7 +43,7 @@ class Reader:
 
 
 class ThreeItems:
-    """A release of three items, ranked as they stand."""
+    """A release of three items, ranked in their own order."""
 
     catalogue = Catalogue(
         ids=("a", "b", "c"),
@@ -90,10 +90,10 @@ def service(log: FileLog) -> RecommendService:
     variations = [{"key": "baseline", "weight": 0.5}, {"key": "model", "weight": 0.5}]
     experiments.put(ExperimentDefinition.model_validate({"key": "x", "surface": "home", "variations": variations}))
     reader, release = cast(FeatureReader, Reader()), cast(Recommender, ThreeItems())
-    board = ItemStats(release)
-    board.refresh(reader, now=int(NOON.timestamp() * 1000))
+    item_stats = ItemStats(release)
+    item_stats.refresh(reader, now=int(NOON.timestamp() * 1000))
     return RecommendService(
-        lambda: ActiveRelease(release, board),
+        lambda: ActiveRelease(release, item_stats),
         reader,
         FakeImpressions(log),
         experiments,

@@ -1,4 +1,4 @@
-"""The pages over HTTP: whole with and without data, nothing from elsewhere, nothing from outside taken for markup."""
+"""The pages over HTTP: complete with and without data, with no foreign file, and safe against markup in the data."""
 
 import asyncio
 import re
@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from apps.console.pages import STATIC
-from apps.console.routes import router
+from apps.console.routes import install_missing_page, router
 from apps.console.views import AlertFilter, ConsoleData
 from tests.apps.console.fakes import EVIL, EmptyData, EvilData
 
@@ -23,15 +23,16 @@ PAGES = (
 )
 
 
-def get(path: str, data: ConsoleData) -> httpx.Response:
+def get(path: str, data: ConsoleData, *, accept: str = "text/html,*/*;q=0.8") -> httpx.Response:
     app = FastAPI()
+    install_missing_page(app)
     app.include_router(router)
     app.state.console = data
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://console") as client:
-            return await client.get(path)
+            return await client.get(path, headers={"Accept": accept})
 
     return asyncio.run(ask())
 
@@ -64,7 +65,7 @@ class Outline(HTMLParser):
 
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize("data", [EmptyData(), EvilData()], ids=["empty", "full"])
-def test_a_page_is_whole(path: str, data: ConsoleData) -> None:
+def test_a_page_is_complete(path: str, data: ConsoleData) -> None:
     answer = get(path, data)
     missing = path.endswith("/ranker") and type(data) is EmptyData
     assert answer.status_code == (404 if missing else 200)
@@ -76,7 +77,7 @@ def test_a_page_is_whole(path: str, data: ConsoleData) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_asks_nobody_else_for_anything(path: str) -> None:
+def test_a_page_loads_nothing_from_elsewhere(path: str) -> None:
     answer = get(path, EvilData())
     outline = Outline(answer.text)
     assert all(re.match(r"/(?!/)|#|data:", address) for address in outline.addresses), outline.addresses
@@ -85,20 +86,20 @@ def test_a_page_asks_nobody_else_for_anything(path: str) -> None:
 
 
 def test_the_files_of_a_page_name_no_other_server() -> None:
-    for name, kind in STATIC.items():
+    for name, media_type in STATIC.items():
         answer = get(f"/console/static/{name}", EmptyData())
         assert answer.status_code == 200
-        assert answer.headers["content-type"] == kind
+        assert answer.headers["content-type"] == media_type
         assert "//" not in re.sub(r"^\s*//.*$| // .*$", "", answer.text, flags=re.M)
 
 
 @pytest.mark.parametrize("name", ["nothing.css", "..%2fpages.py", "%2e%2e/routes.py"])
-def test_no_other_file_can_be_asked_for(name: str) -> None:
+def test_no_other_file_is_served(name: str) -> None:
     assert get(f"/console/static/{name}", EmptyData()).status_code == 404
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_what_comes_from_outside_is_no_markup(path: str) -> None:
+def test_data_from_outside_is_no_markup(path: str) -> None:
     assert EVIL not in get(path, EvilData()).text
 
 
@@ -110,7 +111,7 @@ def test_what_comes_from_outside_is_no_markup(path: str) -> None:
         f"/console/experiments/{EVIL}",
     ],
 )
-def test_what_the_reader_typed_is_no_markup(path: str) -> None:
+def test_typed_text_is_no_markup(path: str) -> None:
     for data in (EmptyData(), EvilData()):
         assert EVIL not in get(path, data).text
 
@@ -131,7 +132,7 @@ def test_a_number_of_items_that_is_not_offered_is_ten(n: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "wanted"),
+    ("query", "filters"),
     [
         ("", AlertFilter()),
         ("outcome=&min_score=&card=", AlertFilter()),
@@ -141,17 +142,31 @@ def test_a_number_of_items_that_is_not_offered_is_ten(n: str) -> None:
         ("min_score=0,25", AlertFilter(min_score=0.25)),
     ],
 )
-def test_alert_filters(query: str, wanted: AlertFilter) -> None:
+def test_alert_filters(query: str, filters: AlertFilter) -> None:
     data = EvilData()
     assert get(f"/console/alerts?{query}", data).status_code == 200
-    assert data.asked == [wanted]
+    assert data.asked == [filters]
 
 
-def test_the_alert_desk_says_where_its_stream_goes_on() -> None:
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/console/nowhere", f"/{EVIL}"])
+def test_an_unknown_address_is_a_page_in_a_browser_and_a_problem_for_a_client(path: str) -> None:
+    page = get(path, EmptyData())
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    outline = Outline(page.text)
+    assert outline.tags.count("h1") == 1
+    assert {"/", "/console/recommendations", "/console/alerts", "/console/experiments", "/docs"} <= {*outline.addresses}
+    assert EVIL not in page.text
+    for accept in ("*/*", "application/json"):
+        answer = get(path, EmptyData(), accept=accept)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+        assert answer.json() == {"type": "about:blank", "status": 404, "title": "Not Found", "detail": "Not Found"}
+
+
+def test_the_alerts_page_names_the_position_to_resume_from() -> None:
     assert 'data-position="7"' in get("/console/alerts", EvilData()).text
 
 
-def test_a_count_that_is_not_whole_yet_says_so() -> None:
+def test_an_unfinished_count_says_so() -> None:
     assert "12,345+" in get("/", EvilData()).text
 
 

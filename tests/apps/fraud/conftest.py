@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from apps.fraud.decisions import DecisionStore
+from apps.fraud.detector import FraudModel
+from apps.fraud.recent_payments import RecentPayments
 from apps.fraud.service import FraudService
 from features.contract.events import Transaction
 from features.contract.release import FraudModelCard, GateResult
@@ -21,7 +23,7 @@ START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
 
 class Reader:
-    """Stored histories by id; `broken` makes it fail as a store that is away does."""
+    """Stored histories by id; while `broken`, it fails like a store that cannot be reached."""
 
     def __init__(self) -> None:
         self.cards: dict[str, dict[str, Any]] = {}
@@ -101,10 +103,33 @@ def model() -> BurstModel:
 
 
 @pytest.fixture
-def book(log: FileLog) -> DecisionStore:
-    return DecisionStore(log, decisions_kept=1_000, alerts_kept=100)
+def recent() -> RecentPayments:
+    return RecentPayments(clock=START.timestamp)
 
 
 @pytest.fixture
-def service(log: FileLog, reader: Reader, model: BurstModel, book: DecisionStore) -> FraudService:
-    return FraudService(lambda: model, reader=reader, log=log, decisions=book, clock=START.timestamp)
+def decisions(log: FileLog, recent: RecentPayments) -> DecisionStore:
+    return DecisionStore(log, decisions_kept=1_000, alerts_kept=100, on_decisions=recent.observe_decided)
+
+
+@pytest.fixture
+def service(
+    log: FileLog, reader: Reader, model: BurstModel, decisions: DecisionStore, recent: RecentPayments
+) -> FraudService:
+    return FraudService(
+        lambda: model, reader=reader, log=log, decisions=decisions, recent=recent, clock=START.timestamp
+    )
+
+
+@pytest.fixture
+def new_process(log: FileLog, reader: Reader, model: BurstModel) -> Callable[..., FraudService]:
+    """Returns a service over the same log that has seen nothing yet; its clock stands at 0."""
+
+    def make(current_model: Callable[[], FraudModel | None] = lambda: model) -> FraudService:
+        recent = RecentPayments(clock=lambda: 0.0)
+        decisions = DecisionStore(log, decisions_kept=10, alerts_kept=10, on_decisions=recent.observe_decided)
+        return FraudService(
+            current_model, reader=reader, log=log, decisions=decisions, recent=recent, clock=lambda: 0.0
+        )
+
+    return make

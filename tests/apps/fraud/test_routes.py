@@ -1,4 +1,4 @@
-"""The fraud endpoints over HTTP: shapes, idempotence, problems told plainly, and the alert stream."""
+"""The fraud endpoints over HTTP: shapes, idempotence, plain problems, and the alert stream."""
 
 import asyncio
 import json
@@ -48,11 +48,11 @@ class Client:
 
 
 @pytest.fixture
-def client(service: FraudService, book: DecisionStore) -> Client:
+def client(service: FraudService, decisions: DecisionStore) -> Client:
     app = FastAPI()
     app.include_router(router)
     install_errors(app)
-    app.state.fraud, app.state.decisions = service, book
+    app.state.fraud, app.state.decisions = service, decisions
     return Client(app)
 
 
@@ -65,12 +65,12 @@ def score(client: Client, **changes: Any) -> dict[str, Any]:
 
 def alerts_of(text: str) -> list[tuple[str, dict[str, Any]]]:
     """(id, data) of the stream's alerts."""
-    found = []
+    alerts = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
         if fields.get("event") == "alert":
-            found.append((fields["id"], json.loads(fields["data"])))
-    return found
+            alerts.append((fields["id"], json.loads(fields["data"])))
+    return alerts
 
 
 def test_a_score_has_the_documented_shape(client: Client) -> None:
@@ -108,7 +108,7 @@ def test_an_invalid_payment_is_refused_with_field_and_reason(
     assert log.read(topics.DECISIONS, START) == []
 
 
-def test_a_full_log_is_told_and_nothing_is_acknowledged(
+def test_a_full_log_is_reported_and_nothing_is_acknowledged(
     client: Client, log: FileLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(topic: str, records: Any) -> list[int]:
@@ -168,10 +168,10 @@ def test_alerts_are_listed_with_filters(client: Client) -> None:
     assert client.get("/v1/alerts", params={"limit": 0}).status_code == 422
 
 
-def test_the_stream_resumes_behind_the_last_event_id(client: Client, book: DecisionStore) -> None:
+def test_the_stream_resumes_behind_the_last_event_id(client: Client, decisions: DecisionStore) -> None:
     for number in range(3):
         score(client, transaction_id=f"tx_{number}", card_id=f"card_{number}", amount=2_000)
-    book.closing.set()
+    decisions.closing.set()
     whole = client.get("/v1/alerts/stream", params={"after": "0:0"})
     assert whole.headers["content-type"].startswith("text/event-stream")
     assert whole.text.startswith("retry: ")
@@ -183,12 +183,14 @@ def test_the_stream_resumes_behind_the_last_event_id(client: Client, book: Decis
     assert [alert["alert_id"] for alert in listed] == [position for position, _ in reversed(alerts)]
 
 
-def test_a_stream_without_a_position_starts_now_and_says_where_that_is(client: Client, book: DecisionStore) -> None:
+def test_a_stream_without_a_position_starts_now_and_names_its_position(
+    client: Client, decisions: DecisionStore
+) -> None:
     score(client, amount=2_000)
-    book.closing.set()
+    decisions.closing.set()
     text = client.get("/v1/alerts/stream").text
     assert alerts_of(text) == []
-    assert f"id: {book.end()}\n" in text
+    assert f"id: {decisions.end()}\n" in text
 
 
 @pytest.mark.parametrize("position", ["x", "-1", "1.5", "²", "0:²", "7", "0:1,"])
@@ -199,20 +201,20 @@ def test_a_position_that_the_stream_never_gave_is_refused(client: Client, positi
 
 
 def test_an_alert_reaches_an_open_stream(
-    service: FraudService, book: DecisionStore, new_payment: Any, monkeypatch: pytest.MonkeyPatch
+    service: FraudService, decisions: DecisionStore, new_payment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("apps.fraud.routes.POLL_SECONDS", 0.01)
     monkeypatch.setattr("apps.fraud.routes.HEARTBEAT_SECONDS", 0.02)
 
     async def follow() -> list[str]:
         seen = []
-        stream = alert_events(book, book.end())
+        stream = alert_events(decisions, decisions.end())
         async for text in stream:
             seen.append(text)
             if text.startswith(": alive") and not alerts_of("".join(seen)):
                 service.score(new_payment(1, amount=2_000))
             if "event: alert" in text:
-                book.closing.set()
+                decisions.closing.set()
         return seen
 
     seen = asyncio.run(follow())

@@ -1,4 +1,4 @@
-"""The log scorer: every payment is decided, bad records are set aside, and it goes on where it committed."""
+"""The log scorer: every payment is decided, bad records are set aside, and it resumes where it committed."""
 
 import threading
 import time
@@ -20,13 +20,13 @@ from infra.log.files import FileLog
 
 
 @pytest.fixture
-def scored(log: FileLog, service: FraudService, book: DecisionStore) -> Callable[[], list[Decision]]:
-    """Run the scorer until it has committed everything that is in the log, and give all decisions."""
+def scored(log: FileLog, service: FraudService, decisions: DecisionStore) -> Callable[[], list[Decision]]:
+    """Runs the scorer until it has committed everything in the log; returns all decisions."""
 
     def run(**more: Any) -> list[Decision]:
         stop = threading.Event()
         worker = threading.Thread(
-            target=scorer.run, args=(log,), kwargs={"service": service, "decisions": book, "stop": stop, **more}
+            target=scorer.run, args=(log,), kwargs={"service": service, "decisions": decisions, "stop": stop, **more}
         )
         worker.start()
         end, until = log.end(topics.TRANSACTIONS), time.monotonic() + 20

@@ -1,13 +1,13 @@
-"""Scoring answers always: with a model and reasons, idempotently, and without store or model flagged as degraded."""
+"""Scoring always answers: with a model and reasons, idempotently, and flagged as degraded without store or model."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from apps.fraud.decisions import DecisionStore
+from apps.fraud.judgement import RULES
 from apps.fraud.recent_payments import RecentPayments
-from apps.fraud.service import RULES, FraudService
+from apps.fraud.service import FraudService
 from features.contract import columns
 from features.contract.events import LOGGED, Transaction
 from features.contract.timestamps import milliseconds
@@ -17,6 +17,7 @@ from infra.log.client import START, LogFullError
 from infra.log.files import FileLog
 
 NewPayment = Callable[..., Transaction]
+NewProcess = Callable[..., FraudService]
 
 
 def stored(payments: list[Transaction], partner: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def test_a_burst_is_seen_before_the_store_knows_of_it(service: FraudService, new
     assert "review" in outcomes
 
 
-def test_reasons_are_told_in_words_with_the_numbers(service: FraudService, new_payment: NewPayment) -> None:
+def test_reasons_say_in_words_what_was_seen_and_what_is_usual(service: FraudService, new_payment: NewPayment) -> None:
     decisions = [service.score(new_payment(number, seconds=number * 3_600)) for number in range(7)]
     (burst, *rest) = decisions[-1].reasons
     assert (burst.code, burst.text) == ("CARD_BURST", "7 payments in 24 hours, usually 1")
@@ -50,12 +51,12 @@ def test_reasons_are_told_in_words_with_the_numbers(service: FraudService, new_p
 
 
 def test_payments_scored_together_see_each_other_as_those_scored_alone_do(
-    log: FileLog, reader: Any, model: Any, book: DecisionStore, service: FraudService, new_payment: NewPayment
+    service: FraudService, new_process: NewProcess, new_payment: NewPayment
 ) -> None:
     payments = [new_payment(number, seconds=number, card=f"card_{number % 2}") for number in range(8)]
     alone = [service.score(payment).score for payment in payments]
-    other = FraudService(lambda: model, reader=reader, log=log, decisions=book, clock=lambda: 0.0)
-    assert [decision.score for decision in other.score_many(payments)] == pytest.approx(alone)
+    together = [decision.score for decision in new_process().score_many(payments)]
+    assert together == pytest.approx(alone)
 
 
 def test_a_late_payment_is_not_seen_by_those_that_came_before_it_also_when_all_are_scored_again(
@@ -93,11 +94,9 @@ def test_a_repeated_transaction_gets_its_first_decision_and_is_recorded_once(
 
 
 def test_a_decision_made_by_another_process_meanwhile_holds(
-    service: FraudService, log: FileLog, book: DecisionStore, model: Any, reader: Any, new_payment: NewPayment
+    service: FraudService, new_process: NewProcess, new_payment: NewPayment
 ) -> None:
-    other_book = DecisionStore(log, decisions_kept=10, alerts_kept=10)
-    other = FraudService(lambda: model, reader=reader, log=log, decisions=other_book, clock=lambda: 0.0)
-    first = other.score(new_payment(1, amount=2_000))
+    first = new_process().score(new_payment(1, amount=2_000))
     assert first.outcome == "decline"
     assert service.score(new_payment(1)) == first
 
@@ -131,13 +130,12 @@ def test_without_the_store_it_answers_from_recent_payments_and_says_so(
 
 @pytest.mark.parametrize("fault", ["no model", "broken model", "other features"])
 def test_without_a_model_two_plain_rules_stand_in(
-    log: FileLog, reader: Any, model: Any, book: DecisionStore, new_payment: NewPayment, fault: str
+    new_process: NewProcess, model: Any, new_payment: NewPayment, fault: str
 ) -> None:
     model.broken = fault == "broken model"
     if fault == "other features":
         model.card = model.card.model_copy(update={"features": ("amount",)})
-    holder = (lambda: None) if fault == "no model" else (lambda: model)
-    service = FraudService(holder, reader=reader, log=log, decisions=book, clock=lambda: 0.0)
+    service = new_process(lambda: None if fault == "no model" else model)
     decisions = [service.score(new_payment(number, seconds=number)) for number in range(5)]
     assert [decision.outcome for decision in decisions] == ["approve"] * 4 + ["review"]
     assert decisions[-1].reasons[0].text.startswith("5 payments in 1 hour")
@@ -150,12 +148,26 @@ def test_recent_payments_are_forgotten_after_their_time_and_beyond_their_number(
     now = [0.0]
     recent = RecentPayments(clock=lambda: now[0], seconds=60, most=3)
 
-    def held() -> int:
-        recent.observe([new_payment(99, card="elsewhere")], [99])  # whenever it learns of one, it looks
+    def observe(number: int, **more: Any) -> None:
+        recent.observe_arrived([new_payment(number, **more)], [number], cards=[], terminals=[])
+
+    def kept() -> int:
+        observe(99, card="elsewhere")  # old entries are dropped on each arrival
         return len(recent.observe_arrived([], [], cards=["card_1"], terminals=[])[0].key)
 
     for number in range(5):
-        recent.observe([new_payment(number, seconds=number)], [number])
-    assert held() == 2
+        observe(number, seconds=number)
+    assert kept() == 2
     now[0] = 61
-    assert held() == 0
+    assert kept() == 0
+
+
+def test_payments_decided_by_another_process_count_unless_that_was_long_ago(
+    service: FraudService, recent: RecentPayments, new_process: NewProcess, new_payment: NewPayment
+) -> None:
+    elsewhere = new_process().score_many([new_payment(number, seconds=number) for number in range(8)])
+    recent.observe_decided(elsewhere)  # decided at 0, long before the clock of `service`
+    assert service.score(new_payment(8, seconds=8)).outcome == "approve"
+    now = new_payment(9).event_time
+    recent.observe_decided([decision.model_copy(update={"decided_time": now}) for decision in elsewhere])
+    assert service.score(new_payment(9, seconds=9)).outcome == "decline"

@@ -51,8 +51,8 @@ def stored(log: FileLog) -> list[str]:
 
 
 def test_one_event_and_a_batch(send: Send, log: FileLog, purchase: Make) -> None:
-    one = send(purchase("a"))
-    assert (one.status_code, one.json()["accepted"]) == (200, 1)
+    answer = send(purchase("a"))
+    assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
     many = send({"events": [purchase("a"), purchase("b", price=-1), purchase("c")]})
     assert many.status_code == 200
     assert many.json() == {
@@ -153,7 +153,7 @@ def no_room() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_told_and_a_retry_counts_once(
+def test_a_full_disk_is_reported_and_a_retry_counts_once(
     send: Send, log: FileLog, purchase: Make, no_room: Callable[[], None]
 ) -> None:
     assert send(purchase("small")).status_code == 200

@@ -1,4 +1,4 @@
-"""Taking events in: what is refused and in which words, what counts once, and what is stored."""
+"""Accepting events: what is refused and in which words, what counts once, and what is stored."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +45,7 @@ WRONG = {
     "a time beyond the calendar": ({"event_time": 1e300}, "event_time", "dates after 9999"),
     "the future": ({"event_time": "2026-11-22T12:05:01Z"}, "event_time", "more than 300 s in the future"),
     "the far future": ({"event_time": "9999-12-31T23:59:59-23:59"}, "event_time", "in the future"),
-    "very old": ({"event_time": "2025-10-18T11:59:59Z"}, "event_time", "older than 400 days; bring history in with"),
+    "very old": ({"event_time": "2025-10-18T11:59:59Z"}, "event_time", "older than 400 days; append history with"),
     "the first day of the calendar": ({"event_time": "0001-01-01T00:00:00+23:59"}, "event_time", "older than"),
     "not a number": ({"price": float("nan")}, "price", "finite number"),
     "infinite": ({"quantity": float("inf")}, "quantity", "finite number"),
@@ -98,11 +98,11 @@ def test_an_event_nested_too_deep_is_refused_alone(service: IngestService, purch
 
 def test_the_limits_of_time_themselves_are_taken_in_any_order(service: IngestService, purchase: Make) -> None:
     times = ["2026-11-22T12:05:00Z", "2025-10-18T12:00:00Z", "2026-11-22T13:15:00+02:00", 1_795_000_000]
-    batch = [purchase(f"p-{place}", event_time=time) for place, time in enumerate(times)]
+    batch = [purchase(f"p-{number}", event_time=time) for number, time in enumerate(times)]
     assert counts(service.accept(batch)) == (4, 0, 0)
 
 
-def test_a_long_limit_is_told_in_full(service_on: Callable[..., IngestService], log: FileLog, purchase: Make) -> None:
+def test_a_long_limit_is_named_in_full(service_on: Callable[..., IngestService], log: FileLog, purchase: Make) -> None:
     service = service_on(log, max_future_seconds=90_000)
     (result,) = service.accept([purchase(event_time="2026-11-24T12:00:00Z")]).results
     assert result.reason == "lies more than 90000 s in the future; check the clock"
@@ -166,7 +166,7 @@ def test_of_calls_at_the_same_moment_none_loses_the_event_and_later_ones_are_dup
 
 
 class HalfFullLog(FileLog):
-    """Has no room for transactions until told."""
+    """Has no room for transactions until `full` is unset."""
 
     full = True
 
