@@ -1,4 +1,4 @@
-"""The API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
+"""Builds the API: routers, errors, health and metrics on one FastAPI app, and what starts and stops with it."""
 
 import gc
 import json
@@ -6,11 +6,12 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any, cast
 
 from fastapi import FastAPI, Response, params
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 
 from apps import metrics
 from apps.console import routes as console
@@ -18,8 +19,9 @@ from apps.console.data import LiveConsoleData
 from apps.experiments import routes as experiments
 from apps.fraud import routes as fraud
 from apps.http import documentation
-from apps.http.admission import AdmissionControl, ConcurrencyLimiter
-from apps.http.errors import install_errors
+from apps.http.admission import REFUSALS, AdmissionControl, ConcurrencyLimiter, priority_of
+from apps.http.errors import EVERYWHERE, SCHEMAS, install_errors
+from apps.http.query_parameters import QueryParameterCheck
 from apps.http.request_context import RequestContext
 from apps.ingest import routes as ingest
 from apps.recommend import routes as recommend
@@ -33,7 +35,7 @@ from infra.settings import Settings
 TITLE = "Headrace"
 SWITCH_SECONDS = 0.0005
 YOUNG_OBJECTS = 50_000
-"""New objects after which the collector looks for cycles: an answer makes some thousands, and hardly any cycle."""
+"""New objects until the garbage collector looks for cycles: an answer makes some thousands, and hardly any cycle."""
 
 
 def create_app(settings: Settings, *, dependencies: Sequence[params.Depends] = ()) -> FastAPI:
@@ -61,6 +63,9 @@ def create_app(settings: Settings, *, dependencies: Sequence[params.Depends] = (
         openapi_url=None,
         # Traces and metrics are made by apps/http/request_context.py.
         telemetry={"tracing": False, "metrics": False, "logs": False},
+        generate_unique_id_function=lambda route: route.name,
+        responses=EVERYWHERE,
+        servers=[{"url": "/", "description": "The server that this document came from."}],
     )
     app.state.settings = settings
     app.state.services = services
@@ -89,16 +94,17 @@ def create_app(settings: Settings, *, dependencies: Sequence[params.Depends] = (
     # The last one added is the outermost.
     app.add_middleware(
         AdmissionControl,
-        places=ConcurrencyLimiter(settings.concurrent_requests, queue_seconds=settings.queue_milliseconds / 1000),
+        limiter=ConcurrencyLimiter(settings.concurrent_requests, queue_seconds=settings.queue_milliseconds / 1000),
         most_bytes=settings.max_batch_events * settings.max_event_bytes,
     )
+    app.add_middleware(QueryParameterCheck, routes=app.routes)
     app.add_middleware(RequestContext, log_requests=settings.log_requests)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 def served() -> FastAPI:
-    """The app of one of several worker processes: its settings are those of the environment that `serve` gave it."""
+    """Builds the app of one worker process, with the settings of the environment that `serve` gave it."""
     end_with_parent()
     settings = Settings()
     logs.set_up(settings)
@@ -108,25 +114,45 @@ def served() -> FastAPI:
     return create_app(settings)
 
 
+class Readiness(BaseModel):
+    """What `GET /readyz` answers."""
+
+    ready: bool
+    release: str
+    online_store: str
+    feature_job: str
+
+
 def _add_health(app: FastAPI, services: Services) -> None:
     settings = services.settings
 
     @app.get("/healthz", tags=["operations"], summary="Is the process alive")
-    async def healthz() -> dict[str, str]:
+    async def check_health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["operations"], summary="Can it answer, and what is missing")
-    def readyz() -> JSONResponse:
+    @app.get(
+        "/readyz",
+        tags=["operations"],
+        summary="Can it answer, and what is missing",
+        response_model=Readiness,
+        responses={503: {"description": "Not ready", "model": Readiness}},
+    )
+    def check_readiness() -> JSONResponse:
         parts = readiness(services)
         ready = parts["release"] != "missing"
         return JSONResponse({"ready": ready, **parts}, status_code=200 if ready else 503)
 
-    @app.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
-    def prometheus() -> Response:
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        summary="Prometheus metrics",
+        response_class=PlainTextResponse,
+    )
+    def get_metrics() -> Response:
         age = stream_age_seconds(settings)
         metrics.FEATURE_AGE_SECONDS.set(-1 if age is None else age)
         for topic in topics.ALL:
-            # Kafka tells its own size to whoever watches Kafka.
+            # The size of a topic in Kafka is among Kafka's own metrics.
             if (folder := settings.log_dir / topic).is_dir():
                 metrics.LOG_BYTES.labels(topic).set(sum(path.stat().st_size for path in folder.glob("*.log")))
         processes = settings.metrics_dir if settings.api_workers > 1 else None
@@ -134,7 +160,7 @@ def _add_health(app: FastAPI, services: Services) -> None:
 
 
 def stream_age_seconds(settings: Settings) -> float | None:
-    """Seconds since the feature job last finished a micro-batch; None when it never did."""
+    """Returns the seconds since the feature job last finished a micro-batch; None when it never did."""
     try:
         updated = datetime.fromisoformat(json.loads(settings.stream_status.read_text())["updated"])
     except (OSError, ValueError, KeyError):
@@ -143,7 +169,7 @@ def stream_age_seconds(settings: Settings) -> float | None:
 
 
 def readiness(services: Services) -> dict[str, str]:
-    """One word on each part: the release served, the online store, the feature job."""
+    """Returns the state of the release, the online store and the feature job, each in a few words."""
     try:
         services.reader.user_histories(["readiness"])
         store = "ok"
@@ -157,9 +183,12 @@ def readiness(services: Services) -> dict[str, str]:
     }
 
 
-def _openapi(app: FastAPI) -> dict[str, object]:
+def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schema["components"]["schemas"].update(ingest.EVENT_SCHEMAS | recommend.REQUEST_SCHEMAS)
-        app.openapi_schema = schema
-    return app.openapi_schema
+        document = FastAPI.openapi(app)
+        document["components"]["schemas"] |= ingest.EVENT_SCHEMAS | recommend.REQUEST_SCHEMAS | SCHEMAS
+        for path, operations in document["paths"].items():
+            for operation in operations.values() if priority_of(path) else ():
+                refusals = {str(status): answer for status, answer in REFUSALS.items()}
+                operation["responses"] = refusals | operation["responses"]
+    return cast(dict[str, Any], app.openapi_schema)

@@ -80,7 +80,8 @@ def experiment(request: Request, key: str) -> Response:
 
 
 @router.get("/console/static/{name}")
-def static(name: str) -> Response:
+def static(name: str, v: Text = "") -> Response:
+    """Returns a file of the pages, whichever digest `v` names."""
     if name not in STATIC:
         return page("missing.html", status=404, at="", what="There is no such file.")
     # The address carries the files' digest, so a browser may keep what it has.

@@ -7,41 +7,35 @@ from fastapi import APIRouter, Path, Request, Response
 from apps.experiments.definitions import DefinitionRefusedError, ExperimentStore
 from apps.experiments.report import load_units, report
 from apps.experiments.schemas import ExperimentDefinition, Report
-from apps.http.errors import Problem
+from apps.http.errors import LOG_WRITERS, Problem, describe_problem
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
 
 Key = Annotated[str, Path(max_length=64, examples=["ranker-2026-11"])]
 
 
-def _problem(status: int, title: str, detail: str) -> dict[str, Any]:
-    example = {"type": "about:blank", "status": status, "title": title, "detail": detail}
-    return {"description": title, "content": {"application/problem+json": {"example": example}}}
-
-
-UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: _problem(404, "Unknown experiment", "there is no experiment x; PUT /v1/experiments/x defines it")
-}
+UNKNOWN = describe_problem(404, "Unknown experiment", "there is no experiment x; PUT /v1/experiments/x defines it")
 REFUSED: dict[int | str, dict[str, Any]] = {
     201: {"description": "The key is new.", "model": ExperimentDefinition},
-    409: _problem(409, "Change refused", "x has run already: new variations or weights move units ..."),
-    422: _problem(422, "Invalid request", "body: variations: weights must sum to 1, these sum to 0.9"),
+    **describe_problem(409, "Change refused", "x has run already: new variations or weights move units ..."),
+    **describe_problem(422, "Invalid request", "body: variations: weights must sum to 1, these sum to 0.9"),
+    **LOG_WRITERS,
 }
 
 
-@router.get("")
+@router.get("", summary="All experiments")
 def list_experiments(request: Request) -> list[ExperimentDefinition]:
-    """Every experiment, running or stopped, by key."""
+    """Returns every experiment, running or stopped, by key."""
     return _experiments(request).all()
 
 
-@router.get("/{key}", responses=UNKNOWN)
+@router.get("/{key}", summary="One experiment", responses=UNKNOWN)
 def get_experiment(key: Key, request: Request) -> ExperimentDefinition:
-    """The definition of one experiment."""
-    return _known(key, request)
+    """Returns one experiment's definition."""
+    return _existing(key, request)
 
 
-@router.put("/{key}", responses=REFUSED)
+@router.put("/{key}", summary="Define, stop or resume an experiment", responses=REFUSED)
 def put_experiment(
     key: Key, definition: ExperimentDefinition, request: Request, response: Response
 ) -> ExperimentDefinition:
@@ -60,10 +54,10 @@ def put_experiment(
     return definition
 
 
-@router.get("/{key}/report", responses=UNKNOWN)
-def get_report(key: Key, request: Request) -> Report:
-    """Whether it helped, by how much and how certain that is. Read `verdict` first, then `sample_ratio`."""
-    definition = _known(key, request)
+@router.get("/{key}/report", summary="What an experiment showed", responses=UNKNOWN)
+def get_experiment_report(key: Key, request: Request) -> Report:
+    """Reports whether it helped, by how much and how sure that is: read `verdict` first, then `sample_ratio`."""
+    definition = _existing(key, request)
     units = load_units(request.app.state.settings.offline_dir, key)
     return report(units, definition, now=_experiments(request).now())
 
@@ -73,7 +67,7 @@ def _experiments(request: Request) -> ExperimentStore:
     return experiments
 
 
-def _known(key: str, request: Request) -> ExperimentDefinition:
+def _existing(key: str, request: Request) -> ExperimentDefinition:
     definition = _experiments(request).get(key)
     if definition is None:
         raise Problem(404, "Unknown experiment", f"there is no experiment {key}; PUT /v1/experiments/{key} defines it")

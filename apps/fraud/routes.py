@@ -28,7 +28,7 @@ from apps.fraud.schemas import (
     alert_out,
 )
 from apps.fraud.service import FraudService
-from apps.http.errors import Problem
+from apps.http.errors import LOG_WRITERS, Problem, describe_problem
 from features.contract.events import Transaction
 from infra.log.client import Position
 from infra.observability.logs import REQUEST_ID
@@ -40,18 +40,11 @@ HEARTBEAT_SECONDS = 15.0
 RETRY_MILLISECONDS = 2_000
 
 
-def _problem(status: int, title: str, detail: str) -> dict[str, Any]:
-    example = {"type": "about:blank", "status": status, "title": title, "detail": detail}
-    return {"description": title, "content": {"application/problem+json": {"example": example}}}
-
-
 def _answer(example: dict[str, Any], *, media: str = "application/json") -> dict[str, Any]:
     return {"content": {media: {"example": example}}}
 
 
-INVALID = _problem(422, "Invalid request", "body.amount: Input should be greater than or equal to 0")
-FULL = _problem(507, "Event log is full", "not stored: ...; free space there, then send it again")
-BAD_RESUME = _problem(400, "Unknown event id", "Last-Event-ID 'x' was not given by this stream; leave it out")
+BAD_RESUME = describe_problem(400, "Unknown event id", "Last-Event-ID 'x' was not given by this stream; leave it out")
 
 PAYMENT = {
     "transaction_id": "tx_5f0c8a41d2e79b36",
@@ -69,14 +62,16 @@ LABELLED = {
 }
 
 
-@router.post("/transactions/score", responses={200: _answer(EXAMPLE_DECISION), 422: INVALID, 507: FULL})
+@router.post(
+    "/transactions/score", summary="Score a payment", responses={200: _answer(EXAMPLE_DECISION), **LOG_WRITERS}
+)
 def score_transaction(
     payment: Annotated[ScoreRequest, Body(openapi_examples={"online payment": {"value": PAYMENT}})], request: Request
 ) -> ScoreResponse:
-    """Score a card payment and decide: approve, review or decline, with reasons.
+    """Scores a card payment and decides: approve, review or decline, with reasons.
 
-    The decision and the payment are in the event log when this answers. A transaction asked for again gets its first
-    decision back.
+    The decision and the payment are in the event log when this answers. A transaction that is sent again gets its
+    first decision back.
     """
     started = time.perf_counter()
     service: FraudService = request.app.state.fraud
@@ -103,7 +98,9 @@ def score_transaction(
     )
 
 
-@router.post("/labels", responses={200: _answer(LABELLED), 422: INVALID, 507: FULL})
+@router.post(
+    "/labels", summary="Report what transactions turned out to be", responses={200: _answer(LABELLED), **LOG_WRITERS}
+)
 def add_labels(
     body: Annotated[
         LabelRequest | LabelBatch,
@@ -111,7 +108,7 @@ def add_labels(
     ],
     request: Request,
 ) -> LabelsResponse:
-    """Report what transactions turned out to be: one label, or up to 1,000 in an array. A repeat counts once."""
+    """Stores what transactions turned out to be: one label, or up to 1,000 in an array. A repeat counts once."""
     service: FraudService = request.app.state.fraud
     requests = body if isinstance(body, list) else [body]
     fresh = service.labels.add(requests, now=datetime.now(UTC))
@@ -122,7 +119,7 @@ def add_labels(
     return LabelsResponse(accepted=sum(fresh), duplicates=len(fresh) - sum(fresh), results=results)
 
 
-@router.get("/alerts", responses={200: _answer({"alerts": [EXAMPLE_ALERT]}), 422: INVALID})
+@router.get("/alerts", summary="The newest alerts", responses={200: _answer({"alerts": [EXAMPLE_ALERT]})})
 def list_alerts(
     request: Request,
     outcome: Annotated[Literal["review", "decline"] | None, Query(examples=["review"])] = None,
@@ -139,8 +136,9 @@ def list_alerts(
 
 @router.get(
     "/alerts/stream",
+    summary="Alerts as they happen",
     response_class=StreamingResponse,
-    responses={200: _answer({"event": "alert", "data": EXAMPLE_ALERT}, media="text/event-stream"), 400: BAD_RESUME},
+    responses={200: _answer({"event": "alert", "data": EXAMPLE_ALERT}, media="text/event-stream"), **BAD_RESUME},
 )
 async def stream_alerts(
     request: Request,

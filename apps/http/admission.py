@@ -1,10 +1,10 @@
-"""Refusing early what cannot be answered in time, so that what is answered stays fast.
+"""Refuses early what cannot be answered in time, so that what is answered stays fast.
 
 A process works on a bounded number of requests at once; the rest wait in a short queue, in order, `queue_seconds` at
-most: that takes in a burst. Once nobody has got a place without waiting for that long, the queue is a standing one, and
-every further millisecond of it only makes answers late: then a request waits a quarter as long, and whoever has waited
-longer gets a 503 at once. That is controlled delay (K. Nichols, V. Jacobson: Controlling Queue Delay, ACM Queue 10(5),
-2012) as simplified for request servers (B. Maurer: Fail at Scale, ACM Queue 13(8), 2015). Decision 0012 says why.
+most: that absorbs a burst. Once no request has got a slot without waiting for that long, the queue is a standing one,
+and every further millisecond of it only makes answers late: then a request waits a quarter as long, and one that has
+waited longer gets a 503 at once. That is controlled delay (K. Nichols, V. Jacobson: Controlling Queue Delay, ACM Queue
+10(5), 2012) as simplified for request servers (B. Maurer: Fail at Scale, ACM Queue 13(8), 2015). See decision 0012.
 """
 
 import asyncio
@@ -19,19 +19,25 @@ from typing import Literal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apps import metrics
-from apps.http.errors import problem_body
+from apps.http.errors import MEDIA_TYPE, describe_problem, problem_body
 
 Priority = Literal["interactive", "bulk"]
 BULK = ("/v1/events", "/v1/labels", "/v1/experiments", "/v1/rules")
 ALWAYS = ("/v1/alerts/stream",)
-"""Below /v1, but open for hours and mostly idle: no place is held for it."""
+"""Below /v1, but open for hours and mostly idle: they hold no slot."""
 QUICK_SHARE, QUEUE_SHARE = 1 / 20, 1 / 4
-"""Of the longest wait: what counts as none, and what is the longest in a standing queue."""
+"""Shares of the longest wait: below the first it counts as none; the second is the longest in a standing queue."""
 RETRY_AFTER_SECONDS = 1
+OVERLOADED = f"more requests than can be answered in time; send it again in {RETRY_AFTER_SECONDS} s"
+REFUSALS = {
+    **describe_problem(413, "Too large", "the body is larger than 16384000 bytes; send smaller batches"),
+    **describe_problem(503, "Overloaded", OVERLOADED),
+}
+"""Errors of the routes that have a priority."""
 
 
 def priority_of(path: str) -> Priority | None:
-    """None for what is never refused: health, metrics, the console and its streams, the documentation."""
+    """Returns None for what is never refused: health, metrics, the console and its streams, the documentation."""
     if not path.startswith("/v1/") or path in ALWAYS:
         return None
     return "bulk" if path.startswith(BULK) else "interactive"
@@ -40,41 +46,41 @@ def priority_of(path: str) -> Priority | None:
 @dataclass
 class _Queue:
     most: int
-    """Places that requests of this priority may take together."""
+    """Slots that requests of this priority may take together."""
     working: int = 0
     waiting: deque[tuple[float, asyncio.Future[bool]]] = field(default_factory=deque)
-    """Since when, and what is told when it is over; oldest first."""
+    """Start of the wait, and the future that ends it: True with a slot; oldest first."""
     quick_at: float = 0.0
-    """When somebody got a place last with next to no wait."""
+    """When a request last got a slot with next to no wait."""
 
 
 class ConcurrencyLimiter:
-    """The places of one process and who waits for them; lives in the event loop, so it needs no lock."""
+    """Holds the slots of one process and the requests that wait for them. Needs no lock: all is in the event loop."""
 
-    def __init__(self, places: int, *, queue_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, slots: int, *, queue_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """clock: seconds, monotonic."""
-        self._most = places
+        self._most = slots
         self._queue_seconds = queue_seconds
         self._clock = clock
         self.running = 0
         now = clock()
-        # Interactive first: the order in which a free place is offered.
+        # Interactive first: the order in which a free slot is offered.
         self._queues: dict[Priority, _Queue] = {
-            "interactive": _Queue(places, quick_at=now),
-            "bulk": _Queue(max(1, places // 2), quick_at=now),
+            "interactive": _Queue(slots, quick_at=now),
+            "bulk": _Queue(max(1, slots // 2), quick_at=now),
         }
 
-    def queue_length(self, priority: Priority) -> bool:
-        """Has nobody got a place without waiting for as long as a request may wait."""
+    def has_standing_queue(self, priority: Priority) -> bool:
+        """Returns whether no request got a slot without waiting for as long as a request may wait."""
         queue = self._queues[priority]
         return bool(queue.waiting) and self._clock() - queue.quick_at > self._queue_seconds
 
     def would_time_out(self, priority: Priority) -> bool:
-        """So many wait already that one more is not worth reading."""
+        """Returns whether so many requests wait that another is not worth reading."""
         return len(self._queues[priority].waiting) >= 4 * self._most
 
     async def acquire(self, priority: Priority) -> bool:
-        """Wait for a place; False when none came free in time. Give it back with `leave`."""
+        """Waits for a slot; returns False when none came free in time. `release` gives it back."""
         queue = self._queues[priority]
         if not queue.waiting and self._free(queue):
             queue.quick_at = self._clock()
@@ -83,7 +89,7 @@ class ConcurrencyLimiter:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         patience = self._queue_seconds
-        if self.queue_length(priority):
+        if self.has_standing_queue(priority):
             patience *= QUEUE_SHARE
             while queue.waiting and queue.waiting[0][0] < self._clock() - patience:
                 self._reject(queue, queue.waiting[0][1])
@@ -101,7 +107,7 @@ class ConcurrencyLimiter:
             timer.cancel()
 
     def release(self, priority: Priority) -> None:
-        """Give a place back, to whoever waits for one."""
+        """Gives a slot back, to the requests that wait for one."""
         self._queues[priority].working -= 1
         self.running -= 1
         for queue in self._queues.values():
@@ -126,19 +132,22 @@ class ConcurrencyLimiter:
             turn.set_result(False)
 
     def _forget(self, queue: _Queue, turn: asyncio.Future[bool]) -> None:
-        for place, (_, waiting) in enumerate(queue.waiting):
+        for position, (_, waiting) in enumerate(queue.waiting):
             if waiting is turn:
-                del queue.waiting[place]
+                del queue.waiting[position]
                 return
 
 
 class AdmissionControl:
-    """ASGI middleware in front of routing and parsing. A body is read before its request takes a place, so that a slow
-    sender holds none, and up to `most_bytes` (413 beyond)."""
+    """ASGI middleware in front of routing and parsing.
 
-    def __init__(self, app: ASGIApp, *, places: ConcurrencyLimiter, most_bytes: int) -> None:
+    A body is read before its request takes a slot, so that a slow sender holds none, and up to `most_bytes` (413
+    beyond).
+    """
+
+    def __init__(self, app: ASGIApp, *, limiter: ConcurrencyLimiter, most_bytes: int) -> None:
         self._app = app
-        self._places = places
+        self._limiter = limiter
         self._most_bytes = most_bytes
         self._queue_seconds = {
             priority: metrics.QUEUE_SECONDS.labels(priority) for priority in typing.get_args(Priority)
@@ -149,7 +158,7 @@ class AdmissionControl:
         if priority is None:
             await self._app(scope, receive, send)
             return
-        if self._places.would_time_out(priority):
+        if self._limiter.would_time_out(priority):
             await self._refuse(priority, send)
             return
         body = await self._body(scope, receive)
@@ -158,22 +167,21 @@ class AdmissionControl:
             await _answer(send, 413, "Too large", detail)
             return
         started = time.perf_counter()
-        if not await self._places.acquire(priority):
+        if not await self._limiter.acquire(priority):
             await self._refuse(priority, send)
             return
         self._queue_seconds[priority].observe(time.perf_counter() - started)
         try:
             await self._app(scope, _replay(body, receive), send)
         finally:
-            self._places.release(priority)
+            self._limiter.release(priority)
 
     async def _refuse(self, priority: Priority, send: Send) -> None:
         metrics.SHED.labels(priority).inc()
-        detail = f"more requests than can be answered in time; send it again in {RETRY_AFTER_SECONDS} s"
-        await _answer(send, 503, "Overloaded", detail, retry_after_seconds=RETRY_AFTER_SECONDS)
+        await _answer(send, 503, "Overloaded", OVERLOADED, retry_after_seconds=RETRY_AFTER_SECONDS)
 
     async def _body(self, scope: Scope, receive: Receive) -> list[Message] | None:
-        """The messages of the request's body; None when it is too large."""
+        """Returns the messages of the request's body, or None when it is too large."""
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > self._most_bytes:
                 return None
@@ -189,17 +197,17 @@ class AdmissionControl:
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:
-    """What `receive` gave already, then what it gives."""
-    left = iter(messages)
+    """Returns a `receive` that first gives the messages that were read already."""
+    remaining = iter(messages)
 
     async def next_message() -> Message:
-        return next(left, None) or await receive()
+        return next(remaining, None) or await receive()
 
     return next_message
 
 
 async def _answer(send: Send, status: int, title: str, detail: str, *, retry_after_seconds: int | None = None) -> None:
-    headers = [(b"content-type", b"application/problem+json")]
+    headers = [(b"content-type", MEDIA_TYPE.encode())]
     if retry_after_seconds is not None:
         headers.append((b"retry-after", str(retry_after_seconds).encode()))
     body = json.dumps(problem_body(status, title, detail)).encode()

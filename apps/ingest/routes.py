@@ -6,7 +6,7 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from apps.http.errors import Problem
+from apps.http.errors import LOG_WRITERS, Problem, describe_problem
 from apps.ingest.service import IngestResponse, IngestService
 from features.contract.events import ACCEPTED
 from infra.settings import Settings
@@ -46,6 +46,7 @@ _BATCH = {
     "/events",
     summary="Send one event or a batch",
     response_model=IngestResponse,
+    responses={**describe_problem(400, "Not JSON", "the body is not valid JSON: ..."), **LOG_WRITERS},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -62,8 +63,10 @@ _BATCH = {
     },
 )
 async def post_events(request: Request) -> IngestResponse:
-    """Each event of a batch is checked alone: valid ones are stored, invalid ones come back with the field and the
-    reason. An event_id that was sent before is a duplicate and counts once. An accepted event survives a crash."""
+    """Stores the valid events of a batch and returns the invalid ones with the field and the reason.
+
+    An event_id that was sent before is a duplicate and counts once. What is accepted survives a crash.
+    """
     settings = cast(Settings, request.app.state.settings)
     try:
         payload = orjson.loads(await request.body())

@@ -6,9 +6,9 @@ import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
+from apps.http.errors import LOG_WRITERS, describe_problem
 from apps.recommend.batcher import RequestBatcher
 from apps.recommend.rules.schemas import SurfaceRules
 from apps.recommend.rules.store import SurfaceRuleStore
@@ -34,6 +34,9 @@ def _json(answer: dict[str, Any]) -> Response:
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
+NO_RELEASE = describe_problem(
+    503, "No release yet", "nothing is published to recommend with; run `headrace train` first"
+)
 _REQUEST = RecommendRequest.model_json_schema(ref_template="#/components/schemas/{model}")
 REQUEST_SCHEMAS: dict[str, Any] = {**_REQUEST.pop("$defs"), "RecommendRequest": _REQUEST}
 """For the components of the OpenAPI document."""
@@ -44,11 +47,14 @@ _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/Recommend
     "/recommend",
     summary="Ranked items for a visitor",
     response_model=RecommendResponse,
+    responses=NO_RELEASE,
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
-async def recommend(request: Request) -> Response:
-    """Items for a known user, an anonymous session or nobody in particular. Unknown visitors get good answers too:
-    what goes with the session's items, then what is trending."""
+async def recommend_items(request: Request) -> Response:
+    """Ranks items for a known user, an anonymous session or nobody in particular.
+
+    Unknown visitors get good answers too: what goes with the session's items, then what is trending.
+    """
     service = _service(request)
     try:
         body = RecommendRequest.model_validate_json(await request.body())
@@ -62,12 +68,13 @@ async def recommend(request: Request) -> Response:
     return _json(await _batcher(request).submit(RequestState(body, visitor_state)))
 
 
-ROUTE = cast(APIRoute, router.routes[-1])
-"""The route of `recommend`, for apps/express.py."""
-
-
-@router.post("/items/{item_id}/similar", summary="Items that go with an item", response_model=ItemList)
-def similar(
+@router.post(
+    "/items/{item_id}/similar",
+    summary="Items that go with an item",
+    response_model=ItemList,
+    responses={**NO_RELEASE, **describe_problem(404, "Unknown item", "release 20261122T181741Z does not know 'x'")},
+)
+def list_similar_items(
     request: Request,
     item_id: Annotated[str, Path(max_length=128, examples=["85123A"])],
     body: SimilarRequest | None = None,
@@ -75,20 +82,20 @@ def similar(
     return _json(_service(request).similar(item_id, body or SimilarRequest()))
 
 
-@router.get("/trending", summary="What sells now", response_model=ItemList)
-def trending(request: Request, n: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
+@router.get("/trending", summary="What sells now", response_model=ItemList, responses=NO_RELEASE)
+def list_trending_items(request: Request, n: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
     return _json(_service(request).trending(n=n))
 
 
 @rules_router.get("/{surface}", summary="What a surface does after ranking")
 def get_rules(surface: Surface, request: Request) -> SurfaceRules:
-    """The rules in force; a surface that was never given any has none."""
+    """Returns the rules in force; a surface that was never given any has none."""
     return _rules(request).get(surface)
 
 
-@rules_router.put("/{surface}", summary="Change what a surface does after ranking")
+@rules_router.put("/{surface}", summary="Change what a surface does after ranking", responses=LOG_WRITERS)
 def put_rules(surface: Surface, rules: SurfaceRules, request: Request) -> SurfaceRules:
-    """In force in every process within a second. The whole document is replaced."""
+    """Replaces the whole document; it is in force in every process within a second."""
     _rules(request).put(surface, rules)
     return rules
 

@@ -1,4 +1,4 @@
-"""Places and queues: who waits how long, who goes first, and that a place is never lost."""
+"""Admission control: how long a request waits, which goes first, and that no slot is ever lost."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ def test_what_is_never_refused_and_what_comes_first(path: str, priority: Priorit
 
 
 class App:
-    """Answers each request when it is told to."""
+    """Answers each request once `go` is set."""
 
     def __init__(self) -> None:
         self.working = self.most = 0
@@ -61,10 +61,10 @@ async def call(gate: AdmissionControl, path: str, body: bytes = b"", length: int
     return sent
 
 
-def run(story: Callable[[App, AdmissionControl, ConcurrencyLimiter], Awaitable[Any]], *, places: int = 2) -> Any:
+def run(story: Callable[[App, AdmissionControl, ConcurrencyLimiter], Awaitable[Any]], *, slots: int = 2) -> Any:
     async def go() -> Any:
-        app, held = App(), ConcurrencyLimiter(places, queue_seconds=QUEUE_SECONDS)
-        return await asyncio.wait_for(story(app, AdmissionControl(app, places=held, most_bytes=100), held), 10)
+        app, limiter = App(), ConcurrencyLimiter(slots, queue_seconds=QUEUE_SECONDS)
+        return await asyncio.wait_for(story(app, AdmissionControl(app, limiter=limiter, most_bytes=100), limiter), 10)
 
     return asyncio.run(go())
 
@@ -73,8 +73,8 @@ def statuses(answers: list[list[Message]]) -> list[int]:
     return [answer[0]["status"] for answer in answers]
 
 
-def test_who_waits_too_long_is_refused_and_told_when_to_come_back() -> None:
-    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
+def test_a_request_that_waits_too_long_is_refused_with_a_time_to_retry() -> None:
+    async def story(app: App, gate: AdmissionControl, limiter: ConcurrencyLimiter) -> None:
         tasks = [asyncio.create_task(call(gate, "/v1/recommend")) for _ in range(3)]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         (refused,) = [task.result() for task in tasks if task.done()]
@@ -84,13 +84,13 @@ def test_who_waits_too_long_is_refused_and_told_when_to_come_back() -> None:
         app.go.set()
         answers = await asyncio.gather(*tasks)
         assert sorted(statuses(answers)) == [200, 200, 503]
-        assert (app.most, places.running) == (2, 0)
+        assert (app.most, limiter.running) == (2, 0)
 
     run(story)
 
 
 def test_a_standing_queue_refuses_sooner_than_a_burst() -> None:
-    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
+    async def story(app: App, gate: AdmissionControl, limiter: ConcurrencyLimiter) -> None:
         loop = asyncio.get_running_loop()
         busy = [asyncio.create_task(call(gate, "/v1/recommend")) for _ in range(2)]
         await asyncio.sleep(0)
@@ -114,48 +114,48 @@ def test_a_standing_queue_refuses_sooner_than_a_burst() -> None:
     run(story)
 
 
-def test_a_queue_that_stands_is_left_in_order_and_by_those_first_who_waited_longest() -> None:
-    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
+def test_a_standing_queue_is_served_in_order_and_refuses_the_longest_waits_first() -> None:
+    async def story(app: App, gate: AdmissionControl, limiter: ConcurrencyLimiter) -> None:
         loop = asyncio.get_running_loop()
-        assert all([await places.acquire("interactive") for _ in range(2)])
+        assert all([await limiter.acquire("interactive") for _ in range(2)])
         order: list[int] = []
 
-        async def one(number: int) -> float:
+        async def request(number: int) -> float:
             started = loop.time()
-            if await places.acquire("interactive"):
+            if await limiter.acquire("interactive"):
                 order.append(number)
-                loop.call_later(QUEUE_SECONDS / 10, places.release, "interactive")
+                loop.call_later(QUEUE_SECONDS / 10, limiter.release, "interactive")
                 return 0.0
             return loop.time() - started
 
-        waiting = [asyncio.create_task(one(0))]
+        waiting = [asyncio.create_task(request(0))]
         await asyncio.sleep(QUEUE_SECONDS / 2)
-        waiting.append(asyncio.create_task(one(1)))
+        waiting.append(asyncio.create_task(request(1)))
         await asyncio.sleep(QUEUE_SECONDS * 0.6)
-        assert (waiting[0].done(), waiting[1].done(), places.queue_length("interactive")) == (True, False, True)
-        waiting += [asyncio.create_task(one(number)) for number in (2, 3)]
+        assert (waiting[0].done(), waiting[1].done(), limiter.has_standing_queue("interactive")) == (True, False, True)
+        waiting += [asyncio.create_task(request(number)) for number in (2, 3)]
         await asyncio.sleep(0)
         assert await waiting[1] > QUEUE_SECONDS / 2, "refused at once when the next came"
-        places.release("interactive")
-        places.release("interactive")
+        limiter.release("interactive")
+        limiter.release("interactive")
         assert await asyncio.gather(*waiting[2:]) == [0.0, 0.0]
         assert order == [2, 3]
         await asyncio.sleep(QUEUE_SECONDS / 4)
-        assert places.running == 0
-        assert await places.acquire("interactive")
-        assert not places.queue_length("interactive")
+        assert limiter.running == 0
+        assert await limiter.acquire("interactive")
+        assert not limiter.has_standing_queue("interactive")
 
     run(story)
 
 
-def test_bulk_takes_half_of_the_places_and_interactive_goes_first() -> None:
-    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
+def test_bulk_takes_half_of_the_slots_and_interactive_goes_first() -> None:
+    async def story(app: App, gate: AdmissionControl, limiter: ConcurrencyLimiter) -> None:
         bulk = [asyncio.create_task(call(gate, "/v1/events")) for _ in range(4)]
         await asyncio.sleep(0.01)
-        assert places.running == 1
+        assert limiter.running == 1
         recommend = asyncio.create_task(call(gate, "/v1/recommend"))
         await asyncio.sleep(0.01)
-        assert places.running == 2
+        assert limiter.running == 2
         await asyncio.sleep(QUEUE_SECONDS * 1.5)
         app.go.set()
         assert statuses([await recommend]) == [200]
@@ -165,7 +165,7 @@ def test_bulk_takes_half_of_the_places_and_interactive_goes_first() -> None:
 
 
 def test_health_is_answered_whatever_waits() -> None:
-    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
+    async def story(app: App, gate: AdmissionControl, limiter: ConcurrencyLimiter) -> None:
         tasks = [asyncio.create_task(call(gate, "/v1/recommend")) for _ in range(5)]
         health = asyncio.create_task(call(gate, "/healthz"))
         await asyncio.sleep(0.01)
@@ -177,8 +177,8 @@ def test_health_is_answered_whatever_waits() -> None:
     run(story)
 
 
-def test_a_body_that_is_too_large_takes_no_place() -> None:
-    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
+def test_a_body_that_is_too_large_takes_no_slot() -> None:
+    async def story(app: App, gate: AdmissionControl, limiter: ConcurrencyLimiter) -> None:
         answers = [await call(gate, "/v1/events", length=101), await call(gate, "/v1/recommend", b"x" * 101)]
         assert statuses(answers) == [413, 413]
         assert app.most == 0
@@ -186,39 +186,39 @@ def test_a_body_that_is_too_large_takes_no_place() -> None:
     run(story)
 
 
-def test_an_answer_that_fails_gives_its_place_back() -> None:
-    async def story(app: App, gate: AdmissionControl, places: ConcurrencyLimiter) -> None:
+def test_an_answer_that_fails_gives_its_slot_back() -> None:
+    async def story(app: App, gate: AdmissionControl, limiter: ConcurrencyLimiter) -> None:
         for _ in range(5):
             with pytest.raises(ValueError, match="broken"):
                 await call(gate, "/v1/recommend", b"fail")
-        assert places.running == 0
+        assert limiter.running == 0
 
     run(story)
 
 
 def granted(waiting: list[tuple[asyncio.Task[bool], Priority]]) -> list[Priority]:
-    """Take those off the list whose wait is over; the priorities of those that got a place."""
-    over = [one for one in waiting if one[0].done()]
-    for one in over:
-        waiting.remove(one)
-    return [mine for task, mine in over if not task.cancelled() and task.result()]
+    """Removes the waits that are over; returns the priorities of those that got a slot."""
+    over = [wait for wait in waiting if wait[0].done()]
+    for wait in over:
+        waiting.remove(wait)
+    return [priority for task, priority in over if not task.cancelled() and task.result()]
 
 
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["take", "leave", "cancel", "pause"]), st.booleans()), max_size=60),
     most=st.integers(1, 5),
 )
-def test_places_are_never_lost_nor_given_twice(steps: list[tuple[str, bool]], most: int) -> None:
+def test_slots_are_never_lost_nor_given_twice(steps: list[tuple[str, bool]], most: int) -> None:
     async def go() -> None:
-        places = ConcurrencyLimiter(most, queue_seconds=0.002)
+        limiter = ConcurrencyLimiter(most, queue_seconds=0.002)
         waiting: list[tuple[asyncio.Task[bool], Priority]] = []
         held: list[Priority] = []
         for step, bulk in steps:
             priority: Priority = "bulk" if bulk else "interactive"
             if step == "take":
-                waiting.append((asyncio.create_task(places.acquire(priority)), priority))
+                waiting.append((asyncio.create_task(limiter.acquire(priority)), priority))
             elif step == "leave" and held:
-                places.release(held.pop())
+                limiter.release(held.pop())
             elif step == "cancel" and waiting:
                 waiting[-1][0].cancel()
             else:
@@ -227,9 +227,9 @@ def test_places_are_never_lost_nor_given_twice(steps: list[tuple[str, bool]], mo
             held += granted(waiting)
             assert len(held) <= most
         await asyncio.sleep(0.01)
-        for mine in held + granted(waiting):
-            places.release(mine)
-        assert places.running == 0
-        assert await places.acquire("interactive")
+        for priority in held + granted(waiting):
+            limiter.release(priority)
+        assert limiter.running == 0
+        assert await limiter.acquire("interactive")
 
     asyncio.run(go())
