@@ -3,16 +3,32 @@
 Each field is read from `HEADRACE_<FIELD>`; docs/settings.md lists them all (a test keeps the two equal).
 """
 
+import difflib
+import json
+import os
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "HEADRACE_"
+READ_ELSEWHERE = {"HEADRACE_BIN", "HEADRACE_RETRY_SECONDS"}
+"""Read by dags/command.py, which imports none of our code."""
+SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP)\w*)?)$")
+"""Ends of the names that Kubernetes sets for every Service beside a pod."""
+
+
+class SettingsError(ValueError):
+    """Settings of the environment are not usable; says which, and what each may be."""
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True)
+    """Holds every setting. `read_settings` words the errors of the environment for a person."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     data_dir: Path = Field(Path("var"), description="Where the log, features, releases and runs live.")
     host: str = Field("127.0.0.1", description="Address the API listens on.")
@@ -47,7 +63,7 @@ class Settings(BaseSettings):
         "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         description="Options of the driver's Java: these favour an early start; for a large cluster, leave them empty.",
     )
-    spark_conf: dict[str, str] = Field(
+    spark_conf: Annotated[dict[str, str], NoDecode] = Field(
         {}, description="More of Spark's own configuration, as a JSON object; it wins over what Headrace sets."
     )
     stream_batch_records: int = Field(250_000, ge=1, description="Most records in one Spark micro-batch.")
@@ -84,6 +100,11 @@ class Settings(BaseSettings):
     scorer_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace score` serves /metrics there; 0: not.")
     metrics_host: str = Field("127.0.0.1", description="Address that the scorer's and the stream's /metrics listen on.")
     stream_metrics_port: int = Field(0, ge=0, le=65535, description="`headrace stream` serves /metrics there; 0: not.")
+
+    @field_validator("spark_conf", mode="before")
+    @classmethod
+    def _parse_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
 
     @cached_property
     def log_dir(self) -> Path:
@@ -135,3 +156,45 @@ class Settings(BaseSettings):
     @cached_property
     def checkpoints_dir(self) -> Path:
         return self.data_dir / "checkpoints"
+
+
+def read_settings() -> Settings:
+    """Reads the environment. Raises SettingsError with a line for each variable that is not usable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        properties = Settings.model_json_schema()["properties"]
+        given = {name.upper(): value for name, value in os.environ.items()}
+        fields = dict.fromkeys(str(item["loc"][0]) for item in error.errors())
+        names = {field: f"{PREFIX}{field.upper()}" for field in fields}
+        lines = [f"{names[name]} is {given[names[name]]!r}: it must be {_allowed(properties[name])}" for name in fields]
+        raise SettingsError("\n".join(lines)) from error
+
+
+def unknown_variables() -> list[str]:
+    """Returns a line for each HEADRACE_... variable of the environment that no process reads."""
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields] + sorted(READ_ELSEWHERE)
+    unknown = {name.upper() for name in os.environ if name.upper().startswith(PREFIX)} - set(known)
+    lines = []
+    for name in sorted(name for name in unknown if not SERVICE_LINK.search(name)):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        lines.append(f"{name} is no setting and has no effect; the nearest is {nearest} (docs/settings.md lists all)")
+    return lines
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """Describes in words the values that the JSON schema of a field allows."""
+    schema = schema.get("anyOf", [schema])[0]
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    noun = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "object": """a JSON object of texts, as {"name": "value"}""",
+    }.get(schema["type"], "a text")
+    if "minimum" in schema and "maximum" in schema:
+        return f"{noun} from {schema['minimum']} to {schema['maximum']}"
+    if "minimum" in schema:
+        return f"{noun}, {schema['minimum']} or more"
+    return f"{noun} above {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else noun

@@ -16,6 +16,7 @@ import click
 from infra.cli.bench import bench
 from infra.cli.verb_runner import pair, run, settings
 from infra.observability import logs
+from infra.settings import unknown_variables
 
 
 def _stop_on_signal() -> threading.Event:
@@ -45,6 +46,8 @@ def cli() -> None:
         logging.captureWarnings(capture=True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for line in unknown_variables():
+        click.echo(line, err=True)
     logs.set_up(settings())
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
-from infra.settings import Settings
+from infra.settings import Settings, SettingsError, read_settings
 
 
 def settings() -> Settings:
+    """Reads the settings; those that are not usable end the command with a line each."""
     try:
-        return Settings()
-    except ValueError as error:
-        raise click.ClickException(f"the settings in the environment are not usable: {error}") from error
+        return read_settings()
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def run(verb: Any, *arguments: Any, **options: Any) -> Any:

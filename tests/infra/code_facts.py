@@ -17,14 +17,12 @@ from infra import topics
 from infra.cli.commands import cli
 from infra.local import kafka_broker, redis_server, stack
 from infra.log.kafka import KafkaLog
-from infra.settings import Settings
+from infra.settings import READ_ELSEWHERE, Settings
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 SCHEMAS = Path(__file__).parent / "schemas"
 POM = "{http://maven.apache.org/POM/4.0.0}"
-OUTSIDE = {"HEADRACE_BIN", "HEADRACE_RETRY_SECONDS"}
-"""Read by dags/command.py, which imports none of our code."""
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMMANDS = set(cli.commands)
 
@@ -71,13 +69,14 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def unknown_settings(names: set[str]) -> set[str]:
-    ours = {name for name in names if name.startswith("HEADRACE_")} - OUTSIDE
+    ours = {name for name in names if name.startswith("HEADRACE_")} - READ_ELSEWHERE
     return ours - {f"HEADRACE_{name.upper()}" for name in Settings.model_fields}
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
     """Returns the settings of a process with these variables. Raises ValueError for a value that it would refuse."""
-    ours = {name: value for name, value in environment.items() if name.startswith("HEADRACE_") and name not in OUTSIDE}
+    names = {name for name in environment if name.startswith("HEADRACE_")} - READ_ELSEWHERE
+    ours = {name: environment[name] for name in names}
     with patch.dict("os.environ", ours, clear=True):
         return Settings()
 
