@@ -31,6 +31,7 @@ from infra import topics
 from infra.observability import logs, traces
 from infra.parent_watch import end_with_parent
 from infra.settings import Settings
+from infra.version import version
 
 TITLE = "Headrace"
 SWITCH_SECONDS = 0.0005
@@ -56,7 +57,7 @@ def create_app(settings: Settings, *, dependencies: Sequence[params.Depends] = (
 
     app = FastAPI(
         title=TITLE,
-        version="0.1.0",
+        version=version(),
         description="Events in, three answers out.",
         lifespan=lifespan,
         dependencies=dependencies,

@@ -1,6 +1,6 @@
-"""Every Prometheus metric of the API and the scorer, named once, and the page that shows them.
+"""Defines every Prometheus metric of the API and the scorer, and renders the page that shows them.
 
-With several API processes each keeps its numbers in files of one folder, and whichever is asked adds them up
+With several API processes each keeps its numbers in files of one folder, and the one that is asked adds them up
 (prometheus_client's multiprocess mode). docs/operations.md says what each is for.
 """
 
@@ -64,7 +64,7 @@ SCORER_REFUSED = Counter("headrace_scorer_dead_letters_total", "Payments that co
 
 
 def exposition(processes: Path | None) -> bytes:
-    """All metrics as text: of this process, or of all that keep their numbers in the folder `processes`."""
+    """Returns all metrics as text: of this process, or of all that keep their numbers in the folder `processes`."""
     if processes is None:
         return generate_latest(REGISTRY)
     forget_dead(processes)
@@ -74,9 +74,9 @@ def exposition(processes: Path | None) -> bytes:
 
 
 def forget_dead(processes: Path) -> None:
-    """Drop what processes that died said of their present; what they counted stays."""
+    """Drops the gauges of processes that died; what they counted stays."""
     for path in processes.glob("gauge_live*.db"):
-        found = re.fullmatch(r"gauge_live\w+?_(\d+)\.db", path.name)
-        if found and not psutil.pid_exists(int(found[1])):
+        match = re.fullmatch(r"gauge_live\w+?_(\d+)\.db", path.name)
+        if match and not psutil.pid_exists(int(match[1])):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()

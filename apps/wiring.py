@@ -1,4 +1,4 @@
-"""Joins ports to adapters: the one place that knows which classes the running processes are made of."""
+"""Joins ports to adapters: the only module that knows which classes the running processes are made of."""
 
 import gc
 import logging
@@ -39,11 +39,11 @@ from infra.settings import Settings
 logger = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 0.25
-"""How often a process reads what others decided and defined."""
+"""Seconds between two readings of what other processes decided and defined."""
 
 
 class Services:
-    """Everything one process serves with, and the threads that keep it up to date."""
+    """Holds everything that one process serves with, and the threads that keep it up to date."""
 
     def __init__(self, settings: Settings, clock: Clock = time.time) -> None:
         self.settings = settings
@@ -103,7 +103,7 @@ class Services:
         self._halt = threading.Event()
 
     def poll_release(self) -> None:
-        """Serve the newest whole release; its item board is read before the first request meets it."""
+        """Serves the newest whole release; its item statistics are read before the first request needs them."""
         before = self.releases.version
         if not self.releases.poll():
             return
@@ -111,7 +111,7 @@ class Services:
             serving = ActiveRelease(self.releases.recommender, ItemStats(self.releases.recommender))
             self._refresh(serving)
             self._serving = serving
-            # What a release holds stays: the collector of garbage need not look at it again.
+            # The garbage collector need not look again at what a release holds.
             gc.collect()
             gc.freeze()
         self._drift = self._watches()
@@ -124,7 +124,7 @@ class Services:
         serving.item_stats.refresh(self.reader, now=now, new_items=self.new_items.since, pause=pause)
 
     def _watches(self) -> dict[str, DriftMonitor]:
-        """What the models of the release learned from, to hold against what they are given."""
+        """Returns a monitor for each model of the release: it compares inputs in service with those of training."""
         recommender, fraud = self.releases.recommender, self.releases.fraud
         card = recommender.manifest.recommend if recommender else None
         learned = {}
@@ -149,7 +149,7 @@ class Services:
             watch.observe(inputs)
 
     def keep_fresh(self) -> Callable[[], None]:
-        """Start looking for releases, renewing the item board, following the log; returns what stops it."""
+        """Starts the threads that load releases, refresh item statistics and follow the log; returns their stop."""
         self.poll_release()
         self.impressions.start()
         threads = [
@@ -182,7 +182,7 @@ class Services:
                 logger.exception("looking for a new release failed; trying again")
 
     def _follow(self) -> None:
-        """Know what other processes decided and defined, without a request having to wait for the log."""
+        """Reads what other processes decided and defined, so that no request has to wait for the log."""
         failing = False
         while not self._halt.wait(FOLLOW_SECONDS):
             try:
@@ -202,7 +202,7 @@ def _show_spool(records: int, size: int) -> None:
 
 
 def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
-    """Score the transactions that arrive in the log until `stop` is set."""
+    """Scores the transactions that arrive in the log until `stop` is set."""
     flush = traces.start(settings, "headrace-scorer")
     services = Services(settings)
     if settings.scorer_metrics_port:
@@ -222,24 +222,27 @@ def run_scorer(settings: Settings, *, stop: threading.Event) -> None:
         flush()
 
 
-def print_report(settings: Settings, key: str, *, say: Callable[[str], None]) -> None:
-    """An experiment's report as lines of text. Raises UnknownExperimentError."""
+def print_report(settings: Settings, key: str, *, say: Callable[[str], None], as_json: bool = False) -> None:
+    """Says an experiment's report in lines of text, or in one of JSON. Raises UnknownExperimentError."""
     services = Services(settings)
     definition = services.experiments.get(key)
     if definition is None:
-        known = ", ".join(one.key for one in services.experiments.all()) or "none yet"
-        raise UnknownExperimentError(f"there is no experiment {key!r}; there are: {known}")
-    told = report(load_units(settings.offline_dir, key), definition, now=services.experiments.now())
-    say(f"experiment {key}: {told.verdict}")
-    for variation in told.variations:
+        existing = ", ".join(experiment.key for experiment in services.experiments.all()) or "none yet"
+        raise UnknownExperimentError(f"there is no experiment {key!r}; there are: {existing}")
+    result = report(load_units(settings.offline_dir, key), definition, now=services.experiments.now())
+    if as_json:
+        say(result.model_dump_json())
+        return
+    say(f"experiment {key}: {result.verdict}")
+    for variation in result.variations:
         say(
             f"  {variation.key}: {variation.units:,} units, {variation.exposures:,} exposures, "
             f"{variation.conversions:,} conversions"
         )
-    say(f"  sample ratio: {told.sample_ratio.verdict}")
-    for note in told.notes:
+    say(f"  sample ratio: {result.sample_ratio.verdict}")
+    for note in result.notes:
         say(f"  note: {note}")
 
 
 class UnknownExperimentError(Exception):
-    """No experiment has this key; says which there are."""
+    """No experiment has this key; the message lists those that exist."""

@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
-from tqdm import tqdm
 
 from features.contract.columns import IMPRESSIONS, LABELS, SHOP_EVENTS
 from features.store.feature_store import open_store
@@ -32,6 +31,7 @@ from features.store.online import OnlineStoreError
 from features.store.recovery import OnlineStoreGuard, refill
 from infra.log.client import START, EventLog, Position
 from infra.log.open import open_log
+from infra.progress import progress_bar
 from infra.settings import Settings
 from streaming import exposures, metrics
 from streaming.histories import HistoryWriter
@@ -179,7 +179,7 @@ def catch_up(settings: Settings, *, say: Callable[[str], None]) -> None:
         try:
             with _sole_job(settings):
                 total = sum(log.end(topic).total for topic in READ_TOPICS)
-                with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
+                with progress_bar(total=total, desc="features", unit="B", unit_scale=True) as bar:
                     job = FeatureJob(settings)
                     query = _start(spark, settings, job)
                     while query.isActive and not _caught_up(query, log, settings):
@@ -200,7 +200,7 @@ def _wait_for_running_job(settings: Settings, log: EventLog) -> None:
     """Waits until another process's job has read what is in the log now. Raises JobError when that job ends earlier."""
     ends = {topic: log.end(topic) for topic in READ_TOPICS}
     total = sum(end.total for end in ends.values())
-    with tqdm(total=total, desc="features", unit="B", unit_scale=True, leave=False) as bar:
+    with progress_bar(total=total, desc="features", unit="B", unit_scale=True) as bar:
         while True:
             status = json.loads(settings.stream_status.read_text()) if settings.stream_status.exists() else {}
             reached = {topic: Position.parse(text) for topic, text in status.get("reached", {}).items()}

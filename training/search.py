@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import optuna
 import torch.distributed as dist
-from tqdm import tqdm
 
+from infra.progress import progress_bar
 from training.configs import RankerConfig, RetrievalConfig
 from training.core.sharding import is_leader, total
 from training.core.trainer import RunIdentity
@@ -102,7 +102,7 @@ class Search:
         study = optuna.create_study(direction="maximize", sampler=sampler)
         recorded, best, spent = self._recorded_tries(label, identity), start, 0.0
         values: list[float] = []
-        with tqdm(total=self.seconds, desc=f"search {label}", unit="s", leave=False, disable=not is_leader()) as bar:
+        with progress_bar(total=self.seconds, desc=f"search {label}", unit="s", disable=not is_leader()) as bar:
             while not values or spent < self.seconds:
                 started = time.perf_counter()
                 # The first try is the start itself, which may lie outside the ranges.

@@ -15,6 +15,7 @@ from apps.commands.bulk_load import HOLDOUT, append_dead_letters, append_events,
 from apps.wording import counted
 from features.contract.timestamps import DAY
 from infra.log.open import open_log
+from infra.progress import progress_bar
 from infra.settings import Settings
 
 Say = Callable[[str], None]
@@ -76,7 +77,7 @@ def _online_retail(
 
 
 def _fetch(settings: Settings) -> Path:
-    with tqdm(desc="download", unit="B", unit_scale=True, leave=False) as bar:
+    with progress_bar(desc="download", unit="B", unit_scale=True) as bar:
 
         def on_progress(done: int, total: int) -> None:
             bar.total, bar.n = total, done
@@ -96,7 +97,7 @@ def _store(settings: Settings, imported: online_retail.Imported, *, hold_out_day
         # From midnight: a day that is half in the log and half held out would count for neither.
         last = pc.max(events["event_time"]).as_py()
         events, later = split_at(events, (last - hold_out_days * DAY) // DAY * DAY)
-    with tqdm(total=events.num_rows, desc="events", unit="event", unit_scale=True, leave=False) as bar:
+    with progress_bar(total=events.num_rows, desc="events", unit="event", unit_scale=True) as bar:
         count = append_events(log, events, on_progress=lambda rows: _advance(bar, rows))
     append_dead_letters(log, imported.rejected, origin=origin)
     users = pc.count_distinct(events["user_id"]).as_py()

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from apps.wording import counted
 from features.contract.timestamps import rfc3339
 from features.recommender.recency import VISIT_GAP_MS
+from infra.progress import progress_bar
 from infra.settings import Settings
 
 WORKERS = 8
@@ -83,7 +83,7 @@ def run(settings: Settings, *, seconds: float, visits: int | None, surface: str,
         lanes[zlib.crc32(call.key.encode()) % WORKERS].append(call)
     start = time.monotonic() + 0.2
     failures: list[Exception] = []
-    with tqdm(total=len(planned), desc="traffic", unit="call", leave=False) as bar:
+    with progress_bar(total=len(planned), desc="traffic", unit="call") as bar:
         threads = [
             threading.Thread(target=_drive, args=(settings, lane, start, seconds, bar, failures)) for lane in lanes
         ]

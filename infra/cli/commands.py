@@ -14,13 +14,14 @@ from types import FrameType
 import click
 
 from infra.cli.bench import bench
-from infra.cli.verb_runner import pair, run, settings
+from infra.cli.verb_runner import Verbs, pair, run, settings
 from infra.observability import logs
 from infra.settings import unknown_variables
+from infra.version import version
 
 
 def _stop_on_signal() -> threading.Event:
-    """An event that Ctrl-C and a terminate signal set."""
+    """Returns an event that Ctrl-C and a terminate signal set."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -31,7 +32,8 @@ def _stop_on_signal() -> threading.Event:
     return stop
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version(), message="headrace %(version)s")
 def cli() -> None:
     """Headrace: one stream of events in; recommendations, fraud alerts and A/B reports out.
 
@@ -157,8 +159,11 @@ def releases() -> None:
 
     folder = settings().releases_dir
     current = current_version(folder)
-    for version in versions(folder):
-        click.echo(f"{'*' if version == current else ' '} {version}")
+    published = versions(folder)
+    for release in published:
+        click.echo(f"{'*' if release == current else ' '} {release}")
+    if not published:
+        click.echo(f"there is no release in {folder} yet: `headrace train` publishes the first")
 
 
 @cli.command()
@@ -234,11 +239,12 @@ def exposures() -> None:
 
 @cli.command()
 @click.argument("key")
-def report(key: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As GET /v1/experiments/KEY/report answers.")
+def report(key: str, *, as_json: bool) -> None:
     """Print an experiment's report."""
     from apps.wiring import print_report
 
-    run(print_report, settings(), key, say=click.echo)
+    run(print_report, settings(), key, say=click.echo, as_json=as_json)
 
 
 @cli.command()

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from infra import topics
 from infra.local import processes
 from infra.log.client import read_all
 from infra.log.open import open_log
+from infra.progress import progress_bar
 from infra.settings import Settings
 
 Say = Callable[[str], None]
@@ -185,7 +185,7 @@ def _end(command: subprocess.Popen[bytes]) -> None:
 def _wait_for_features(settings: Settings) -> str:
     """Follows the feature job until it has caught up with the log and written its tables; returns a summary."""
     status, tables = settings.stream_status, settings.tables_status
-    with tqdm(desc="features", unit="record", unit_scale=True, leave=False) as bar:
+    with progress_bar(desc="features", unit="record", unit_scale=True) as bar:
 
         def done() -> bool:
             if not processes.alive(settings):

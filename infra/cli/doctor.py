@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from infra.settings import Settings
+from infra.version import PYPROJECT
 
 GIBIBYTE = 2**30
 JAVA_MINIMUM = 17
@@ -26,7 +27,7 @@ VECTOR_MODULE = "jdk.incubator.vector"
 ROLES = {
     "serve": ("click", "confluent_kafka", "fastapi", "feast", "duckdb", "faiss", "onnxruntime", "tea_tasting"),
     "stream": ("pyspark",),
-    "train": ("torch", "torchrec", "fbgemm_gpu", "onnx", "sklearn"),
+    "train": ("torch", "torchrec", "fbgemm_gpu", "onnx", "optuna", "sklearn", "tensorboardX"),
 }
 """Packages whose presence shows that a role's requirements file is installed."""
 
@@ -154,10 +155,11 @@ def _output(*argv: str) -> str | None:
 
 def _packages() -> Iterator[Finding]:
     for role, modules in ROLES.items():
+        remedy = "make setup" if PYPROJECT.exists() else f"pip install 'headrace[{role}]'"
         absent = [module for module in modules if importlib.util.find_spec(module) is None]
         state: Literal["ok", "missing"] = "missing" if absent else "ok"
         detail = f"not installed: {', '.join(absent)}" if absent else "installed"
-        yield Finding(f"packages: {role}", state, detail, f"the role {role}", "make setup" if absent else "")
+        yield Finding(f"packages: {role}", state, detail, f"the role {role}", remedy if absent else "")
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How the command line calls an entry point: with checked settings, and its own errors as one clear line."""
+"""Calls the entry point of a verb: with checked settings, and with its own errors as one clear line."""
 
 import logging
 import time
@@ -7,6 +7,26 @@ from typing import Any
 import click
 
 from infra.settings import Settings, SettingsError, read_settings
+
+OWN_PACKAGES = ("apps", "features", "infra", "streaming", "training")
+
+
+class Verbs(click.Group):
+    """Names the extra to install where a verb needs a package that is not installed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package in OWN_PACKAGES:
+                raise
+            from infra.cli.doctor import ROLES
+
+            extra = next((role for role, packages in ROLES.items() if package in packages), "serve")
+            raise click.ClickException(
+                f"{ctx.invoked_subcommand} needs {package}, which is not installed: pip install 'headrace[{extra}]'"
+            ) from error
 
 
 def settings() -> Settings:
@@ -18,7 +38,7 @@ def settings() -> Settings:
 
 
 def run(verb: Any, *arguments: Any, **options: Any) -> Any:
-    """Call an entry point; its own errors become one clear line instead of a traceback."""
+    """Calls an entry point; its own errors become one clear line instead of a traceback."""
     from infra.log.client import LogError, LogFullError
 
     started = time.monotonic()
@@ -28,7 +48,7 @@ def run(verb: Any, *arguments: Any, **options: Any) -> Any:
         raise click.ClickException(str(error)) from error
     except Exception as error:
         # The packages name their own errors ...Error and word them for the user; anything else is a bug.
-        if type(error).__module__.split(".")[0] in ("apps", "features", "infra", "streaming", "training"):
+        if type(error).__module__.split(".")[0] in OWN_PACKAGES:
             raise click.ClickException(str(error)) from error
         raise
     finally:
@@ -36,6 +56,7 @@ def run(verb: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def pair(text: str) -> tuple[str, str]:
+    """Splits FIELD=COLUMN; any other text ends the command."""
     field, equals, column = text.partition("=")
     if not equals or not field or not column:
         raise click.ClickException(f"--map {text}: write FIELD=COLUMN, for example --map user_id=customer")

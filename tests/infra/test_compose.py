@@ -168,7 +168,7 @@ def test_the_compose_file_is_valid_and_agrees_with_the_code() -> None:
         ("bootstrap: kafka:9092".upper().replace("KAFKA:9092", "kafka:9092"), "BOOTSTRAP: kafka:9093", "elsewhere"),
         ("apache/kafka:4.4.0", "apache/kafka:3.9.0", "Kafka 3.9.0"),
         ("redis:7.2-bookworm", "redis:latest", "no version"),
-        ("headrace/stream:0.1.0", "headrace/stream:0.0.9", "not what is built"),
+        ("headrace/stream:0.2.0", "headrace/stream:0.0.9", "not what is built"),
         ("target: serve", "target: api", "not what is built"),
         ("[headrace, score]", "[headrace, scorer]", "there is no command"),
         ('"127.0.0.1:8000:8000"', '"8000:8000"', "open to the network"),

@@ -56,7 +56,7 @@ CHANGES = [
     ("kafka.yaml", "version: 4.3.1", "version: 3.9.0", "no Kafka 3.9.0"),
     ("kafka.yaml", "auto.create.topics.enable: false", "auto.create.topics.enable: true", "auto.create"),
     ("stream.yaml", "sparkVersion: 4.3.0", "sparkVersion: 4.2.0", "Spark 4.2.0"),
-    ("stream.yaml", "headrace/stream:0.1.0", "headrace/stream:0.0.9", "not what is built"),
+    ("stream.yaml", "headrace/stream:0.2.0", "headrace/stream:0.0.9", "not what is built"),
     ("stream.yaml", "restartPolicy", "restarts", "restarts"),
     ("stream.yaml", "arguments: [stream]", "arguments: [features]", "for ever"),
     ("stream.yaml", "bin/headrace.py", "bin/stream.py", "the image has no"),

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import optuna
 import torch.distributed as dist
-from tqdm import tqdm
 
+from infra.progress import progress_bar
 from training.benchmark.interactions import read_interactions
 from training.benchmark.metrics import Measurement, mean_ndcg, measure
 from training.benchmark.models import OUR_MODELS, BenchmarkModel, Fitted, Hyperparameters
@@ -71,7 +71,7 @@ def _run(request: Request, *, as_json: bool, say: Callable[[str], None]) -> dict
         if not as_json:
             say(_describe_split(split))
         rows = []
-        for model in tqdm(models, desc="models", unit="model", leave=False, disable=None if is_leader() else True):
+        for model in progress_bar(models, desc="models", unit="model", disable=not is_leader()):
             rows += _evaluate(model, split, request)
             if not as_json:
                 say(_summary_line(rows[-1]))

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from tqdm import tqdm
 
+from infra.progress import progress_bar
 from training.core import checkpoints
 from training.core.sharding import is_leader, local_tensors, total
 from training.core.tracking import Tracker, health_metrics
@@ -93,7 +93,7 @@ def fit(
     if validate and not curve.losses:
         with torch.no_grad():
             curve.start = validate()
-    progress = tqdm(range(len(curve.losses), epochs), desc=label, unit="epoch", leave=False, disable=not is_leader())
+    progress = progress_bar(range(len(curve.losses), epochs), desc=label, unit="epoch", disable=not is_leader())
     for number in progress:
         if (validate and number - curve.best_epoch >= patience) or sum(curve.seconds) > seconds:
             break

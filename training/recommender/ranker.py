@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from tqdm import tqdm
 
 from features.recommender.candidates import CANDIDATE_FEATURES, USER_FEATURES, generate_candidates
 from features.recommender.catalogue import ITEM_WINDOWS, Catalogue
+from infra.progress import progress_bar
 from training.configs import RankerConfig
 from training.core.ranking_metrics import ndcg
 from training.core.sharding import dense_parameters, gather_table, local_rows, loss_scale, shard, total
@@ -56,7 +56,7 @@ def ranking_examples(
     item_windows.prepare(np.array([query.visitor.at for query in queries], dtype=np.int64))
     vectors = two_tower.user_vectors([query.visitor for query in queries])
     examples = []
-    for query, vector in tqdm(zip(queries, vectors, strict=True), total=len(queries), desc=label, leave=False):
+    for query, vector in progress_bar(zip(queries, vectors, strict=True), total=len(queries), desc=label):
         scores = catalogue.vectors @ vector
         top = min(per_source, len(scores))
         hits = np.argpartition(-scores, top - 1)[:top] if vector.any() else np.empty(0, dtype=np.int64)
