@@ -189,7 +189,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document = FastAPI.openapi(app)
         document["components"]["schemas"] |= ingest.EVENT_SCHEMAS | recommend.REQUEST_SCHEMAS | SCHEMAS
         for path, operations in document["paths"].items():
-            for operation in operations.values() if priority_of(path) else ():
-                refusals = {str(status): answer for status, answer in REFUSALS.items()}
-                operation["responses"] = refusals | operation["responses"]
+            refusals = {str(status): answer for status, answer in REFUSALS.items()} if priority_of(path) else {}
+            for operation in operations.values():
+                operation["responses"] = dict(sorted((refusals | operation["responses"]).items()))
     return cast(dict[str, Any], app.openapi_schema)

@@ -30,7 +30,7 @@ QUICK_SHARE, QUEUE_SHARE = 1 / 20, 1 / 4
 RETRY_AFTER_SECONDS = 1
 OVERLOADED = f"more requests than can be answered in time; send it again in {RETRY_AFTER_SECONDS} s"
 REFUSALS = {
-    **describe_problem(413, "Too large", "the body is larger than 16384000 bytes; send smaller batches"),
+    **describe_problem(413, "Too large", "the body is larger than ... bytes; send smaller batches"),
     **describe_problem(503, "Overloaded", OVERLOADED),
 }
 """Errors of the routes that have a priority."""

@@ -76,7 +76,7 @@ def describe_problem(status: int, title: str, detail: str) -> dict[int | str, di
 
 
 EVERYWHERE = {
-    **describe_problem(422, "Invalid request", "query.limit: Input should be less than or equal to 1000"),
+    **describe_problem(422, "Invalid request", "FIELD: what is wrong with it"),
     **describe_problem(500, "Internal error", INTERNAL),
 }
 """Errors of every route."""
