@@ -74,7 +74,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_house.py tests/test_names.py tests/test_docs.py
 
 # Tests that need what this machine lacks (a GPU, Java, Chromium) skip themselves and say so.
 test: setup setup-dags

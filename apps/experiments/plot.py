@@ -189,12 +189,12 @@ def _scale(domain: tuple[float, float], pixels: tuple[float, float], *, clamped:
     """Returns a linear scale, `clamped` to the pixels; a domain of a single point maps to the middle."""
     start, end = domain
 
-    def place(value: float) -> float:
+    def to_pixels(value: float) -> float:
         share = (value - start) / (end - start) if end > start else 0.5
         share = min(max(share, 0.0), 1.0) if clamped else share
         return pixels[0] + share * (pixels[1] - pixels[0])
 
-    return place
+    return to_pixels
 
 
 def _y_axis(ticks: Sequence[float], y: Scale, layout: Layout) -> Iterator[str]:
@@ -218,14 +218,14 @@ def _day_axis(days: Sequence[date], x: Scale, layout: Layout, height: int) -> It
 
 
 def _line(line: Sequence[tuple[date, tuple[float, Interval]]], x: Scale, y: Scale, *, colour: str) -> Iterator[str]:
-    places = [(x(day.toordinal()), lift, interval) for day, (lift, interval) in line]
-    upper = [f"{across:.1f},{y(interval.high):.1f}" for across, _, interval in places]
-    lower = [f"{across:.1f},{y(interval.low):.1f}" for across, _, interval in reversed(places)]
-    if len(places) > 1:
+    points = [(x(day.toordinal()), lift, interval) for day, (lift, interval) in line]
+    upper = [f"{across:.1f},{y(interval.high):.1f}" for across, _, interval in points]
+    lower = [f"{across:.1f},{y(interval.low):.1f}" for across, _, interval in reversed(points)]
+    if len(points) > 1:
         yield f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" fill-opacity=".18"/>'
-        middle = " ".join(f"{across:.1f},{y(lift):.1f}" for across, lift, _ in places)
+        middle = " ".join(f"{across:.1f},{y(lift):.1f}" for across, lift, _ in points)
         yield f'<polyline points="{middle}" fill="none" stroke="{colour}" stroke-width="2"/>'
-    for across, lift, interval in places[-1:] if len(places) > 1 else places:
+    for across, lift, interval in points[-1:] if len(points) > 1 else points:
         ends = f'x1="{across:.1f}" x2="{across:.1f}" y1="{y(interval.low):.1f}" y2="{y(interval.high):.1f}"'
         yield f'<line {ends} stroke="{colour}" stroke-width="2"/>'
         yield f'<circle cx="{across:.1f}" cy="{y(lift):.1f}" r="4" fill="{colour}"/>'

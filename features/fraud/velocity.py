@@ -88,7 +88,9 @@ _SPANS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
 
 REASONS: dict[str, ReasonText] = {
     **{
-        f"card_count_{window}": ReasonText(code, f"{{value:,.0f}} payments in {_SPANS[window]}, usually {{usual:,.0f}}")
+        f"card_count_{window}": ReasonText(
+            code, f"payments in {_SPANS[window]}: {{value:,.0f}}, usually {{usual:,.0f}}"
+        )
         for code, window in (
             ("CARD_BURST", "1h"),
             ("CARD_BURST", "24h"),
@@ -114,14 +116,14 @@ REASONS: dict[str, ReasonText] = {
     "terminal_new": ReasonText("TERMINAL_NEW", "this card has not paid at this terminal before"),
     **{
         f"terminal_count_{window}": ReasonText(
-            "TERMINAL_TRAFFIC", f"{{value:,.0f}} payments at the terminal in {span}, usually {{usual:,.0f}}"
+            "TERMINAL_TRAFFIC", f"payments at the terminal in {span}: {{value:,.0f}}, usually {{usual:,.0f}}"
         )
         for window, span in _SPANS.items()
         if window != "1h"
     },
     **{
         f"terminal_frauds_{window}": ReasonText(
-            "TERMINAL_FRAUD", f"{{value:,.0f}} frauds reported at the terminal in {_SPANS[window]}"
+            "TERMINAL_FRAUD", f"frauds reported at the terminal in {_SPANS[window]}: {{value:,.0f}}"
         )
         for window in ("7d", "30d")
     },

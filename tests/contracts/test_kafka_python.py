@@ -38,10 +38,10 @@ BURST = 5
 
 @pytest.fixture
 def settings(kafka_settings: Settings) -> Settings:
-    made = kafka_settings.model_copy(update={"kafka_timeout_seconds": 20.0})
+    patient = kafka_settings.model_copy(update={"kafka_timeout_seconds": 20.0})
     for topic in (*READ_TOPICS, topics.DECISIONS):
-        make_topic(made, topic)
-    return made
+        make_topic(patient, topic)
+    return patient
 
 
 @pytest.fixture
@@ -81,11 +81,11 @@ def scorer(settings: Settings) -> Iterator[None]:
 
 
 def in_the_log(settings: Settings, topic: str) -> list[Record]:
-    log, position, found = open_log(settings), START, list[Record]()
+    log, position, collected = open_log(settings), START, list[Record]()
     while not position.covers(log.end(topic)):
         records = log.read(topic, position)
-        found, position = found + records, position.after(records)
-    return found
+        collected, position = collected + records, position.after(records)
+    return collected
 
 
 def parsed(records: list[Record]) -> pa.Table:

@@ -43,14 +43,14 @@ class Step:
 
 def steps(page: Path) -> list[Step]:
     """The command blocks of a page, in their order."""
-    found: list[Step] = []
+    collected: list[Step] = []
     pattern = r"^```sh\n(.*?)^```$|^<!-- expect: (.+?) -->$"
     for commands, expected in re.findall(pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         if commands:
-            found.append(Step(commands))
+            collected.append(Step(commands))
         else:
-            found[-1].expected.append(expected)
-    return found
+            collected[-1].expected.append(expected)
+    return collected
 
 
 @contextlib.contextmanager

@@ -48,8 +48,8 @@ def small_app() -> FastAPI:
     app = FastAPI()
     install_errors(app)
 
-    @app.get("/who")
-    def who() -> str | None:
+    @app.get("/request-id")
+    def request_id() -> str | None:
         return REQUEST_ID.get()
 
     @app.get("/broken/{part}")
@@ -62,15 +62,17 @@ def small_app() -> FastAPI:
 
 @pytest.mark.parametrize("given", ["abc-1", "a" * 128])
 def test_a_usable_request_id_is_taken_over_and_sent_back(given: str) -> None:
-    (answer,) = send(small_app(), ("GET", "/who", None), headers={"X-Request-ID": given})
+    (answer,) = send(small_app(), ("GET", "/request-id", None), headers={"X-Request-ID": given})
     assert answer.json() == answer.headers["x-request-id"] == given
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\tb", '"x"'])
 def test_another_is_replaced(given: str) -> None:
-    one, two = send(small_app(), ("GET", "/who", None), ("GET", "/who", None), headers={"X-Request-ID": given})
-    assert one.json() == one.headers["x-request-id"]
-    assert len({given, one.json(), two.json()}) == 3
+    first, second = send(
+        small_app(), ("GET", "/request-id", None), ("GET", "/request-id", None), headers={"X-Request-ID": given}
+    )
+    assert first.json() == first.headers["x-request-id"]
+    assert len({given, first.json(), second.json()}) == 3
 
 
 def test_a_failure_is_one_line_with_its_request_and_counts_as_500(caplog: pytest.LogCaptureFixture) -> None:
@@ -169,8 +171,8 @@ class Collector(http.server.BaseHTTPRequestHandler):
             import gzip
 
             body = gzip.decompress(body)
-        told = ExportTraceServiceRequest.FromString(body)
-        for resource in told.resource_spans:
+        attributes = ExportTraceServiceRequest.FromString(body)
+        for resource in attributes.resource_spans:
             for scope in resource.scope_spans:
                 type(self).spans += scope.spans
         self.send_response(200)
@@ -210,9 +212,9 @@ def test_a_request_is_one_trace_below_the_callers_with_a_span_for_each_step(
     assert top.parent_span_id.hex() == "b" * 16
     assert {"read features", "retrieve", "rank", "log append", "score", "POST /v1/transactions/score"} <= set(by_name)
     assert by_name["rank"].parent_span_id == top.span_id
-    told = {attribute.key: attribute.value for attribute in top.attributes}
-    assert told["http.response.status_code"].int_value == 200
-    assert told["http.route"].string_value == "/v1/recommend"
+    attributes = {attribute.key: attribute.value for attribute in top.attributes}
+    assert attributes["http.response.status_code"].int_value == 200
+    assert attributes["http.route"].string_value == "/v1/recommend"
 
 
 def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
