@@ -9,7 +9,7 @@ from infra.log.client import Position
 
 MOST_LABELS = 1_000
 
-EXAMPLE_REASON = {"code": "CARD_BURST", "weight": 1.72, "text": "7 payments in 24 hours, usually 1"}
+EXAMPLE_REASON = {"code": "CARD_BURST", "weight": 1.72, "text": "payments in 24 hours: 7, usually 1"}
 EXAMPLE_DECISION = {
     "transaction_id": "tx_5f0c8a41d2e79b36",
     "score": 0.62,

@@ -163,7 +163,7 @@ def test_alerts_are_a_plain_list_without_scripts(server: Server, browser: Any) -
     plain.goto(f"{server.address}/console/alerts")
     assert plain.locator("#live").text_content() == "Reload the page for newer alerts"
     plain.locator("#alerts summary").click()
-    assert plain.get_by_text("7 payments in 24 hours, usually 1").is_visible()
+    assert plain.get_by_text("payments in 24 hours: 7, usually 1").is_visible()
     context.close()
 
 

@@ -182,7 +182,7 @@ def decision(number: int, *, outcome: str = "review", score: float = 0.6, card: 
             "amount": 412.5,
             "score": score,
             "outcome": outcome,
-            "reasons": [Reason(code="CARD_BURST", weight=1.72, text="7 payments in 24 hours, usually 1")],
+            "reasons": [Reason(code="CARD_BURST", weight=1.72, text="payments in 24 hours: 7, usually 1")],
             "model": "v1",
         }
     )

@@ -45,7 +45,7 @@ def test_a_burst_is_seen_before_the_store_knows_of_it(service: FraudService, new
 def test_reasons_say_in_words_what_was_seen_and_what_is_usual(service: FraudService, new_payment: NewPayment) -> None:
     decisions = [service.score(new_payment(number, seconds=number * 3_600)) for number in range(7)]
     (burst, *rest) = decisions[-1].reasons
-    assert (burst.code, burst.text) == ("CARD_BURST", "7 payments in 24 hours, usually 1")
+    assert (burst.code, burst.text) == ("CARD_BURST", "payments in 24 hours: 7, usually 1")
     assert burst.weight == pytest.approx(6.0, abs=0.01)
     assert all(reason.weight <= burst.weight for reason in rest)
 
@@ -138,7 +138,7 @@ def test_without_a_model_two_plain_rules_stand_in(
     service = new_process(lambda: None if fault == "no model" else model)
     decisions = [service.score(new_payment(number, seconds=number)) for number in range(5)]
     assert [decision.outcome for decision in decisions] == ["approve"] * 4 + ["review"]
-    assert decisions[-1].reasons[0].text.startswith("5 payments in 1 hour")
+    assert decisions[-1].reasons[0].text.startswith("payments in 1 hour: 5")
     large = service.score(new_payment(9, seconds=9, amount=5_000))
     assert {reason.code for reason in large.reasons} == {"AMOUNT_UNUSUAL", "CARD_BURST"}
     assert all(decision.degraded and decision.model == RULES for decision in [*decisions, large])

@@ -200,6 +200,6 @@ def test_large_batches_are_encoded_as_their_parts_are(monkeypatch: pytest.Monkey
 def test_every_feature_has_a_reason_that_can_be_told() -> None:
     assert set(REASONS) == set(FEATURES)
     assert set(FEATURES) >= SKEWED
-    assert REASONS["card_count_24h"].text.format(value=7.0, usual=1.0) == "7 payments in 24 hours, usually 1"
+    assert REASONS["card_count_24h"].text.format(value=7.0, usual=1.0) == "payments in 24 hours: 7, usually 1"
     for reason in REASONS.values():
         assert reason.text.format(value=3.0, usual=1.5)
