@@ -96,8 +96,8 @@ class _Schemas:
         return ["| field | type | required | meaning |", "|---|---|---|---|", *rows]
 
     def resolved(self, schema: Schema) -> Schema:
-        found: Schema = self._components[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-        return found
+        target: Schema = self._components[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        return target
 
     def listed(self) -> Iterator[str]:
         """A section for every object that was mentioned, and for those that these mention."""
@@ -118,11 +118,11 @@ def _operation(method: str, path: str, operation: Schema, schemas: _Schemas) -> 
     ]
     if parameters := operation.get("parameters"):
         yield from ["", "| parameter | in | type | required | meaning |", "|---|---|---|---|---|"]
-        for one in parameters:
-            required = "yes" if one.get("required") else _default(one["schema"])
-            meaning = one.get("description") or _meaning(one["schema"])
-            type_name = _cell(schemas.type_of(one["schema"]))
-            yield f"| `{one['name']}` | {one['in']} | {type_name} | {required} | {_cell(meaning)} |"
+        for parameter in parameters:
+            required = "yes" if parameter.get("required") else _default(parameter["schema"])
+            meaning = parameter.get("description") or _meaning(parameter["schema"])
+            type_name = _cell(schemas.type_of(parameter["schema"]))
+            yield f"| `{parameter['name']}` | {parameter['in']} | {type_name} | {required} | {_cell(meaning)} |"
     body = operation.get("requestBody", {}).get("content", {}).get(JSON)
     if body:
         yield from ["", f"Body: {schemas.type_of(body['schema'])}"]

@@ -43,7 +43,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("one")) as server:
         yield server
 
@@ -132,8 +132,8 @@ def test_a_payment_scored_by_one_worker_counts_in_the_windows_of_the_other(two: 
         score(number)
         time.sleep(0.35)  # a worker follows the log every quarter of a second
     assert two.call("GET", "/v1/alerts?limit=50")[2]["alerts"][0]["transaction_id"] == "t11"
-    told = [reason["text"] for number in range(12, 20) for reason in score(number)["reasons"]]
-    assert not [text for text in told if text.startswith(("1 payments", "2 payments", "3 payments"))]
+    texts = [reason["text"] for number in range(12, 20) for reason in score(number)["reasons"]]
+    assert not [text for text in texts if text.startswith(("1 payments", "2 payments", "3 payments"))]
 
 
 def test_publishing_and_rolling_back_under_load_fail_no_request(two: Server) -> None:
@@ -203,22 +203,22 @@ def test_an_outage_of_the_log_and_a_kill_in_it_lose_no_impression(tmp_path: Path
         unblock(server)
         wait_until(lambda: metric(server, "headrace_spool_records") == 0)
         wait_until(lambda: not server.call("POST", "/v1/recommend", {**ASK, "surface": "probe"})[2]["degraded"])
-        seen = [one for one in dict.fromkeys(shown(server)) if one in asked]
+        seen = [request_id for request_id in dict.fromkeys(shown(server)) if request_id in asked]
         assert seen == asked
         assert metric(server, "headrace_impressions_lost_total") == 0
         assert server.stop() in (0, -signal.SIGTERM)
 
 
-def test_past_its_capacity_it_refuses_early_and_what_it_accepts_stays_fast(one: Server) -> None:
+def test_past_its_capacity_it_refuses_early_and_what_it_accepts_stays_fast(single: Server) -> None:
     """Both counted from the moment at which a request was to be sent. A machine that stops for a while in one of the
     two makes any ratio: the best of some pairs counts, and one that stopped while its capacity was measured was not
     overloaded."""
-    capacity, ratios = closed_loop(one.port, "/v1/recommend", ASK, clients=4, seconds=1.0), []
+    capacity, ratios = closed_loop(single.port, "/v1/recommend", ASK, clients=4, seconds=1.0), []
     for _ in range(PAIRS):
-        capacity = max(capacity, closed_loop(one.port, "/v1/recommend", ASK, clients=4, seconds=2.0))
-        below = open_loop(one.port, "/v1/recommend", ASK, rate=capacity * 0.8, seconds=3.0)
-        double = open_loop(one.port, "/v1/recommend", ASK, rate=capacity * 2, seconds=3.0)
-        assert one.call("GET", "/healthz")[0] == 200
+        capacity = max(capacity, closed_loop(single.port, "/v1/recommend", ASK, clients=4, seconds=2.0))
+        below = open_loop(single.port, "/v1/recommend", ASK, rate=capacity * 0.8, seconds=3.0)
+        double = open_loop(single.port, "/v1/recommend", ASK, rate=capacity * 2, seconds=3.0)
+        assert single.call("GET", "/healthz")[0] == 200
         assert below.failed == double.failed == 0
         assert set(double.statuses) <= {200, 503}
         if double.statuses.get(503, 0) < 0.1 * sum(double.statuses.values()):
@@ -236,12 +236,12 @@ def test_past_its_capacity_it_refuses_early_and_what_it_accepts_stays_fast(one: 
     assert min(ratios) < HELD
 
 
-def test_a_flood_of_events_leaves_room_for_recommendations(one: Server) -> None:
+def test_a_flood_of_events_leaves_room_for_recommendations(single: Server) -> None:
     batch = {"events": [{"type": "view", "event_id": "v", "event_time": "2026-01-01T00:00:00Z", "item_id": "i"}] * 300}
-    flood = threading.Thread(target=lambda: open_loop(one.port, "/v1/events", batch, rate=200, seconds=5.0))
+    flood = threading.Thread(target=lambda: open_loop(single.port, "/v1/events", batch, rate=200, seconds=5.0))
     flood.start()
     time.sleep(1.0)
-    answers = open_loop(one.port, "/v1/recommend", ASK, rate=10, seconds=3.0)
+    answers = open_loop(single.port, "/v1/recommend", ASK, rate=10, seconds=3.0)
     flood.join()
     assert answers.statuses.get(200, 0) >= 0.9 * sum(answers.statuses.values())
-    assert metric(one, 'headrace_requests_shed_total{priority="bulk"}') > 0
+    assert metric(single, 'headrace_requests_shed_total{priority="bulk"}') > 0
