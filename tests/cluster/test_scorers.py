@@ -27,7 +27,7 @@ pytestmark = [
 
 SCORERS, CARDS, EACH = 2, 60, 7
 BURST = 5
-"""Without a model, a card is reviewed from this payment of an hour on (apps/fraud/service.py)."""
+"""Without a model, a card is reviewed from this payment of an hour on (apps/fraud/judgement.py)."""
 
 
 def payments() -> list[tuple[str, dict[str, Any]]]:
