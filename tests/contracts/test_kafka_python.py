@@ -33,7 +33,7 @@ pytestmark = [
 
 PAGE = Path(__file__).parents[2] / "docs" / "kafka-python.md"
 BURST = 5
-"""From this payment of an hour on a card is reviewed, where there is no model (apps/fraud/service.py)."""
+"""From this payment of an hour on a card is reviewed, where there is no model (apps/fraud/judgement.py)."""
 
 
 @pytest.fixture

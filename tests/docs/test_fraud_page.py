@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.fraud import detector, service
+from apps.fraud import detector, judgement, recent_payments
 from features.contract.timestamps import DAY
 from features.fraud import velocity
 from features.history import arrays
@@ -14,7 +14,7 @@ from infra.settings import Settings
 from training.config_file import read_config
 from training.configs import standard
 from training.fraud.detector import FraudConfig
-from training.fraud.metrics import FEWEST_DECLINES
+from training.fraud.metrics import MIN_DECLINES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fraud.md").read_text()
 TEXT = " ".join(PAGE.split())
@@ -59,15 +59,15 @@ def test_the_numbers_are_those_of_the_code() -> None:
         f"`alert_share`, {config.alert_share}",
         f"`decline_precision`, {config.decline_precision}",
         f"`label_delay_days`, {config.label_delay_days}",
-        f"on at least {FEWEST_DECLINES} of them",
+        f"on at least {MIN_DECLINES} of them",
         f"each of at least {detector.SMALLEST_WEIGHT}",
-        f"the last {service.RECENT_SECONDS / 60:.0f} minutes",
-        f"{service.RULE_AMOUNT_RATIO:.0f} times the card's usual amount and at least {service.RULE_AMOUNT:.0f}",
-        f"{service.RULE_BURST} payments of the card in an hour",
+        f"the last {recent_payments.RECENT_SECONDS / 60:.0f} minutes",
+        f"{judgement.RULE_AMOUNT_RATIO:.0f} times the card's usual amount and at least {judgement.RULE_AMOUNT:.0f}",
+        f"{judgement.RULE_BURST} payments of the card in an hour",
     ):
         assert words in TEXT, words
     assert detector.MAX_REASONS == 4
-    assert service.EXPLAINED_FROM == 0.5
+    assert judgement.EXPLAINED_FROM == 0.5
 
 
 def test_the_settings_file_is_one(tmp_path: Path) -> None:
