@@ -14,7 +14,7 @@ from infra.settings import Settings
 from training.config_file import read_config
 from training.configs import standard
 from training.fraud.detector import FraudConfig
-from training.fraud.metrics import FEWEST_DECLINES
+from training.fraud.metrics import MIN_DECLINES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fraud.md").read_text()
 TEXT = " ".join(PAGE.split())
@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
         f"`alert_share`, {config.alert_share}",
         f"`decline_precision`, {config.decline_precision}",
         f"`label_delay_days`, {config.label_delay_days}",
-        f"on at least {FEWEST_DECLINES} of them",
+        f"on at least {MIN_DECLINES} of them",
         f"each of at least {detector.SMALLEST_WEIGHT}",
         f"the last {recent_payments.RECENT_SECONDS / 60:.0f} minutes",
         f"{judgement.RULE_AMOUNT_RATIO:.0f} times the card's usual amount and at least {judgement.RULE_AMOUNT:.0f}",
