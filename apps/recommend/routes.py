@@ -12,7 +12,13 @@ from apps.http.errors import LOG_WRITERS, describe_problem
 from apps.recommend.batcher import RequestBatcher
 from apps.recommend.rules.schemas import SurfaceRules
 from apps.recommend.rules.store import SurfaceRuleStore
-from apps.recommend.schemas import ItemList, RecommendRequest, RecommendResponse, SimilarRequest
+from apps.recommend.schemas import (
+    DEFAULT_LIST_LENGTH,
+    ItemList,
+    RecommendRequest,
+    RecommendResponse,
+    SimilarRequest,
+)
 from apps.recommend.service import RecommendService, RequestState
 
 router = APIRouter(prefix="/v1", tags=["recommend"])
@@ -83,7 +89,7 @@ def list_similar_items(
 
 
 @router.get("/trending", summary="What sells now", response_model=ItemList, responses=NO_RELEASE)
-def list_trending_items(request: Request, n: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
+def list_trending_items(request: Request, n: Annotated[int, Query(ge=1, le=100)] = DEFAULT_LIST_LENGTH) -> Response:
     return _json(_service(request).trending(n=n))
 
 

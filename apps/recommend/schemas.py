@@ -1,5 +1,4 @@
-"""Defines the requests and answers of POST /v1/recommend and of the other endpoints for items. The defaults of a
-request, as its length, are here."""
+"""Defines the requests and answers of POST /v1/recommend and of the other endpoints for items, with their defaults."""
 
 from typing import Annotated, Literal
 
@@ -7,6 +6,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from apps.recommend.filters.language import MAX_CHARACTERS
 from features.contract.events import Code, Id
+
+DEFAULT_LIST_LENGTH = 20
+"""Items in a list when the request does not say how many."""
 
 
 class _Schema(BaseModel):
@@ -38,7 +40,7 @@ class RecommendRequest(_Schema):
     user_id: Id | None = None
     session: Session | None = None
     surface: Code = "home"
-    n: int = Field(20, ge=1, le=100, description="How many items to return.")
+    n: int = Field(DEFAULT_LIST_LENGTH, ge=1, le=100, description="How many items to return.")
     context: Context = Field(default_factory=Context)
     filter: Filter = None
     exclude: list[Id] = Field(default_factory=list, max_length=1000, description="Items that must not be shown.")
@@ -112,7 +114,7 @@ class RecommendResponse(_Schema):
 
 
 class SimilarRequest(_Schema):
-    n: int = Field(20, ge=1, le=100)
+    n: int = Field(DEFAULT_LIST_LENGTH, ge=1, le=100)
     filter: Filter = None
     exclude: list[Id] = Field([], max_length=1000)
 

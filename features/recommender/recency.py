@@ -8,6 +8,8 @@ from features.recommender.compiled import FLOAT32S, INT64S, compiled
 
 VISIT_GAP_MS = 1_800_000
 """Longest gap between two events of a visit, ms."""
+VISIT_DECAY = 0.5
+"""What the items of a visit weigh beside those of the visit after it: the half-life is one visit."""
 
 
 @compiled(INT64S, INT64S, INT64S, int64, int64)
@@ -26,7 +28,7 @@ def latest_items(
     weight = np.float32(1)
     for index in range(most - 1, first - 1, -1):
         if index < most - 1 and times[rows[index + 1]] - times[rows[index]] > VISIT_GAP_MS:
-            weight *= np.float32(0.5)
+            weight *= np.float32(VISIT_DECAY)
         weights[index - first] = weight
     return items[rows[first:]], weights
 
