@@ -35,7 +35,7 @@ def send(tmp_path: Path, service: IngestService) -> Send:
     app.state.ingest = service
     app.include_router(router)
     # Places for all: the requests of a test come from several event loops, and none may wait in another.
-    app.add_middleware(AdmissionControl, places=ConcurrencyLimiter(64, queue_seconds=10), most_bytes=20 * 2000)
+    app.add_middleware(AdmissionControl, limiter=ConcurrencyLimiter(64, queue_seconds=10), most_bytes=20 * 2000)
     install_errors(app)
 
     async def post(content: bytes) -> httpx.Response:
