@@ -47,7 +47,7 @@ def run(
         imported = _online_retail(settings, data, customers, now, say)
     elif source == "simulated":
         imported = simulated_shop.simulate(customers=customers or 2000, end=now, seed=7)
-        say("events: the built-in shop simulator (its shoppers are made up, for a first look without data)")
+        say("events: the built-in shop simulator (made-up shoppers, for a look without data)")
     else:
         if not Path(source).exists():
             raise ImportRefusedError(
@@ -102,9 +102,10 @@ def _store(settings: Settings, imported: online_retail.Imported, *, hold_out_day
     append_dead_letters(log, imported.rejected, origin=origin)
     users = pc.count_distinct(events["user_id"]).as_py()
     types = Counter(events["type"].to_pylist())
+    why = f" ({_summary(imported)})" if len(imported.rejected) else ""
     say(
         f"events: {count:,} accepted ({', '.join(f'{number:,} {name}' for name, number in types.most_common())}) "
-        f"of {counted(users, 'user')}; {len(imported.rejected):,} dead-lettered ({_summary(imported)})"
+        f"of {counted(users, 'user')}; {len(imported.rejected):,} dead-lettered{why}"
     )
     say("events: quality " + ", ".join(f"{name} {share * 100:.1f} %" for name, share in imported.quality.items()))
     folder = settings.data_dir / "quality"

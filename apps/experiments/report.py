@@ -28,6 +28,7 @@ from apps.experiments.schemas import (
     VariationSummary,
 )
 from apps.experiments.statistics import ALPHA, Sample, compare, sample, sample_ratio, with_power
+from apps.wording import counted
 
 UNITS_FILE = "experiment_units.parquet"
 COUNTED = {
@@ -273,6 +274,6 @@ def _notes(definition: ExperimentDefinition, units: _UnitTotals) -> Iterator[str
     if len(definition.variations) > 2:
         yield "Each variation is compared with the control at 5 % on its own; there is no correction for their number."
     if units.crossovers:
-        yield f"{units.crossovers} units were seen in more than one variation and are left out."
+        yield f"{counted(units.crossovers, 'unit')} seen in more than one variation: left out."
     if units.unlisted:
-        yield f"{units.unlisted} units were seen in a variation that the definition does not list and are left out."
+        yield f"{counted(units.unlisted, 'unit')} seen in a variation that the definition does not list: left out."
