@@ -4,7 +4,7 @@ Problem                      status, title, detail: raised by any route
 RequestValidationError  422  FastAPI's own, with a reason for each field
 LogFullError            507  the event log has no room
 LogError                503  the event log cannot be reached: nothing was stored, it can be sent again
-anything else           500  logged with its request; the caller is told no internals
+anything else           500  logged with its request; the caller sees no internals
 """
 
 import logging

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from infra.cli import verb_runner
+from infra.cli import command_runner
 
 
 @click.group()
@@ -60,7 +60,7 @@ def stream(events: int, scales: str, real: bool, no_spark: bool, no_limits: bool
     from infra.bench import event_path as benchmark
 
     for scale in scales.split(","):
-        result = verb_runner.run(
+        result = command_runner.run(
             benchmark.bench, events * int(scale), real=real, say=lambda line: click.echo(line, err=True),
             spark=not no_spark, limits=not no_limits, batch=batch,
         )  # fmt: skip
@@ -99,7 +99,7 @@ def serve(
     """Latency and throughput of POST /v1/recommend at a size, beside the times of its kernels."""
     from infra.bench import serve as benchmark
 
-    result = verb_runner.run(
+    result = command_runner.run(
         benchmark.run, items=items, width=dim, candidates=candidates, rate=rate, clients=clients, seconds=seconds,
         workers=workers, folder=folder, say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
@@ -160,6 +160,6 @@ def quality(
     logging.disable(logging.NOTSET)
     request = evaluation.Request(
         data, protocol, tuple(name for name in models.split(",") if name), seeds, split_at, max_length,
-        dict(verb_runner.pair(text) for text in mapping), positive, header, tune_seconds, fit_seconds,
+        dict(command_runner.pair(text) for text in mapping), positive, header, tune_seconds, fit_seconds,
     )  # fmt: skip
-    verb_runner.run(evaluation.run, request, as_json=as_json, say=click.echo)
+    command_runner.run(evaluation.run, request, as_json=as_json, say=click.echo)

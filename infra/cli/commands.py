@@ -1,4 +1,4 @@
-"""The command line: one verb for each step, each a lazy call of one package's entry point, and no logic.
+"""The command line: one command for each step, each a lazy call of one package's entry point, and no logic.
 
 What Airflow, the Makefile and a person type is the same. `headrace --help` imports none of the packages.
 """
@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from infra.cli.bench import bench
-from infra.cli.verb_runner import Verbs, pair, run, settings
+from infra.cli.command_runner import CommandGroup, pair, run, settings
 from infra.observability import logs
 from infra.settings import unknown_variables
 from infra.version import version
@@ -32,7 +32,7 @@ def _stop_on_signal() -> threading.Event:
     return stop
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version(), message="headrace %(version)s")
 def cli() -> None:
     """Headrace: one stream of events in; recommendations, fraud alerts and A/B reports out.
@@ -104,7 +104,7 @@ def simulate(cards: int, terminals: int, days: int, live_days: int, seed: int) -
 
 
 @cli.command()
-@click.option("--refill-online", is_flag=True, help="Only write the online store anew, from the offline tables.")
+@click.option("--refill-online", is_flag=True, help="Only rewrite the online store from the offline tables.")
 def features(refill_online: bool) -> None:
     """Turn everything in the event log into features, and stop (Spark, Feast)."""
     from streaming import job

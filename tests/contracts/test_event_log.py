@@ -40,7 +40,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def open_again(settings: Settings) -> Open:
-    """Opens the same log anew, as another process would."""
+    """Opens the same log again, as another process would."""
     return lambda: open_log(settings)
 
 

@@ -224,7 +224,7 @@ def test_beside_a_running_job_it_waits_until_that_has_read_everything_or_ends(
         with job._sole_job(settings):
             waits = pool.submit(job._wait_for_running_job, settings, log)
             time.sleep(0.5)
-            assert not waits.done(), "what was told does not reach the end"
+            assert not waits.done(), "what was reported does not reach the end"
             running.report_progress({topics.SHOP: log.end(topics.SHOP)})
             waits.result(timeout=10)
             send(log, SHOP[0])

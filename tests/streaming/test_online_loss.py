@@ -37,7 +37,7 @@ pytestmark = [
 USERS = [f"u{number}" for number in range(40)]
 CARDS, TERMINALS = [f"c{number}" for number in range(30)], [f"t{number}" for number in range(10)]
 MOST_LOSSES = 12
-"""A busy machine fills the store anew more slowly than it can be lost."""
+"""A busy machine refills the store more slowly than it can be lost."""
 Batch = tuple[pa.Table, pa.Table, pa.Table]
 
 

@@ -1,4 +1,4 @@
-"""Records become events, or are told why not, whatever stands beside them."""
+"""Records become events, or are refused with the reason, whatever stands beside them."""
 
 import json
 from datetime import datetime

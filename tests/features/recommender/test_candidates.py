@@ -1,4 +1,4 @@
-"""Drawing candidates: from which sources, for whom, and only from what was known at the moment of the request."""
+"""Candidates come from their sources, for the visitor, and only from what was known at the moment of the request."""
 
 import math
 from typing import Any

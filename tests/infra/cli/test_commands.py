@@ -51,9 +51,11 @@ def test_a_report_is_the_json_that_the_api_answers(data: Path) -> None:
     assert CliRunner().invoke(cli, ["report", "ranker"]).output.startswith("experiment ranker: ")
 
 
-@pytest.mark.parametrize(("verb", "package", "extra"), [("features", "pyspark", "stream"), ("train", "torch", "train")])
+@pytest.mark.parametrize(
+    ("command", "package", "extra"), [("features", "pyspark", "stream"), ("train", "torch", "train")]
+)
 def test_a_verb_names_the_extra_of_a_package_that_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, verb: str, package: str, extra: str
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
 ) -> None:
     imported = builtins.__import__
 
@@ -63,9 +65,9 @@ def test_a_verb_names_the_extra_of_a_package_that_is_not_installed(
         return imported(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    result = CliRunner().invoke(cli, [verb])
+    result = CliRunner().invoke(cli, [name])
     assert result.exit_code == 1
-    assert result.output == f"Error: {verb} needs {package}, which is not installed: pip install 'headrace[{extra}]'\n"
+    assert result.output == f"Error: {name} needs {package}, which is not installed: pip install 'headrace[{extra}]'\n"
 
 
 def test_a_module_of_ours_that_is_not_there_is_a_bug_and_no_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Tests that the search goes on where a peer fails with some settings, and that its defaults must work."""
+"""Tests that the search continues when a peer fails with some settings, and that its defaults must work."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Calls the entry point of a verb: with checked settings, and with its own errors as one clear line."""
+"""Calls the entry point of a command: with checked settings, and with its own errors as one clear line."""
 
 import logging
 import time
@@ -11,8 +11,8 @@ from infra.settings import Settings, SettingsError, read_settings
 OWN_PACKAGES = ("apps", "features", "infra", "streaming", "training")
 
 
-class Verbs(click.Group):
-    """Names the extra to install where a verb needs a package that is not installed."""
+class CommandGroup(click.Group):
+    """Names the extra to install where a command needs a package that is not installed."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -37,13 +37,13 @@ def settings() -> Settings:
         raise click.ClickException(str(error)) from error
 
 
-def run(verb: Any, *arguments: Any, **options: Any) -> Any:
+def run(entry_point: Any, *arguments: Any, **options: Any) -> Any:
     """Calls an entry point; its own errors become one clear line instead of a traceback."""
     from infra.log.client import LogError, LogFullError
 
     started = time.monotonic()
     try:
-        return verb(*arguments, **options)
+        return entry_point(*arguments, **options)
     except (LogError, LogFullError) as error:
         raise click.ClickException(str(error)) from error
     except Exception as error:
