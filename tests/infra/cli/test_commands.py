@@ -51,10 +51,8 @@ def test_a_report_is_the_json_that_the_api_answers(data: Path) -> None:
     assert CliRunner().invoke(cli, ["report", "ranker"]).output.startswith("experiment ranker: ")
 
 
-@pytest.mark.parametrize(
-    ("command", "package", "extra"), [("features", "pyspark", "stream"), ("train", "torch", "train")]
-)
-def test_a_verb_names_the_extra_of_a_package_that_is_not_installed(
+@pytest.mark.parametrize(("name", "package", "extra"), [("features", "pyspark", "stream"), ("train", "torch", "train")])
+def test_a_command_names_the_extra_of_a_package_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
 ) -> None:
     imported = builtins.__import__
