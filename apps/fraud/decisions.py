@@ -5,11 +5,12 @@ what makes scoring idempotent. Knows nothing of models.
 """
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from apps.lru_map import LruMap
 from apps.topic_projection import Entry, TopicProjection
 from features.contract.events import Decision
 from infra import topics
@@ -38,8 +39,7 @@ class DecisionStore:
     ) -> None:
         """on_decisions: receives every first decision on a transaction once, whichever process made it."""
         self._topic = TopicProjection(log, topics.DECISIONS, parse=Decision.model_validate_json, apply=self._apply)
-        self._decisions_kept = decisions_kept
-        self._first: OrderedDict[str, tuple[str, Decision]] = OrderedDict()
+        self._first: LruMap[str, tuple[str, Decision]] = LruMap(decisions_kept)
         self._alerts: deque[Alert] = deque(maxlen=alerts_kept)
         self._on_decisions = on_decisions
         self.closing = threading.Event()
@@ -57,9 +57,7 @@ class DecisionStore:
         decision = entry.event
         if decision.event_id in self._first:
             return False
-        self._first[decision.event_id] = (entry.origin, decision)
-        if len(self._first) > self._decisions_kept:
-            self._first.popitem(last=False)
+        self._first.put(decision.event_id, (entry.origin, decision))
         if decision.outcome != APPROVE:
             self._alerts.append(Alert(entry.resume, decision))
         return True

@@ -2,12 +2,12 @@
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
 
 from apps.fraud.decisions import DecisionStore
 from apps.fraud.schemas import LabelRequest
+from apps.lru_map import LruMap
 from features.contract.events import Label, key_of, to_json
 from infra import topics
 from infra.log.client import EventLog
@@ -21,7 +21,7 @@ class LabelService:
     def __init__(self, log: EventLog, *, decisions: DecisionStore) -> None:
         self._log = log
         self._decisions = decisions
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._seen: LruMap[str, None] = LruMap(REMEMBERED)
         self._lock = threading.Lock()
 
     def add(self, requests: Sequence[LabelRequest], *, now: datetime) -> list[bool]:
@@ -41,8 +41,6 @@ class LabelService:
             unseen = [label for label in new.values() if label.event_id not in self._seen]
             self._log.append(topics.LABELS, [(key_of(label), to_json(label)) for label in unseen])
             self._seen.update((label.event_id, None) for label in unseen)
-            while len(self._seen) > REMEMBERED:
-                self._seen.popitem(last=False)
         return fresh
 
     def _complete(self, request: LabelRequest, *, now: datetime) -> Label:

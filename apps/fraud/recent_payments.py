@@ -4,13 +4,14 @@ The feature job needs a moment to update a history; a burst of payments does not
 """
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.lru_map import LruMap
 from features.contract.events import Decision, Transaction
 from features.contract.timestamps import milliseconds
 from features.history import arrays
@@ -52,7 +53,7 @@ class RecentPayments:
         self._observed: deque[tuple[float, str, str]] = deque()
         self._cards: dict[str, deque[_Entry]] = {}
         self._terminals: dict[str, deque[_Entry]] = {}
-        self._arrived_ids: OrderedDict[str, None] = OrderedDict()
+        self._arrived_ids: LruMap[str, None] = LruMap(ARRIVED_IDS_KEPT)
         self._lock = threading.Lock()
 
     def observe_decided(self, decisions: Sequence[Decision]) -> None:
@@ -76,8 +77,6 @@ class RecentPayments:
         """
         with self._lock:
             self._arrived_ids.update((payment.event_id, None) for payment in payments)
-            while len(self._arrived_ids) > ARRIVED_IDS_KEPT:
-                self._arrived_ids.popitem(last=False)
             self._add(payments, hashes, arrived=True)
             arriving = frozenset(hashes)
             histories = (

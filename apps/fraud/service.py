@@ -7,7 +7,6 @@ rules; either way the decision says `degraded`. Knows nothing of HTTP, Feast or 
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 
@@ -21,6 +20,7 @@ from apps.fraud.gathering import CardReader, gather
 from apps.fraud.judgement import RULES, Judgement, judge
 from apps.fraud.labels import LabelService
 from apps.fraud.recent_payments import RecentPayments
+from apps.lru_map import LruMap
 from features.contract.events import Decision, Transaction, key_of, to_json
 from infra import topics
 from infra.log.client import EventLog
@@ -59,7 +59,7 @@ class FraudService:
         self._watch = watch
         self.labels = LabelService(log, decisions=decisions)
         self._locks = [threading.Lock() for _ in range(LOCKS)]
-        self._logged_ids: OrderedDict[str, None] = OrderedDict()
+        self._logged_ids: LruMap[str, None] = LruMap(LOGGED_IDS_KEPT)
 
     def score(self, payment: Transaction) -> Decision:
         """Scores and records one payment; a transaction that was decided before gets that decision back.
@@ -86,9 +86,7 @@ class FraudService:
             return
         marked = payment.model_copy(update={"scored": True})
         self._log.append(topics.TRANSACTIONS, [(key_of(marked), to_json(marked))])
-        self._logged_ids[payment.event_id] = None
-        if len(self._logged_ids) > LOGGED_IDS_KEPT:
-            self._logged_ids.popitem(last=False)
+        self._logged_ids.put(payment.event_id, None)
 
     @metrics.FRAUD_SECONDS.time()
     def score_many(self, arrived: Sequence[Transaction], *, decided: Collection[str] = ()) -> list[Decision]:

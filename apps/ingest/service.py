@@ -1,8 +1,5 @@
 """Accepts events: checks each alone, recognises one that was sent before, and stores it before it answers."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -10,6 +7,7 @@ import orjson
 from pydantic import BaseModel, Field, ValidationError
 
 from apps import metrics
+from apps.lru_map import LruMap
 from apps.ports import Clock
 from apps.wording import counted
 from features.contract import events
@@ -58,12 +56,10 @@ class IngestService:
     ) -> None:
         self._log = log
         self._clock = clock
-        self._recent = recent
         self._max_event_bytes = max_event_bytes
         self._max_future = timedelta(seconds=max_future_seconds)
         self._max_age = timedelta(days=max_age_days)
-        self._ids: OrderedDict[str, None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._ids: LruMap[str, None] = LruMap(recent)
 
     def accept(self, batch: list[Any]) -> IngestResponse:
         """Checks and stores a batch. Raises LogFullError when it cannot be stored: it can be sent again unchanged.
@@ -77,7 +73,7 @@ class IngestService:
         for index, raw in enumerate(batch):
             result, event = self._check(index, raw, now)
             if event is not None:
-                if event.event_id in fresh or self._known(event.event_id):
+                if event.event_id in fresh or event.event_id in self._ids:
                     result = EventResult(index=index, event_id=event.event_id, status="duplicate")
                 else:
                     fresh.add(event.event_id)
@@ -87,7 +83,7 @@ class IngestService:
             with span("log append", topic=topic, records=len(new)):
                 self._log.append(topic, [(events.key_of(event), events.to_json(_marked(event))) for event in new])
             # At once: when there is no room for the next topic, the whole batch is sent again.
-            self._remember(event.event_id for event in new)
+            self._ids.update((event.event_id, None) for event in new)
         counts = {
             status: sum(result.status == status for result in results)
             for status in ("accepted", "duplicate", "refused")
@@ -134,16 +130,6 @@ class IngestService:
                 "event_time", f"older than {counted(self._max_age.days, 'day')}; append history with `headrace import`"
             )
         return EventResult(index=index, event_id=event.event_id, status="accepted"), event
-
-    def _known(self, event_id: str) -> bool:
-        with self._lock:
-            return event_id in self._ids
-
-    def _remember(self, ids: Iterable[str]) -> None:
-        with self._lock:
-            self._ids.update(dict.fromkeys(ids))
-            while len(self._ids) > self._recent:
-                self._ids.popitem(last=False)
 
 
 def _marked(event: events.ItemEvent | events.Transaction) -> events.ItemEvent | events.Transaction:
