@@ -27,6 +27,7 @@ from apps.ports import Clock
 from apps.recommend.item_stats import ItemStats
 from apps.recommend.rules.store import SurfaceRuleStore
 from apps.recommend.service import ActiveRelease, RecommendService
+from apps.wording import counted
 from features.fraud.velocity import FEATURES
 from features.recommender.candidates import CANDIDATE_FEATURES
 from infra import topics
@@ -114,7 +115,7 @@ class Services:
             # The garbage collector need not look again at what a release holds.
             gc.collect()
             gc.freeze()
-        self._drift = self._watches()
+        self._drift = self._drift_monitors()
         if before is not None:
             metrics.RELEASE.labels(before).set(0)
         metrics.RELEASE.labels(str(self.releases.version)).set(1)
@@ -123,7 +124,7 @@ class Services:
         now = int(self.clock() * 1000)
         serving.item_stats.refresh(self.reader, now=now, new_items=self.new_items.since, pause=pause)
 
-    def _watches(self) -> dict[str, DriftMonitor]:
+    def _drift_monitors(self) -> dict[str, DriftMonitor]:
         """Returns a monitor for each model of the release: it compares inputs in service with those of training."""
         recommender, fraud = self.releases.recommender, self.releases.fraud
         card = recommender.manifest.recommend if recommender else None
@@ -236,8 +237,8 @@ def print_report(settings: Settings, key: str, *, say: Callable[[str], None], as
     say(f"experiment {key}: {result.verdict}")
     for variation in result.variations:
         say(
-            f"  {variation.key}: {variation.units:,} units, {variation.exposures:,} exposures, "
-            f"{variation.conversions:,} conversions"
+            f"  {variation.key}: {counted(variation.units, 'unit')}, {counted(variation.exposures, 'exposure')}, "
+            f"{counted(variation.conversions, 'conversion')}"
         )
     say(f"  sample ratio: {result.sample_ratio.verdict}")
     for note in result.notes:
