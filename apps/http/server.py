@@ -24,7 +24,7 @@ DRAIN_SECONDS = 5
 """Time for running requests at a stop; open alert streams must not hold up a stop for longer."""
 KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep an idle connection (60 s is usual): a request sent while this end closes is lost."""
-HANGING_SECONDS = 30
+HANGING_SECONDS = 10
 """A worker that does not answer the supervisor for this long is replaced."""
 
 

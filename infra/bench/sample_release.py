@@ -33,8 +33,13 @@ from training.release.index import build_index
 ITEMS, WIDTH = 500, 16
 
 
-def publish_release(releases: Path, version: str, *, items: int = ITEMS, width: int = WIDTH) -> Path:
-    """Publishes a release of `items` items, and of a fraud model that scores by the amount. Returns its folder."""
+def publish_release(
+    releases: Path, version: str, *, items: int = ITEMS, width: int = WIDTH, fraud_model: bool = True
+) -> Path:
+    """Publishes a release of `items` items and, unless left out, of a fraud model that scores by the amount.
+
+    Returns its folder.
+    """
     building = publish.begin(releases, version)
     rng = np.random.default_rng(7)
     centres = rng.normal(size=(200, width)).astype(np.float32)
@@ -65,7 +70,7 @@ def publish_release(releases: Path, version: str, *, items: int = ITEMS, width: 
             candidate_features=CANDIDATE_FEATURES, catalogue_items=items,
             references=reference_distributions(inputs, CANDIDATE_FEATURES),
         ),
-        fraud=FraudModelCard(
+        fraud=None if not fraud_model else FraudModelCard(
             feature_service="cards_v1", gate=_gate("dcn_v2", "logistic_regression"), features=FEATURES,
             reference_values=(1.0,) * len(FEATURES), review_threshold=0.9, decline_threshold=1.0,
             alert_budget_per_day=10, references=reference_distributions(payments, FEATURES),

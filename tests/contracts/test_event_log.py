@@ -269,5 +269,5 @@ def test_a_position_is_its_text_and_covers_what_it_is_not_behind(
 
 @pytest.mark.parametrize("text", ["", "5", "a:1", "0:-1", "0:1,", "0:1 ", "0:²", "1:2:3", "0:" + "9" * 30])
 def test_other_text_is_no_position(text: str) -> None:
-    with pytest.raises(ValueError, match="is no position"):
+    with pytest.raises(ValueError, match="is not a position"):
         Position.parse(text)
