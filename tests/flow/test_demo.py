@@ -68,9 +68,9 @@ def test_an_event_changes_the_answer_within_seconds(demo: tuple[str, int]) -> No
 
 def test_every_answer_to_the_traffic_is_in_the_report(demo: tuple[str, int]) -> None:
     output, port = demo
-    orders = int(re.search(r"traffic: ([\d,]+) orders", output)[1].replace(",", ""))  # type: ignore[index]
+    visits = int(re.search(r"traffic: ([\d,]+) visits", output)[1].replace(",", ""))  # type: ignore[index]
     report = json.loads(get(port, "/v1/experiments/ranker/report"))
-    assert sum(variation["exposures"] for variation in report["variations"]) == orders
+    assert sum(variation["exposures"] for variation in report["variations"]) == visits
     assert sum(variation["conversions"] for variation in report["variations"]) > 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import apps.commands
 from apps.experiments.definitions import ExperimentStore
 from apps.experiments.schemas import ExperimentDefinition, Report
 from apps.main import create_app
@@ -70,6 +71,7 @@ def test_a_command_names_the_extra_of_a_package_that_is_not_installed(
 
 def test_a_module_of_ours_that_is_not_there_is_a_bug_and_no_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apps.commands.traffic", None)
+    monkeypatch.delattr(apps.commands, "traffic", raising=False)  # another test may have imported it
     with pytest.raises(ModuleNotFoundError, match=re.escape("apps.commands.traffic")):
         CliRunner().invoke(cli, ["traffic"], catch_exceptions=False)
 
