@@ -1,7 +1,7 @@
 """Runs `headrace serve`: the API in one process, or in several workers that share a port.
 
 Uvicorn's supervisor starts the workers, replaces dead ones, and on a terminate signal lets them finish their requests.
-Each worker listens on a socket of its own, and the kernel spreads new connections over these sockets (SO_REUSEPORT).
+The parent hands each connection to the worker that has the fewest (apps/http/connection_balancer.py).
 Imports the app only where it is served.
 """
 
@@ -10,16 +10,14 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from apps.http.connection_balancer import BACKLOG, BalancedLoop, ConnectionBalancer
 from infra.settings import Settings
 
-BACKLOG = 2048
-"""Connections that may wait to be accepted."""
 DRAIN_SECONDS = 5
 """Time for running requests at a stop; open alert streams must not hold up a stop for longer."""
 KEEP_ALIVE_SECONDS = 75
@@ -45,6 +43,7 @@ def run(settings: Settings) -> None:
     config = uvicorn.Config(
         "apps.main:served",
         factory=True,
+        loop=f"{BalancedLoop.__module__}:{BalancedLoop.__name__}",
         workers=settings.api_workers,
         host=settings.host,
         port=settings.port,
@@ -52,55 +51,31 @@ def run(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
         proxy_headers=False,
-        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_worker_healthcheck=HANGING_SECONDS,
     )
+    port = listen(settings.host, settings.port)
     if settings.api_workers == 1:
-        server, listener = uvicorn.Server(config), bind(settings.host, settings.port)
-        # Who connects while the models load waits for the answer.
-        listener.listen(BACKLOG)
+        server = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):
-            server.run([listener])
+            server.run([port])
         if not server.started:
             sys.exit(STARTUP_FAILURE)
         return
-    Multiprocess(config, sockets=[SharedPort(settings.host, settings.port)]).run()  # type: ignore[list-item]
+    balancer = ConnectionBalancer(port)
+    balancer.start()
+    Multiprocess(config, sockets=[balancer]).run()  # type: ignore[list-item]
+    balancer.close()
 
 
-class SharedPort:
-    """Reserves a port in the parent process; sent to a worker, it becomes a socket of that worker's own.
-
-    A dead worker's waiting connections are reset; everyone else's are not touched. See docs/decisions/0031.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        """Raises PortError, also when another server shares the port among workers of its own."""
-        bind(host, port).close()
-        self._address = (host, port)
-        self._reserved = bind(host, port, shared=True)
-
-    def __reduce__(self) -> tuple[Callable[[str, int, bool], socket.socket], tuple[str, int, bool]]:
-        return bind, (*self._address, True)
-
-    def close(self) -> None:
-        """Releases the port; the supervisor calls it at its end."""
-        self._reserved.close()
-
-
-def bind(host: str, port: int, shared: bool = False) -> socket.socket:
-    """Returns a bound socket that does not listen yet; shared: beside others of this user. Raises PortError."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that takes connections. Raises PortError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound.bind((host, port))
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        bound.close()
         raise PortError(
             f"cannot listen on {host}, port {port}: {error.strerror}; stop what holds it, or set HEADRACE_PORT and "
             "HEADRACE_HOST"
         ) from error
-    return bound
