@@ -94,6 +94,12 @@ def serving(folder: Path, **more: object) -> Iterator[Server]:
             server.kill()
 
 
+def metric(server: Server, name: str) -> float:
+    """Returns the sum of the samples whose lines begin with `name`."""
+    text: str = server.call("GET", "/metrics")[2]
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
 def ready(server: Server) -> bool:
     try:
         return server.call("GET", "/readyz")[0] == 200

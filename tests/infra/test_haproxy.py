@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.ports import free_port
-from tests.apps.servers import ASK, ROOT, Server, serving, wait_until
+from tests.apps.servers import ASK, ROOT, Server, metric, ready, serving, wait_until
 
 CONFIG = ROOT / "infra" / "haproxy" / "haproxy.cfg"
 
@@ -37,13 +37,6 @@ def processes(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
         yield first, second
 
 
-def answered(server: Server) -> float:
-    """How many recommendations a process has answered."""
-    text: str = server.call("GET", "/metrics")[2]
-    lines = (line for line in text.splitlines() if line.startswith("headrace_recommendations_total{"))
-    return sum(float(line.split()[-1]) for line in lines)
-
-
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_requests_are_shared_and_a_dead_process_costs_none_after_its_check(processes: tuple[Server, Server]) -> None:
@@ -58,7 +51,7 @@ def test_requests_are_shared_and_a_dead_process_costs_none_after_its_check(proce
         wait_until(lambda: ready(front))
         time.sleep(1)  # both checks have passed
         assert {front.call("POST", "/v1/recommend", ASK)[0] for _ in range(20)} == {200}
-        assert min(answered(first), answered(second)) >= 5
+        assert min(metric(server, "headrace_recommendations_total{") for server in (first, second)) >= 5
         second.kill()
         time.sleep(2)  # two failed checks, half a second apart
         assert {front.call("POST", "/v1/recommend", ASK)[0] for _ in range(20)} == {200}
@@ -67,10 +60,3 @@ def test_requests_are_shared_and_a_dead_process_costs_none_after_its_check(proce
     finally:
         proxy.terminate()
         proxy.wait(10)
-
-
-def ready(server: Server) -> bool:
-    try:
-        return server.call("GET", "/readyz")[0] == 200
-    except OSError:
-        return False

@@ -22,7 +22,7 @@ from infra import topics
 from infra.bench.sample_release import publish_release
 from infra.log.client import START
 from infra.log.files import FileLog
-from tests.apps.servers import ASK, ROOT, Server, closed_loop, open_loop, serving, wait_until
+from tests.apps.servers import ASK, ROOT, Server, closed_loop, metric, open_loop, serving, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -52,11 +52,6 @@ def shown(server: Server) -> list[str]:
     """request_ids of the impressions in the log, in its order."""
     log = FileLog(server.settings.log_dir)
     return [json.loads(record.value)["event_id"] for record in log.read(topics.IMPRESSIONS, START, max_records=100_000)]
-
-
-def metric(server: Server, name: str) -> float:
-    text: str = server.call("GET", "/metrics")[2]
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
 def block(server: Server) -> None:
